@@ -1,0 +1,1 @@
+"""Original files to batches: sources, WebDataset shards, the sample order and the DALI pipeline."""

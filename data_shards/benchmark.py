@@ -1,0 +1,204 @@
+"""Identities to learning steps, and the fixed test sets: pure functions of (dataset, settings)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.counter import bits, shuffled, stream_key
+from data_shards.dataset import ShardDataset
+from data_shards.settings import InputError, Settings
+
+Ids = NDArray[np.int64]
+FOLDS = 10
+
+
+class BenchmarkSettings(Settings):
+    """How identities are split into learning steps and test sets."""
+
+    steps: int = 5
+    """T, learning steps; training identities are split over them randomly and equally."""
+    train_identities: int | None = None
+    """Identities to learn, over all steps; none: all that are not tested on."""
+    test_identities: int = 1500
+    """Identities that no step trains on; each needs images from two cameras."""
+    evaluate: Literal["test", "validation"] = "test"
+    """Whom to evaluate on: the test identities, or a share of the *training* identities that is
+    then left out of training (to choose settings without seeing the test identities)."""
+    validation_identities: int = 0
+    """Training identities held out when `evaluate` is "validation"."""
+    query_cameras: int = 2
+    """Cameras of each test identity whose images are queries; its others are the gallery."""
+    pairs: int = 6000
+    """Image pairs of the 10-fold verification test, half of them of one identity."""
+    seen_identities: int = 500
+    """Identities of step 0 with one image held out of training, to measure forgetting on."""
+    seed: int = 0
+    """Decides the splits; not the training, which has seeds of its own."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Which samples each learning step trains on, and what is tested. Samples are dataset rows."""
+
+    steps: tuple[Ids, ...]
+    """The training samples of each learning step."""
+    row: Ids
+    """[identities of the dataset] the classifier row of each, or -1 for those not trained on."""
+    rows: tuple[int, ...]
+    """Classifier rows after each learning step; step t owns rows[t-1] <= row < rows[t]."""
+    query: Ids
+    """Samples that are searched for."""
+    gallery: Ids
+    """Samples that are searched in."""
+    pairs: Ids
+    """[P, 2] pairs to verify, in fold order."""
+    same: NDArray[np.bool_]
+    """[P] whether a pair shows one identity."""
+    folds: Ids
+    """[P] the fold of each pair; no identity is in two folds."""
+    seen_query: Ids
+    """One held-out sample of each measured identity of step 0."""
+    seen_gallery: Ids
+    """The trained samples of those identities."""
+
+    def rows_before(self, step: int) -> int:
+        """C_old at learning step `step`."""
+        return self.rows[step - 1] if step else 0
+
+    def step_samples(self, step: int, all_so_far: bool) -> Ids:
+        """The samples of `step`, or of every step up to it."""
+        return np.concatenate(self.steps[: step + 1]) if all_so_far else self.steps[step]
+
+
+def _choose(draw: np.uint64, pool: Ids, count: int, what: str) -> tuple[Ids, Ids]:
+    """`count` identities drawn from `pool`, and the rest of it, both in ascending order."""
+    if count > len(pool):
+        raise InputError(
+            f"benchmark.{what} is {count}, but only {len(pool)} identities qualify: lower it or "
+            "use a larger dataset"
+        )
+    order = shuffled(draw, pool)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
+    """The samples of each identity, ascending."""
+    order = samples[np.argsort(dataset.identity[samples], kind="stable")]
+    ids, starts = np.unique(dataset.identity[order], return_index=True)
+    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
+
+
+def _query_and_gallery(
+    dataset: ShardDataset, tested: Ids, settings: BenchmarkSettings
+) -> tuple[Ids, Ids]:
+    """Splits the tested identities' samples by camera, so that no identity shares one."""
+    samples = np.flatnonzero(np.isin(dataset.identity, tested))
+    query, gallery = [], []
+    for identity, own in _by_identity(dataset, samples).items():
+        key = stream_key(settings.seed, "query cameras", identity)
+        cameras = shuffled(key, np.unique(dataset.camera[own]).astype(np.int64))
+        asked = cameras[: min(settings.query_cameras, len(cameras) - 1)]
+        is_query = np.isin(dataset.camera[own], asked)
+        query.append(own[is_query])
+        gallery.append(own[~is_query])
+    return np.sort(np.concatenate(query)), np.sort(np.concatenate(gallery))
+
+
+def _verification_pairs(
+    dataset: ShardDataset, query: Ids, gallery: Ids, settings: BenchmarkSettings
+) -> tuple[Ids, NDArray[np.bool_], Ids]:
+    """Pairs in ten folds with disjoint identities, half of one identity, as LFW is built."""
+    queries, galleries = _by_identity(dataset, query), _by_identity(dataset, gallery)
+    people = shuffled(stream_key(settings.seed, "folds"), np.array(sorted(queries)))
+    if len(people) < 2 * FOLDS:
+        raise InputError(
+            f"verification needs {2 * FOLDS} evaluated identities for {FOLDS} folds, "
+            f"but there are {len(people)}: raise benchmark.{settings.evaluate}_identities"
+        )
+    half = max(1, settings.pairs // (2 * FOLDS))
+    pairs, same, folds = [], [], []
+    for fold, members in enumerate(np.array_split(people, FOLDS)):
+        draws = bits(stream_key(settings.seed, "pairs", fold), np.arange(8 * half)).reshape(-1, 4)
+        for number, (a, b, left, right) in enumerate(draws.tolist()):
+            first = members[a % len(members)]
+            others = members[members != first]
+            second = first if number < half else others[b % len(others)]
+            q, g = queries[int(first)], galleries[int(second)]
+            pairs.append((q[left % len(q)], g[right % len(g)]))
+            same.append(first == second)
+            folds.append(fold)
+    return np.array(pairs, dtype=np.int64), np.array(same), np.array(folds, dtype=np.int64)
+
+
+def _seen_split(
+    dataset: ShardDataset, samples: Ids, settings: BenchmarkSettings
+) -> tuple[Ids, Ids]:
+    """One held-out sample of up to `seen_identities` identities with at least two, and the rest."""
+    held = {i: own for i, own in _by_identity(dataset, samples).items() if len(own) > 1}
+    order = shuffled(stream_key(settings.seed, "seen"), np.array(sorted(held), dtype=np.int64))
+    query, gallery = [], []
+    for identity in np.sort(order[: settings.seen_identities]).tolist():
+        own = shuffled(stream_key(settings.seed, "seen image", identity), held[identity])
+        query.append(own[:1])
+        gallery.append(np.sort(own[1:]))
+    empty = np.empty(0, dtype=np.int64)
+    return np.concatenate([empty, *query]), np.concatenate([empty, *gallery])
+
+
+def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
+    """The learning steps and test sets of `dataset` under `settings`.
+
+    Raises InputError when an identity has no image, or there are too few identities.
+    """
+    count = dataset.manifest["identities"]
+    images = np.bincount(dataset.identity, minlength=count)
+    if (images == 0).any():
+        name = dataset.names[int(np.argmin(images))]
+        raise InputError(
+            f"identity {name!r} of {dataset.folder} has no image: remove it from the source and "
+            "build the dataset again"
+        )
+    everyone = np.arange(count, dtype=np.int64)
+    views = np.unique(np.stack([dataset.identity, dataset.camera.astype(np.int64)]), axis=1)
+    several = np.bincount(views[0], minlength=count) > 1
+    seed = settings.seed
+    chosen, rest = _choose(
+        stream_key(seed, "test"), everyone[several], settings.test_identities, "test_identities"
+    )
+    pool = np.sort(np.concatenate([rest, everyone[~several]]))
+    wanted = len(pool) if settings.train_identities is None else settings.train_identities
+    learned, _ = _choose(stream_key(seed, "train"), pool, wanted, "train_identities")
+    if settings.evaluate == "validation":
+        able = learned[several[learned]]
+        draw = stream_key(seed, "validation")
+        chosen, rest = _choose(draw, able, settings.validation_identities, "validation_identities")
+        learned = np.sort(np.concatenate([rest, learned[~several[learned]]]))
+    if len(learned) < settings.steps or len(chosen) == 0:
+        raise InputError(
+            f"{len(learned)} identities cannot fill benchmark.steps = {settings.steps}, or none is "
+            f"left to evaluate on ({len(chosen)}): change benchmark's counts"
+        )
+    row = np.full(count, -1, dtype=np.int64)
+    row[shuffled(stream_key(seed, "steps"), learned)] = np.arange(len(learned))
+    parts = np.array_split(np.arange(len(learned)), settings.steps)
+    rows = tuple(int(part[-1]) + 1 for part in parts)
+    sample_rows = row[dataset.identity]
+    step_of = np.where(sample_rows < 0, -1, np.searchsorted(rows, sample_rows, side="right"))
+    seen_query, seen_gallery = _seen_split(dataset, np.flatnonzero(step_of == 0), settings)
+    step_of[seen_query] = -1
+    query, gallery = _query_and_gallery(dataset, chosen, settings)
+    pairs, same, folds = _verification_pairs(dataset, query, gallery, settings)
+    return Benchmark(
+        steps=tuple(np.flatnonzero(step_of == t) for t in range(settings.steps)),
+        row=row,
+        rows=rows,
+        query=query,
+        gallery=gallery,
+        pairs=pairs,
+        same=same,
+        folds=folds,
+        seen_query=seen_query,
+        seen_gallery=seen_gallery,
+    )

@@ -1,0 +1,123 @@
+"""Opens a dataset written by `data_shards.writer`: its tables, its hashes, any sample's bytes."""
+
+import json
+import mmap
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from data_shards.files import fingerprint, sha256
+from data_shards.settings import InputError
+from data_shards.writer import MANIFEST_VERSION
+
+
+class SampleError(ValueError):
+    """A sample's bytes are not what was written: the message says which sample and file."""
+
+
+@dataclass(frozen=True)
+class ShardDataset:
+    """A dataset's samples by number: [n] arrays say where each lies and whom it shows."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    shard: NDArray[np.int32]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int32]
+    identity: NDArray[np.int64]
+    camera: NDArray[np.int32]
+    crc32: NDArray[np.uint32]
+
+    @classmethod
+    def open(cls, folder: Path) -> "ShardDataset":
+        """Reads the manifest and the tables, and checks that every file is there at full length.
+
+        Raises InputError naming the file and the remedy. Hashes are checked by `verify`.
+        """
+        path = folder / "manifest.json"
+        if not path.exists():
+            raise InputError(
+                f"{folder} holds no dataset (no manifest.json): build one with "
+                f"`perennial shards glyphs --out {folder}`"
+            )
+        try:
+            manifest = json.loads(path.read_text())
+            version = manifest["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged: build the dataset again") from error
+        if version != MANIFEST_VERSION:
+            raise InputError(
+                f"{path} has version {version}, this program reads {MANIFEST_VERSION}: "
+                "build the dataset again"
+            )
+        for name, facts in manifest["files"].items():
+            file = folder / name
+            if not file.exists():
+                raise InputError(f"{file} is missing: restore it or build the dataset again")
+            if (found := file.stat().st_size) != facts["bytes"]:
+                raise InputError(
+                    f"{file} has {found} bytes instead of {facts['bytes']}: it is truncated or "
+                    "was changed; restore it or build the dataset again"
+                )
+        table = folder / "samples.parquet"
+        if sha256(table) != manifest["files"]["samples.parquet"]["sha256"]:
+            raise InputError(f"{table} was changed: restore it or build the dataset again")
+        columns = pq.read_table(table)
+        return cls(folder, manifest, **{n: columns[n].to_numpy() for n in columns.column_names})
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes whenever any file of the dataset does."""
+        return fingerprint(self.manifest)
+
+    @cached_property
+    def names(self) -> NDArray[np.object_]:
+        """The identities' names ([number of identities]), by id."""
+        names = pq.read_table(self.folder / "identities.parquet")["name"]
+        return names.to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def _maps(self) -> list[mmap.mmap | None]:
+        return [None] * len(self.manifest["shards"])
+
+    def image(self, sample: int) -> memoryview:
+        """The encoded JPEG of a sample, straight from the memory-mapped shard.
+
+        Raises SampleError when its checksum differs from the one taken when it was written.
+        """
+        shard = int(self.shard[sample])
+        mapped = self._maps[shard]
+        path = self.folder / self.manifest["shards"][shard]
+        if mapped is None:
+            with path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._maps[shard] = mapped
+        start = int(self.offset[sample])
+        view = memoryview(mapped)[start : start + int(self.size[sample])]
+        if zlib.crc32(view) != self.crc32[sample]:
+            raise SampleError(f"sample {sample} at byte {start} of {path} is damaged")
+        return view
+
+    def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
+        """Compares every file with its sha256; `progress` hears the bytes done after each.
+
+        Raises InputError naming the first file that differs.
+        """
+        done = 0
+        for name, facts in self.manifest["files"].items():
+            if sha256(self.folder / name) != facts["sha256"]:
+                raise InputError(
+                    f"{self.folder / name} does not match its sha256 in manifest.json: "
+                    "restore it or build the dataset again"
+                )
+            progress(done := done + facts["bytes"])

@@ -1,0 +1,100 @@
+"""What the previous model says of each training image, cached a shard and view at a time.
+
+A `teacher` file holds, for n samples of one shard in one view (plain or flipped), either the K
+old identities with the highest activations and those activations, or the old embeddings. Files
+are safetensors and are read through memory maps, so a look-up by sample touches only its rows.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from data_shards.files import write_atomically
+from data_shards.settings import InputError
+
+VIEWS = ("plain", "flipped")
+_DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32}
+
+
+def teacher_file(folder: Path, shard: int, view: str) -> Path:
+    """Where the answers for `shard` in `view` lie."""
+    return folder / f"shard-{shard:05d}-{view}.safetensors"
+
+
+def write_teacher_file(path: Path, tensors: Mapping[str, NDArray], model: str) -> None:
+    """Writes a file's tensors: ``samples`` [n] int64 ascending and others [n, ...] beside it.
+
+    `model` is the fingerprint of the model that answered.
+    """
+    write_atomically(path, save(dict(tensors), metadata={"version": "1", "model": model}))
+
+
+def _mapped(path: Path, model: str) -> dict[str, NDArray]:
+    """The tensors of a safetensors file as memory maps."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged: run again to make it anew") from error
+    if (found := header.pop("__metadata__", {}).get("model")) != model:
+        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
+    return {
+        name: np.memmap(
+            path,
+            dtype=_DTYPES[facts["dtype"]],
+            mode="r",
+            offset=8 + length + facts["data_offsets"][0],
+            shape=tuple(facts["shape"]),
+        )
+        for name, facts in header.items()
+        if np.prod(facts["shape"])
+    }
+
+
+class TeacherCache:
+    """Looks up what the previous model said of a sample in a view."""
+
+    def __init__(self, folder: Path, shards: int, views: tuple[str, ...], model: str) -> None:
+        self._files = {}
+        self._where: dict[str, tuple[NDArray, NDArray, NDArray]] = {}
+        for view in views:
+            paths = [teacher_file(folder, shard, view) for shard in range(shards)]
+            files = [_mapped(path, model) for path in paths if path.exists()]
+            files = [file for file in files if "samples" in file]
+            counts = [len(file["samples"]) for file in files]
+            samples = np.concatenate([np.empty(0, np.int64), *(f["samples"] for f in files)])
+            order = np.argsort(samples, kind="stable")
+            file_of = np.repeat(np.arange(len(files)), counts)[order]
+            line = np.concatenate([np.empty(0, np.int64), *(np.arange(c) for c in counts)])[order]
+            self._files[view] = files
+            self._where[view] = (samples[order], file_of, line)
+
+    def look_up(self, samples: NDArray, flipped: NDArray) -> dict[str, NDArray]:
+        """The tensors for `samples` ([b]) as they were `flipped` ([b]), each [b, ...].
+
+        Raises KeyError naming a sample that the files do not hold.
+        """
+        out: dict[str, NDArray] = {}
+        for view, of_view in zip(VIEWS, (~flipped, flipped), strict=True):
+            wanted = np.flatnonzero(of_view)
+            if not len(wanted):
+                continue
+            known, file_of, line = self._where[view]
+            at = np.minimum(np.searchsorted(known, samples[wanted]), max(len(known) - 1, 0))
+            absent = known[at] != samples[wanted] if len(known) else np.ones(len(wanted), bool)
+            if absent.any():
+                raise KeyError(f"no {view} answer for sample {samples[wanted][absent][0]}")
+            for number in np.unique(file_of[at]).tolist():
+                here = file_of[at] == number
+                for name, tensor in self._files[view][number].items():
+                    if name == "samples":
+                        continue
+                    if name not in out:
+                        out[name] = np.empty((len(samples), *tensor.shape[1:]), tensor.dtype)
+                    out[name][wanted[here]] = tensor[line[at[here]]]
+        return out

@@ -1,0 +1,17 @@
+"""What every configuration model shares, and the error type that is meant for people."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: the message is one line naming the thing and the remedy.
+
+    The command line prints it without a stack trace; everything else raised is our own fault.
+    """
+
+
+class Settings(BaseModel):
+    """Base of every configuration model: unknown keys are errors, values do not change once read,
+    and the docstring under a field is its documentation (``perennial config`` prints it)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)

@@ -1,0 +1,1 @@
+"""Runs: the command line, configuration, phases, and what Ray does in each of them."""

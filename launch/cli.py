@@ -1,0 +1,214 @@
+"""The command `perennial`."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data_shards.settings import InputError
+
+app = typer.Typer(
+    help="Train identity embeddings whose identities keep arriving.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
+app.add_typer(shards, name="shards")
+console = Console(highlight=False)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A configuration file, such as configs/demo.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, such as training.iterations=100.")
+]
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.")]
+
+
+def _run(config: Path, overrides: list[str] | None, out: Path | None) -> None:
+    from launch.config import load_config
+    from launch.run import execute
+
+    execute(load_config(config, overrides or []), out or Path("runs") / config.stem, console)
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/CONFIG.")] = None,
+) -> None:
+    """Run a configuration, or go on with it where it was stopped."""
+    _run(config, overrides, out)
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+) -> None:
+    """Run configs/demo.yaml: finetune, lwf, fkd and joint on glyphs, in minutes on two cores."""
+    _run(Path("configs/demo.yaml"), overrides, out)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
+) -> None:
+    """Compare methods over learning steps: mean ± standard deviation over seeds."""
+    from launch.results import compare as rows_of
+    from launch.results import tables
+
+    rows = rows_of(runs)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    for table in tables(rows):
+        console.print(table)
+
+
+@app.command()
+def report(folder: RunFolder) -> None:
+    """Draw report.html anew from a run folder's files."""
+    from launch.run import write_report
+    from launch.status import open_run
+
+    write_report(open_run(folder))
+    console.print(f"report: {folder / 'report.html'}")
+
+
+@app.command()
+def status(folder: RunFolder) -> None:
+    """Show what a run has finished and what it does now."""
+    from launch.status import status_table
+
+    for part in status_table(folder):
+        console.print(part)
+
+
+@app.command()
+def config(
+    file: Annotated[
+        Path | None, typer.Argument(help="Print this file's configuration, resolved.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print every configuration key with its default and meaning, or a resolved file."""
+    from launch.config import fields, load_config
+
+    if file is not None:
+        import yaml
+
+        values = load_config(file, overrides or []).model_dump(mode="json")
+        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+        return
+    from trainer.methods import METHODS
+
+    table = Table("key", "default", "meaning", title="configuration keys", title_justify="left")
+    groups = [("", None), *((f"methods.{kind}.", model) for kind, model in METHODS.items())]
+    for prefix, model in groups:
+        for key, default, meaning in fields(model, prefix) if model else fields():
+            if not key.endswith(".kind"):
+                table.add_row(key, str(default), meaning)
+    console.print(table)
+
+
+@shards.command("glyphs")
+def shards_glyphs(
+    out: Annotated[Path, typer.Option(help="Folder to write; must hold no dataset yet.")],
+    fonts: Annotated[
+        list[Path] | None, typer.Option(help="Folder with more fonts; may be repeated.")
+    ] = None,
+    identities: Annotated[int | None, typer.Option(help="Keep only this many.")] = None,
+    min_fonts: Annotated[int, typer.Option(help="Leave out rarer characters.")] = 4,
+    image_size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 32,
+    variants: Annotated[int, typer.Option(help="Images of a character in a font.")] = 1,
+    seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
+) -> None:
+    """Draw the built-in dataset: characters are identities, fonts are cameras."""
+    from data_shards.sources.glyphs import GlyphSettings
+    from launch.run import build_glyphs
+
+    settings = GlyphSettings(
+        identities=identities,
+        min_fonts=min_fonts,
+        image_size=image_size,
+        variants=variants,
+        fonts=tuple(fonts or ()),
+        seed=seed,
+    )
+    build_glyphs(settings, out, console)
+
+
+@shards.command("verify")
+def shards_verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+) -> None:
+    """Compare every file of a dataset with its sha256."""
+    from data_shards.dataset import ShardDataset
+    from launch.run import verify_dataset
+
+    dataset = ShardDataset.open(folder)
+    verify_dataset(dataset, console)
+    console.print(f"[green]✓[/] {folder}: {len(dataset.manifest['files'])} files are as written")
+
+
+@shards.command("info")
+def shards_info(
+    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+) -> None:
+    """Say what a dataset holds."""
+    from data_shards.dataset import ShardDataset
+
+    dataset = ShardDataset.open(folder)
+    manifest = dataset.manifest
+    table = Table(title=str(folder), title_justify="left", show_header=False)
+    total = sum(facts["bytes"] for facts in manifest["files"].values())
+    for key, value in {
+        "images": f"{manifest['samples']:,}",
+        "identities": f"{manifest['identities']:,}",
+        "cameras": f"{len(manifest['cameras']):,}",
+        "image size": " × ".join(map(str, manifest["image_size"] or ["varies"])),
+        "shards": f"{len(manifest['shards']):,}",
+        "bytes": f"{total:,}",
+        "refused at writing": f"{manifest['refused']:,}",
+        "fingerprint": dataset.fingerprint,
+    }.items():
+        table.add_row(key, value)
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: errors the user can mend are one line, Ctrl-C says how to go on."""
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        _stop(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        _stop("\ninterrupted: the same command goes on where this one stopped", 130)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        if isinstance(error, click.exceptions.Abort):
+            _stop("\ninterrupted: the same command goes on where this one stopped", 130)
+        raise
+
+
+def _stop(message: str, code: int) -> None:
+    """Ends at once: a Ray Train thread may still be waiting for its workers."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Ray: a cluster of one on this machine, or a running one."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from data_shards.settings import InputError
+from launch.config import ClusterSettings
+
+_QUIET = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_TQDM": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@contextmanager
+def cluster(settings: ClusterSettings) -> Iterator[Any]:
+    """Ray, started on this machine for localhost only and with token authentication, or joined.
+
+    On this machine every core counts twice: trainers and CPU actors never work at the same time,
+    so each gets a slot. Raises InputError when the cluster cannot be reached.
+    """
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray  # reads RAY_AUTH_MODE when it is imported
+
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": _worker_environment(settings)},
+    }
+    if settings.address is None:
+        local = {
+            "address": "local",
+            "num_cpus": 2 * max(settings.cores(), settings.workers),
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+        }
+        ray.init(**options, **local)
+    else:
+        try:
+            ray.init(**options, address=settings.address)
+        except ConnectionError as error:
+            raise InputError(
+                f"no Ray cluster answers at cluster.address = {settings.address}: start one, or "
+                "leave the key out to use this machine"
+            ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
+    """What trainers and actors find in their environment."""
+    variables = {
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": str(settings.worker_threads()),
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}",  # noqa: PTH120
+    }
+    if settings.address is None:
+        variables["GLOO_SOCKET_IFNAME"] = "lo"
+    if not settings.gpu:
+        variables["DS_ACCELERATOR"] = "cpu"
+    return variables

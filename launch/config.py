@@ -1,0 +1,226 @@
+"""A run's configuration: one YAML file, dotted overrides, clear errors."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from data_shards.benchmark import BenchmarkSettings
+from data_shards.pipeline import PipelineSettings
+from data_shards.settings import InputError, Settings
+from data_shards.sources.glyphs import GlyphSettings
+from trainer.backbones import EmbedderSettings
+from trainer.evaluation import EvaluationSettings
+from trainer.methods import METHODS, Method
+from trainer.optimizers import TrainingSettings
+from trainer.teacher import TeacherSettings
+
+
+class ClusterSettings(Settings):
+    """Where the work runs. Nothing here changes a result beyond float error."""
+
+    address: str | None = None
+    """Address of a running Ray cluster; none: start Ray on this machine, for localhost only."""
+    workers: int = Field(default=1, ge=1)
+    """Training workers (ranks)."""
+    actors: int | None = Field(default=None, ge=1)
+    """CPU actors that run the previous model and the evaluation; none: one a core."""
+    gpu: bool = False
+    """Give each training worker a GPU."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each training worker; none: this machine's cores shared out."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts of a training phase's workers before the run gives up."""
+    metrics_port: int | None = None
+    """First port for Prometheus, one a rank (on localhost unless `address` is set); none: any."""
+
+    def cores(self) -> int:
+        """Cores of this machine that may be used."""
+        return len(os.sched_getaffinity(0))
+
+    def metrics_endpoint(self, rank: int) -> dict[str, Any]:
+        """The port and host that a rank's Prometheus endpoint listens on."""
+        port = None if self.metrics_port is None else self.metrics_port + rank
+        return {"port": port, "host": "127.0.0.1" if self.address is None else "0.0.0.0"}
+
+    def worker_threads(self) -> int:
+        """CPU threads of each training worker."""
+        return self.threads or max(1, self.cores() // self.workers)
+
+    def actor_count(self) -> int:
+        """Number of CPU actors."""
+        return self.actors or self.cores()
+
+
+class RunConfig(Settings):
+    """Everything that decides a run."""
+
+    dataset: Path
+    """Folder of the shards."""
+    glyphs: GlyphSettings | None = None
+    """Build the shards from glyphs when the folder holds none yet."""
+    benchmark: BenchmarkSettings = BenchmarkSettings()
+    """Learning steps and test sets."""
+    data: PipelineSettings = PipelineSettings()
+    """Reading and augmenting images."""
+    embedder: EmbedderSettings = EmbedderSettings()
+    """The network."""
+    training: TrainingSettings = TrainingSettings()
+    """Length and rate of each learning step."""
+    teacher: TeacherSettings = TeacherSettings()
+    """How the previous model is asked."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """How models are tested after every step."""
+    methods: dict[str, Method] = Field(min_length=1)
+    """The methods to compare, by a name of your choice; `kind` says which it is and may be left
+    out where the name says it."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Each method runs once a seed; results are mean ± standard deviation over them."""
+    cluster: ClusterSettings = ClusterSettings()
+    """Where the work runs."""
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _kind_from_name(cls, methods: Any) -> Any:
+        if not isinstance(methods, Mapping):
+            raise ValueError("must map names to methods, such as {finetune: {}}")
+        named = {}
+        for name, values in methods.items():
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_.-]*", str(name)):
+                raise ValueError(f"{name!r} is no name: use letters, digits and + _ . -")
+            values = dict(values or {})
+            if "kind" not in values:
+                if name not in METHODS:
+                    near = difflib.get_close_matches(str(name), METHODS, 1)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    raise ValueError(
+                        f"{name}: say its kind, one of {', '.join(METHODS)}{hint}"
+                    )
+                values["kind"] = name
+            named[str(name)] = values
+        return named
+
+    @field_validator("methods")
+    @classmethod
+    def _recipes_can_be_built(cls, methods: dict[str, Method]) -> dict[str, Method]:
+        for method in methods.values():
+            method.recipe()
+        return methods
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> "RunConfig":
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {list(self.seeds)} repeat a value")
+        if self.training.batch < self.cluster.workers:
+            raise ValueError(
+                f"training.batch is {self.training.batch}, fewer than cluster.workers = "
+                f"{self.cluster.workers}: raise it or lower the workers"
+            )
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """The part of the configuration that a result depends on, as plain values."""
+        values = self.model_dump(mode="json")
+        del values["cluster"], values["glyphs"]
+        for key in ("threads", "prefetch"):
+            del values["data"][key]
+        for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
+            del values["training"][key]
+        return values
+
+
+def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
+    """Every (dotted key, default, documentation) of a configuration model."""
+    for name, field in model.model_fields.items():
+        inner = _settings_within(field.annotation)
+        if inner is not None:
+            yield from fields(inner, f"{prefix}{name}.")
+        else:
+            default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+            yield prefix + name, default, " ".join((field.description or "").split())
+
+
+def _settings_within(annotation: Any) -> type[Settings] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
+
+
+def _nearest_key(unknown: str, location: tuple[Any, ...]) -> str:
+    parent = ".".join(str(part) for part in location[:-1])
+    keys = [key for key, _, _ in fields()]
+    tops = {key.split(".")[0] for key in keys}
+    siblings = {
+        key[len(parent) + 1 :].split(".")[0] if parent else key.split(".")[0]
+        for key in keys
+        if not parent or key.startswith(parent + ".")
+    }
+    near = difflib.get_close_matches(unknown, sorted(siblings or tops), 1, cutoff=0.5)
+    return f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
+
+
+def explain(error: ValidationError, source: str) -> InputError:
+    """The first problem of a configuration, as one line."""
+    first = error.errors()[0]
+    location = tuple(part for part in first["loc"] if part not in METHODS or part == first["loc"][-1])
+    key = ".".join(map(str, location)) or "configuration"
+    if first["type"] == "extra_forbidden":
+        name = str(location[-1])
+        hint = _nearest_key(name, location) or "; `perennial config` lists every key"
+        return InputError(f"{source}: unknown key {key}{hint}")
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
+    return InputError(f"{source}: {key}: {message}{given}")
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r} is no override: write key=value, such as training.batch=64")
+    at = values
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = at.setdefault(parent, {})
+        if inner is None:
+            inner = at[parent] = {}
+        if not isinstance(inner, dict):
+            raise InputError(f"override {override!r}: {parent} is a value, not a group of keys")
+        at = inner
+    try:
+        at[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not YAML") from error
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Reads a configuration file and applies ``key=value`` overrides.
+
+    Raises InputError naming the file, the key and what is allowed.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
+        raise InputError(f"{path} does not exist (in {path.parent}: {known})") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is not a readable YAML file: {error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold keys and values, see configs/demo.yaml")
+    for override in overrides:
+        _set(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, str(path)) from error
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """The dotted keys whose values differ between two nested configurations."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = [differences(old.get(k), new.get(k), f"{key}.{k}") for k in {**old, **new}]
+        return [line for lines in inner for line in lines]
+    return [] if old == new else [f"{key[1:]} (was {old!r}, now {new!r})"]

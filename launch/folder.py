@@ -1,0 +1,85 @@
+"""The layout of a run folder, and what identifies each phase's work."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_shards.benchmark import Benchmark, build_benchmark
+from data_shards.dataset import ShardDataset
+from data_shards.files import fingerprint
+from launch.config import RunConfig
+from trainer.loop import Task
+from trainer.methods.recipe import Recipe
+from trainer.model import Model
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One method under one seed: its learning steps in order."""
+
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names the chain in folders, the ledger and metrics."""
+        return f"{self.method}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its configuration, and the data they speak of."""
+
+    folder: Path
+    config: RunConfig
+    dataset: ShardDataset
+    benchmark: Benchmark
+
+    @classmethod
+    def open(cls, folder: Path, config: RunConfig) -> "Run":
+        """Opens the dataset and builds the benchmark. Raises InputError."""
+        dataset = ShardDataset.open(config.dataset)
+        return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark))
+
+    def chains(self) -> list[Chain]:
+        """Every method under every seed; the seeds of one method follow each other last."""
+        return [Chain(m, s) for s in self.config.seeds for m in self.config.methods]
+
+    def step_folder(self, chain: Chain, step: int) -> Path:
+        """Where a learning step's outputs go."""
+        return self.folder / "chains" / chain.name / "steps" / str(step)
+
+    def recipe(self, chain: Chain, step: int) -> Recipe:
+        """The chain's recipe as it applies at `step`."""
+        recipe = self.config.methods[chain.method].recipe()
+        return recipe.at(step, self.benchmark.rows_before(step))
+
+    def previous(self, chain: Chain, step: int) -> Model | None:
+        """The verified model of the step before."""
+        return Model.open(self.step_folder(chain, step - 1) / "model") if step else None
+
+    def task(self, chain: Chain, step: int) -> Task:
+        """The training phase of one step. The step before must be finished."""
+        config, folder = self.config, self.step_folder(chain, step)
+        return Task(
+            dataset=self.dataset,
+            benchmark=self.benchmark,
+            data=config.data,
+            embedder=config.embedder,
+            training=config.training,
+            teacher=config.teacher,
+            recipe=self.recipe(chain, step),
+            seed=chain.seed,
+            step=step,
+            previous=self.previous(chain, step),
+            cache=folder / "neighbours",
+            folder=folder,
+        )
+
+    def fingerprint(self, chain: Chain, step: int) -> str:
+        """Equal for training phases that give the same model: same data, recipe, seed and past."""
+        deciding = self.config.deciding()
+        common = [deciding[k] for k in ("benchmark", "data", "embedder", "training")]
+        recipe = self.recipe(chain, step)
+        teacher = deciding["teacher"] if recipe.needs.any else None
+        past = self.fingerprint(chain, step - 1) if step else self.dataset.fingerprint
+        return fingerprint([common, recipe.fingerprint(), teacher, chain.seed, step, past])

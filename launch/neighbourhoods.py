@@ -1,0 +1,111 @@
+"""CPU actors that run finished models: neighbourhoods for training, embeddings for evaluation.
+
+A shard (in one view) is a unit of work; units are cut the same way whatever the number of actors.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.dataset import ShardDataset
+from data_shards.neighbours import VIEWS, teacher_file, write_teacher_file
+from data_shards.pipeline import ImageStream, PipelineSettings, Request
+from monitoring.exporter import serve_metrics
+from monitoring.metrics import Metrics
+from trainer.backbones import Embedder
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+from trainer.methods.recipe import Needs
+from trainer.model import Model
+from trainer.teacher import TeacherSettings, answers
+
+Ids = NDArray[np.int64]
+
+
+def fast_embedder(model: Model, settings: TeacherSettings) -> Any:
+    """The model's embedder prepared for many forward passes on CPU, as `settings` ask."""
+    embedder: Any = model.embedder().to(memory_format=torch.channels_last)
+    if settings.precision == "bf16":
+        embedder = embedder.to(torch.bfloat16)
+    return torch.compile(embedder, dynamic=False) if settings.compile else embedder
+
+
+@torch.inference_mode()
+def embed(
+    embedder: Embedder,
+    dataset: ShardDataset,
+    samples: Ids,
+    data: PipelineSettings,
+    batch: int,
+    flipped: bool = False,
+) -> NDArray[np.float32]:
+    """Embeddings [n, d] of `samples` ([n]) as they are, or mirrored, without augmentation.
+
+    Every forward pass has `batch` images, the last one padded by repetition, so that compiled
+    code meets one shape and an image's embedding does not depend on its neighbours' number.
+    """
+    parts = [samples[i : i + batch] for i in range(0, len(samples), batch)]
+    padded = [np.concatenate([p, np.repeat(p[-1:], batch - len(p))]) for p in parts]
+    requests = (Request.plain(part, flipped) for part in padded)
+    stream = ImageStream(dataset, requests, batch, data, augmented=False)
+    vectors = [embedder(images).float().numpy() for _, images in stream]
+    return np.concatenate(vectors)[: len(samples)]
+
+
+class OldModel:
+    """A Ray actor that keeps the dataset open and the last model loaded."""
+
+    def __init__(self, dataset: Path, threads: int, target_file: Path, name: str) -> None:
+        torch.set_num_threads(threads)
+        self._dataset = ShardDataset.open(dataset)
+        self._metrics = Metrics()
+        self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
+        labels = {"job": "actor", "actor": name}
+        serve_metrics(self._metrics.registry, target_file, labels)
+
+    def _model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
+        key = (folder, settings)
+        if self._loaded is None or self._loaded[0] != key:
+            model = Model.open(folder)
+            rows = model.sharded_rows(Ranks())
+            self._loaded = (key, model, fast_embedder(model, settings), rows)
+        return self._loaded[1:]
+
+    def neighbours(
+        self,
+        model_folder: Path,
+        out: Path,
+        shard: int,
+        view: str,
+        samples: Ids,
+        needs: Needs,
+        data: PipelineSettings,
+        settings: TeacherSettings,
+    ) -> int:
+        """Writes what the model says of `samples` of one shard in one view; returns their number."""
+        model, embedder, rows = self._model(model_folder, settings)
+        vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
+        self._metrics.embedded.inc(len(samples))
+        tensors = answers(torch.from_numpy(vectors), rows, needs)
+        write_teacher_file(
+            teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
+        )
+        return len(samples)
+
+    def embed(
+        self, model_folder: Path, samples: Ids, data: PipelineSettings, batch: int
+    ) -> NDArray[np.float32]:
+        """Embeddings of `samples` in fp32, for evaluation."""
+        _, embedder, _ = self._model(model_folder, TeacherSettings())
+        self._metrics.embedded.inc(len(samples))
+        return embed(embedder, self._dataset, samples, data, batch)
+
+
+def units(dataset: ShardDataset, samples: Ids) -> list[tuple[int, Ids]]:
+    """`samples` by the shard they lie in, both ascending."""
+    samples = np.sort(samples)
+    shards = dataset.shard[samples]
+    return [(int(shard), samples[shards == shard]) for shard in np.unique(shards)]

@@ -1,0 +1,302 @@
+"""The phases of a run, and walking through them: each is done once, wherever the run was stopped."""
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.files import fingerprint, write_json
+from data_shards.neighbours import VIEWS, teacher_file
+from data_shards.settings import InputError
+from launch.folder import Chain, Run
+from launch.ledger import Ledger
+from launch.mailbox import Mailbox
+from launch.neighbourhoods import OldModel, units
+from launch.workers import worker
+from monitoring.progress import RunProgress
+from trainer.evaluation.protocol import evaluate, samples_to_embed
+from trainer.model import Model
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One resumable unit of a learning step."""
+
+    kind: str
+    """``neighbours``, ``train`` or ``evaluate``."""
+    chain: Chain
+    step: int
+    fingerprint: str
+    """Equal for phases with the same result."""
+    output: Path
+    """What must exist when it is done."""
+
+    @property
+    def name(self) -> str:
+        """Names the phase in the ledger."""
+        return f"{self.chain.name}/step-{self.step}/{self.kind}"
+
+
+def phases(run: Run) -> list[Phase]:
+    """Every phase of the run in order."""
+    return [phase for chain in run.chains() for phase in _chain_phases(run, chain)]
+
+
+def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
+    deciding = run.config.deciding()
+    for step in range(run.config.benchmark.steps):
+        folder, trained = run.step_folder(chain, step), run.fingerprint(chain, step)
+        needs = run.recipe(chain, step).needs
+        if step and needs.any and run.config.teacher.mode == "cached":
+            past = run.fingerprint(chain, step - 1)
+            made = fingerprint(["neighbours", past, repr(needs), step, deciding["teacher"]])
+            yield Phase("neighbours", chain, step, made, folder / "neighbours")
+        yield Phase("train", chain, step, trained, folder / "model")
+        tested = fingerprint(["evaluate", trained, deciding["evaluation"]])
+        yield Phase("evaluate", chain, step, tested, folder / "evaluation.json")
+
+
+def pending(run: Run, ledger: Ledger) -> list[Phase]:
+    """The phases still to do. A neighbourhood phase whose training is done is not needed."""
+    every = phases(run)
+    done = {p for p in every if ledger.has(p.name, p.fingerprint) and p.output.exists()}
+    trained = {(p.chain, p.step) for p in done if p.kind == "train"}
+    return [
+        p
+        for p in every
+        if p not in done and not (p.kind == "neighbours" and (p.chain, p.step) in trained)
+    ]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Makes `target` a copy of `source` that shares its bytes where the file system can."""
+    part = target.with_name(f".{target.name}.link")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(part, ignore_errors=True)
+
+    def copy(a: str, b: str) -> None:
+        try:
+            os.link(a, b)
+        except OSError:
+            shutil.copy2(a, b)
+
+    if source.is_dir():
+        shutil.copytree(source, part, copy_function=copy)
+        shutil.rmtree(target, ignore_errors=True)
+    else:
+        part.unlink(missing_ok=True)
+        copy(str(source), str(part))
+    part.replace(target)
+
+
+class Driver:
+    """Walks a run's phases on a Ray cluster and records them in the ledger."""
+
+    def __init__(self, run: Run, ledger: Ledger, ray: Any, progress: RunProgress) -> None:
+        self._run, self._ledger, self._ray, self._progress = run, ledger, ray, progress
+        self._actors: list[Any] = []
+        self._mailbox: Any = None
+
+    def walk(self, todo: list[Phase]) -> None:
+        """Does `todo` in order. Raises InputError with the workers' own words."""
+        works: dict[str, Callable[[Phase], str]] = {
+            "neighbours": self._neighbours,
+            "train": self._train,
+            "evaluate": self._evaluate,
+        }
+        for phase in todo:
+            self._progress.begin(phase.name)
+            started = time.time()
+            twin = self._ledger.twin(phase.fingerprint)
+            source = self._run.folder / twin["output"] if twin else None
+            if twin and source and source.exists() and source != phase.output:
+                _link(source, phase.output)
+                result = f"the same as {twin['phase']}"
+            else:
+                twin = None
+                result = works[phase.kind](phase)
+            self._ledger.add(
+                {
+                    "phase": phase.name,
+                    "fingerprint": phase.fingerprint,
+                    "output": str(phase.output.relative_to(self._run.folder)),
+                    "kind": phase.kind,
+                    "method": phase.chain.method,
+                    "seed": phase.chain.seed,
+                    "step": phase.step,
+                    "started": started,
+                    "finished": time.time(),
+                    **({"same_as": twin["phase"]} if twin else {}),
+                }
+            )
+            self._progress.end(result)
+
+    # CPU phases
+
+    def _pool(self) -> list[Any]:
+        if not self._actors:
+            cluster = self._run.config.cluster
+            count = cluster.actor_count()
+            threads = max(1, cluster.cores() // count)
+            actor = self._ray.remote(OldModel)
+            for number in range(count):
+                target = self._run.folder / "targets" / f"actor-{number}.json"
+                options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
+                self._actors.append(
+                    actor.options(**options).remote(
+                        self._run.config.dataset.resolve(), threads, target, str(number)
+                    )
+                )
+        return self._actors
+
+    def _close_pool(self) -> None:
+        """Frees the actors' slots when trainers could not be placed beside them."""
+        free = self._ray.available_resources().get("CPU", 0)
+        if self._actors and free < self._run.config.cluster.workers + 1:
+            for actor in self._actors:
+                self._ray.kill(actor)
+            self._actors = []
+
+    def _map(self, calls: list[Callable[[Any], Any]]) -> list[Any]:
+        """Runs each call on the next free actor and returns the results in the calls' order."""
+        results: list[Any] = [None] * len(calls)
+        idle, running, waiting = list(self._pool()), {}, list(enumerate(calls))
+        done = 0
+        while waiting or running:
+            while waiting and idle:
+                number, call = waiting.pop(0)
+                actor = idle.pop()
+                running[call(actor)] = (number, actor)
+            ready, _ = self._ray.wait(list(running), timeout=_POLL_SECONDS)
+            for reference in ready:
+                number, actor = running.pop(reference)
+                results[number] = self._result(reference)
+                idle.append(actor)
+                done += 1
+                self._progress.units(done, len(calls))
+        return results
+
+    def _result(self, reference: Any) -> Any:
+        """An actor's answer; an error of its input is raised as itself."""
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            raise InputError(str(cause)) if isinstance(cause, InputError) else error from None
+
+    def _neighbours(self, phase: Phase) -> str:
+        run, config = self._run, self._run.config
+        previous = run.previous(phase.chain, phase.step)
+        assert previous is not None
+        recipe = run.recipe(phase.chain, phase.step)
+        samples = run.benchmark.step_samples(phase.step, recipe.data == "all")
+        views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
+        part = phase.output.with_name("neighbours.part")
+        part.mkdir(parents=True, exist_ok=True)
+        calls = [
+            lambda actor, shard=shard, own=own, view=view: actor.neighbours.remote(
+                previous.folder.resolve(),
+                part.resolve(),
+                shard,
+                view,
+                own,
+                recipe.needs,
+                config.data,
+                config.teacher,
+            )
+            for shard, own in units(run.dataset, samples)
+            for view in views
+            if not teacher_file(part, shard, view).exists()
+        ]
+        self._map(calls)
+        part.rename(phase.output)
+        return ""
+
+    def _evaluate(self, phase: Phase) -> str:
+        run, config = self._run, self._run.config
+        model = Model.open(phase.output.parent / "model")
+        samples = samples_to_embed(run.benchmark)
+        calls = [
+            lambda actor, own=own: actor.embed.remote(
+                model.folder.resolve(), own, config.data, config.teacher.batch
+            )
+            for _, own in units(run.dataset, samples)
+        ]
+        embeddings = np.concatenate(self._map(calls))
+        measured = evaluate(run.dataset, run.benchmark, samples, embeddings, config.evaluation)
+        known = {"method": phase.chain.method, "seed": phase.chain.seed, "step": phase.step}
+        write_json(phase.output, {**known, **measured})
+        return f"top-1 {measured['top1']:.1%}, mAP {measured['map']:.1%}"
+
+    # Training
+
+    def _train(self, phase: Phase) -> str:
+        self._close_pool()
+        if self._mailbox is None:
+            self._mailbox = self._ray.remote(Mailbox).options(num_cpus=0).remote()
+        spec = {
+            "config": self._run.config.model_dump(mode="json"),
+            "folder": self._run.folder.resolve(),
+            "method": phase.chain.method,
+            "seed": phase.chain.seed,
+            "step": phase.step,
+            "phase": phase.name,
+            "mailbox": self._mailbox,
+        }
+        spec["config"]["dataset"] = str(self._run.config.dataset.resolve())
+        failure: list[BaseException] = []
+        thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            self._read_mail()
+        self._read_mail()
+        if failure:
+            raise InputError(
+                f"{phase.name} failed more often than cluster.max_failures = "
+                f"{self._run.config.cluster.max_failures}: {_last_line(failure[0])}"
+            ) from failure[0]
+        return ""
+
+    def _fit(self, spec: dict[str, Any], failure: list[BaseException]) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        cluster = self._run.config.cluster
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config=spec,
+            torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+            scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu),
+            run_config=RunConfig(
+                name=f"train-{os.getpid()}-{time.time_ns()}",
+                storage_path=str(self._run.folder.resolve() / ".ray"),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as error:  # handed to the driver's thread
+            failure.append(error)
+
+    def _read_mail(self) -> None:
+        """Shows and keeps what the workers reported. Raises InputError for a posted error."""
+        for record in self._ray.get(self._mailbox.drain.remote()):
+            if "error" in record:
+                raise InputError(record["error"])
+            self._progress.training(record)
+            with (self._run.folder / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"time": time.time(), **record}) + "\n")
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

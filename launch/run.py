@@ -1,0 +1,141 @@
+"""Runs or resumes a configuration, from shards to report."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
+
+from data_shards.dataset import ShardDataset
+from data_shards.files import write_atomically
+from data_shards.settings import InputError
+from data_shards.sources.glyphs import GlyphSettings, read_glyphs
+from data_shards.writer import write_dataset
+from launch.cluster import cluster
+from launch.config import RunConfig, differences
+from launch.folder import Run
+from launch.ledger import Ledger
+from launch.phases import Driver, pending, phases
+from launch.results import compare, tables
+from monitoring.progress import RunProgress
+
+
+def build_glyphs(settings: GlyphSettings, out: Path, console: Console) -> None:
+    """Draws the glyph dataset into `out`, with progress."""
+    processes = len(os.sched_getaffinity(0))
+    images = track(
+        read_glyphs(settings, processes),
+        description=f"drawing glyphs into {out}",
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    manifest = write_dataset(images, out, {"glyphs": settings.model_dump(mode="json")})
+    console.print(
+        f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities by "
+        f"{len(manifest['cameras'])} cameras in {out}",
+        highlight=False,
+    )
+
+
+def verify_dataset(dataset: ShardDataset, console: Console) -> None:
+    """Compares every file of a dataset with its hash, with progress. Raises InputError."""
+    total = sum(facts["bytes"] for facts in dataset.manifest["files"].values())
+    columns = (TextColumn("verifying {task.description}"), BarColumn(), DownloadColumn())
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task(str(dataset.folder), total=total)
+        dataset.verify(lambda done: bar.update(task, completed=done))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a run folder against a second driver on this machine. Raises InputError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{folder} is being run by another process: wait for it") from error
+        yield
+
+
+def _settle_configuration(config: RunConfig, folder: Path) -> None:
+    """Writes run.yaml, or checks that the folder's run was configured alike."""
+    path = folder / "run.yaml"
+    if path.exists():
+        try:
+            old = RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: restore it or use another --out") from error
+        changed = differences(old.deciding(), config.deciding())
+        if changed:
+            raise InputError(
+                f"{folder} was made by another configuration, which differs in "
+                f"{'; '.join(changed[:3])}: use another --out, or delete the folder"
+            )
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_atomically(path, text.encode())
+
+
+def _check_steps(run: Run) -> None:
+    """Raises InputError when a learning step has fewer identities or images than workers."""
+    workers, first = run.config.cluster.workers, 0
+    for step, (last, samples) in enumerate(
+        zip(run.benchmark.rows, run.benchmark.steps, strict=True)
+    ):
+        if last - first < workers:
+            raise InputError(
+                f"learning step {step} has {last - first} identities, fewer than cluster.workers = "
+                f"{workers}: lower the workers or benchmark.steps, or raise train_identities"
+            )
+        if len(samples) == 0:
+            raise InputError(
+                f"learning step {step} has no image left to train on: lower "
+                "benchmark.seen_identities or benchmark.steps"
+            )
+        first = last
+
+
+def execute(config: RunConfig, folder: Path, console: Console) -> None:
+    """Runs `config` in `folder`, going on where an earlier attempt was stopped.
+
+    Raises InputError for anything that the user can mend; what is finished stays.
+    """
+    if not (config.dataset / "manifest.json").exists() and config.glyphs is not None:
+        build_glyphs(config.glyphs, config.dataset, console)
+    with locked(folder):
+        run = Run.open(folder, config)
+        _check_steps(run)
+        _settle_configuration(config, folder)
+        ledger = Ledger(folder / "ledger.jsonl")
+        todo = pending(run, ledger)
+        if todo:
+            verify_dataset(run.dataset, console)
+            every = len(phases(run))
+            console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
+            trainings = sum(phase.kind == "train" for phase in todo)
+            iterations = trainings * config.training.iterations
+            with (
+                cluster(config.cluster) as ray,
+                RunProgress(console, iterations, len(todo)) as progress,
+            ):
+                Driver(run, ledger, ray, progress).walk(todo)
+        else:
+            console.print(f"all {len(phases(run))} phases of {folder} are done")
+        write_report(run)
+    for table in tables(compare([folder])):
+        console.print(table)
+    console.print(f"report: {folder / 'report.html'}")
+
+
+def write_report(run: Run) -> None:
+    """Draws report.html from the run folder's files."""
+    from launch.report import draw
+
+    draw(run)

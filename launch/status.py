@@ -1,0 +1,59 @@
+"""What a run folder says of its run."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from data_shards.settings import InputError
+from launch.config import RunConfig
+from launch.folder import Run
+from launch.ledger import Ledger
+from launch.phases import pending, phases
+
+
+def open_run(folder: Path) -> Run:
+    """The run that a folder was made by. Raises InputError."""
+    path = folder / "run.yaml"
+    if not path.exists():
+        raise InputError(f"{folder} is no run folder (no run.yaml): give one, such as runs/demo")
+    return Run.open(folder, RunConfig.model_validate(yaml.safe_load(path.read_text())))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON lines file; none where there is no file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def status_table(folder: Path) -> Iterator[Any]:
+    """A table of chains against learning steps, and the newest record of training."""
+    run = open_run(folder)
+    todo = {phase.name for phase in pending(run, Ledger(folder / "ledger.jsonl"))}
+    table = Table(title=str(folder), title_justify="left")
+    table.add_column("chain")
+    steps = range(run.config.benchmark.steps)
+    for step in steps:
+        table.add_column(f"step {step}")
+    every = phases(run)
+    for chain in run.chains():
+        cells = []
+        for step in steps:
+            own = [p for p in every if p.chain == chain and p.step == step]
+            left = [p.kind for p in own if p.name in todo]
+            cells.append(f"[yellow]{left[0]}[/]" if left else "[green]done[/]")
+        table.add_row(chain.name, *cells)
+    yield table
+    yield f"{len(every) - len(todo)} of {len(every)} phases are done"
+    records = read_jsonl(folder / "metrics.jsonl")
+    if records and todo:
+        last = records[-1]
+        ago = time.time() - last["time"]
+        yield (
+            f"newest record, {ago:.0f} s ago: {last['phase']}, iteration {last['iteration']} of "
+            f"{last['of']}, loss {last['loss']:.3f}, {last['images_per_second']:,.0f} images/s"
+        )

@@ -1,0 +1,40 @@
+"""The Prometheus metrics of a process: one object, given to whatever counts."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class Metrics:
+    """Metrics of one worker or actor, in a registry of their own. Base units; no unbounded labels."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.iterations = Counter(
+            "perennial_iterations_total", "Optimiser updates.", registry=registry
+        )
+        self.images = Counter(
+            "perennial_images_total", "Images in the global batches trained on.", registry=registry
+        )
+        self.loss = Gauge("perennial_loss", "Weighted sum of the terms.", registry=registry)
+        self.data_wait = Counter(
+            "perennial_data_wait_seconds_total", "Time waited for input.", registry=registry
+        )
+        self.iteration_seconds = Histogram(
+            "perennial_iteration_seconds",
+            "Duration of an iteration, averaged over a logging interval.",
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0),
+            registry=registry,
+        )
+        self.quarantined = Counter(
+            "perennial_quarantined_samples_total",
+            "Damaged samples replaced by the next in order.",
+            registry=registry,
+        )
+        self.step = Gauge("perennial_learning_step", "Learning step at work.", registry=registry)
+        self.phase_started = Gauge(
+            "perennial_phase_start_timestamp_seconds", "When the phase began.", registry=registry
+        )
+        self.embedded = Counter(
+            "perennial_embedded_images_total",
+            "Images embedded by the CPU actors.",
+            registry=registry,
+        )

@@ -1,0 +1,66 @@
+"""Shows how a run gets on: a live line on a terminal, a plain line a phase elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class RunProgress:
+    """The driver tells it of phases and of workers' records; it draws."""
+
+    def __init__(self, console: Console, iterations: int, phases: int) -> None:
+        """`iterations` and `phases` still to do over the whole run."""
+        self._console, self._phases, self._number = console, phases, 0
+        self._live = Progress(
+            TextColumn("[bold]{task.fields[phase]}[/]"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[detail]}"),
+            TextColumn("[dim]run:[/] {task.percentage:.0f}%, left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._live.add_task("run", total=max(1, iterations), phase="", detail="")
+        self._done, self._in_phase = 0.0, 0.0
+
+    def __enter__(self) -> "RunProgress":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def begin(self, phase: str) -> None:
+        """A phase starts."""
+        self._number += 1
+        self._begun, self._name, self._last = time.monotonic(), phase, ""
+        self._done += self._in_phase
+        self._in_phase = 0.0
+        self._live.update(self._task, phase=f"{self._number}/{self._phases} {phase}", detail="")
+
+    def training(self, record: dict[str, Any]) -> None:
+        """A worker's record of `trainer.loop`."""
+        self._in_phase = record["iteration"]
+        self._last = (
+            f"loss {record['loss']:.3f}, {record['images_per_second']:,.0f} images/s, "
+            f"data wait {record['data_wait_share']:.0%}"
+        )
+        detail = f"iteration {record['iteration']}/{record['of']}, {self._last}"
+        self._live.update(self._task, completed=self._done + self._in_phase, detail=detail)
+
+    def units(self, done: int, of: int) -> None:
+        """Units of a CPU phase are done."""
+        self._last = f"{done}/{of} units"
+        self._live.update(self._task, detail=self._last)
+
+    def end(self, result: str = "") -> None:
+        """The phase is finished; `result` is worth a word."""
+        words = ", ".join(filter(None, [result, self._last]))
+        seconds = time.monotonic() - self._begun
+        self._console.print(
+            f"[green]✓[/] {self._number}/{self._phases} {self._name} [dim]{seconds:.1f} s[/]  {words}",
+            highlight=False,
+        )

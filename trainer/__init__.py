@@ -1,0 +1,1 @@
+"""Batches to models: embedders, the sharded classifier, methods, the training loop, evaluation."""

@@ -1,0 +1,82 @@
+"""Embedders: images in, one vector each out."""
+
+from typing import Literal
+
+import torch
+import torchvision
+from pydantic import Field
+from torch import nn
+
+from data_shards.counter import stream_key
+from data_shards.settings import Settings
+
+
+class EmbedderSettings(Settings):
+    """The network that turns an image into a vector."""
+
+    architecture: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = (
+        "small"
+    )
+    """A torchvision ResNet, or `small`: six convolutions, for images of 32 pixels on a CPU."""
+    dimension: int = Field(default=128, ge=1)
+    """d, length of the embedding."""
+    width: int = Field(default=16, ge=1)
+    """Channels of the first convolution of `small`."""
+    stem: Literal["standard", "small"] = "standard"
+    """How a ResNet begins: `standard` divides the image's side by 4, `small` keeps it (for images
+    of 64 pixels or less)."""
+
+
+class Embedder(nn.Module):
+    """Normalises uint8 images on their own device, runs the trunk, and embeds: [b,3,H,W] → [b,d]."""
+
+    def __init__(self, trunk: nn.Module, features: int, dimension: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.project = nn.Linear(features, dimension, bias=False)
+        self.norm = nn.BatchNorm1d(dimension)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` [b, 3, H, W] uint8 → embeddings [b, d], not normalised."""
+        pixels = images.to(self.project.weight.dtype).sub_(127.5).div_(127.5)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return self.norm(self.project(self.trunk(pixels)))
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _small(width: int) -> tuple[nn.Module, int]:
+    channels = [width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width]
+    strides = [1, 2, 1, 2, 1, 2]
+    layers = [
+        _convolution(i, o, s) for i, o, s in zip([3, *channels], channels, strides, strict=False)
+    ]
+    pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
+    return nn.Sequential(*layers, pool), channels[-1] * 16
+
+
+def _resnet(name: str, stem: str) -> tuple[nn.Module, int]:
+    network = torchvision.models.get_model(name, weights=None)
+    features = network.fc.in_features
+    network.fc = nn.Identity()
+    if stem == "small":
+        network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        network.maxpool = nn.Identity()
+    return network, features
+
+
+def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
+    """A new embedder with random weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream_key(seed, "embedder") >> 1))
+        if settings.architecture == "small":
+            trunk, features = _small(settings.width)
+        else:
+            trunk, features = _resnet(settings.architecture, settings.stem)
+        return Embedder(trunk, features, settings.dimension)

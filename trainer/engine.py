@@ -1,0 +1,41 @@
+"""The DeepSpeed engine around the embedder.
+
+The classifier stays outside: data-parallel reduction would mix different ranks' rows.
+"""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.heads.collectives import Ranks
+
+
+def build_engine(
+    embedder: nn.Module, optimizer: torch.optim.Optimizer, batch: int, ranks: Ranks
+) -> Any:
+    """A DeepSpeed engine that averages the embedder's gradients over the ranks.
+
+    The process group must exist. `batch` is the global batch: DeepSpeed wants it for its own
+    accounting only, so uneven rank slices are fine.
+    """
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed  # reads DS_ACCELERATOR when it is imported
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    engine, *_ = deepspeed.initialize(
+        model=embedder,
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": -(-batch // ranks.world),
+            "gradient_accumulation_steps": 1,
+            "steps_per_print": 2**31,
+            "zero_allow_untested_optimizer": True,
+        },
+    )
+    return engine

@@ -1,0 +1,102 @@
+"""The tests after every learning step: from embeddings of the test images to evaluation.json."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.benchmark import Benchmark
+from data_shards.dataset import ShardDataset
+from trainer.evaluation import EvaluationSettings
+from trainer.evaluation.retrieval import nearest, retrieve
+from trainer.evaluation.verification import ten_fold_accuracy
+
+Ids = NDArray[np.int64]
+
+
+def samples_to_embed(benchmark: Benchmark) -> Ids:
+    """Every sample that some test looks at, ascending."""
+    parts = [benchmark.query, benchmark.gallery, benchmark.seen_query, benchmark.seen_gallery]
+    return np.unique(np.concatenate(parts))
+
+
+class Embedded:
+    """Embeddings by sample."""
+
+    def __init__(self, samples: Ids, embeddings: NDArray[np.float32], distance: str) -> None:
+        self._samples = samples
+        vectors = torch.from_numpy(embeddings)
+        normalised = torch.nn.functional.normalize(vectors)
+        self._vectors = normalised if distance == "cosine" else vectors
+
+    def of(self, samples: Ids) -> torch.Tensor:
+        """[n, d] for `samples` ([n])."""
+        return self._vectors[np.searchsorted(self._samples, samples)]
+
+
+def evaluate(
+    dataset: ShardDataset,
+    benchmark: Benchmark,
+    samples: Ids,
+    embeddings: NDArray[np.float32],
+    settings: EvaluationSettings,
+) -> dict[str, Any]:
+    """All measurements on one model, given `embeddings` [n, d] of `samples` [n] (ascending).
+
+    ``top1``, ``map``, ``minp`` and ``cmc`` on identities never trained on; ``verification``,
+    10-fold; ``seen_top1``, the share of held-out images of step 0's identities whose nearest
+    image among that step's training images shows the same identity (Table 2 of the CRL paper
+    measures accuracy on them, too).
+    """
+    embedded = Embedded(samples, embeddings, settings.distance)
+    camera = dataset.camera.astype(np.int64)
+
+    def search(query: Ids, gallery: Ids) -> Any:
+        return retrieve(
+            embedded.of(query),
+            embedded.of(gallery),
+            dataset.identity[query],
+            dataset.identity[gallery],
+            camera[query],
+            camera[gallery],
+        )
+
+    unseen = search(benchmark.query, benchmark.gallery)
+    seen = search(benchmark.seen_query, benchmark.seen_gallery)
+    left, right = embedded.of(benchmark.pairs[:, 0]), embedded.of(benchmark.pairs[:, 1])
+    distance = (left - right).square().sum(dim=1).double().numpy()
+    return {
+        "top1": float(unseen.cmc[0]),
+        "map": unseen.mean_average_precision,
+        "minp": unseen.mean_inverse_penalty,
+        "cmc": unseen.cmc.tolist(),
+        "verification": ten_fold_accuracy(distance, benchmark.same, benchmark.folds),
+        "seen_top1": float(seen.cmc[0]),
+        "queries": len(benchmark.query),
+        "queries_without_match": unseen.skipped,
+        "gallery": len(benchmark.gallery),
+        "examples": _examples(dataset, benchmark, embedded, settings),
+    }
+
+
+def _examples(
+    dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded, settings: EvaluationSettings
+) -> list[dict[str, Any]]:
+    """Queries, evenly spaced, with the identities of their nearest gallery images."""
+    spaced = np.linspace(0, len(benchmark.query) - 1, settings.examples).astype(np.int64)
+    queries = benchmark.query[spaced]
+    found = benchmark.gallery[
+        nearest(embedded.of(queries), embedded.of(benchmark.gallery), min(6, len(benchmark.gallery)))
+    ]
+    names = dataset.names
+    return [
+        {
+            "query": int(query),
+            "identity": str(names[dataset.identity[query]]),
+            "found": [
+                {"sample": int(s), "identity": str(names[dataset.identity[s]])} for s in row
+            ],
+        }
+        for query, row in zip(queries.tolist(), found, strict=True)
+    ]

@@ -1,0 +1,105 @@
+"""Softmax losses over rows that no rank holds whole."""
+
+from typing import Any
+
+import torch
+
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+
+
+def _log_partition(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """log-sum-exp over the sharded columns of `logits` [B, own]: [B]."""
+    lowest = torch.finfo(logits.dtype).min
+    if logits.shape[1]:
+        top = logits.max(dim=1).values
+    else:
+        top = logits.new_full((len(logits),), lowest)
+    top = ranks.max(top)
+    total = ranks.sum((logits - top[:, None]).exp().sum(dim=1))
+    return top + total.log()
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        index: torch.Tensor,
+        owned: torch.Tensor,
+        ranks: Ranks,
+    ) -> torch.Tensor:
+        logits = embeddings @ weight.T
+        log_partition = _log_partition(logits, ranks)
+        sample = owned.nonzero()[:, 0]
+        target = torch.zeros_like(log_partition)
+        target[sample] = logits[sample, index[sample]]
+        ranks.sum(target)
+        probabilities = logits.sub_(log_partition[:, None]).exp_()
+        ctx.save_for_backward(embeddings, weight, probabilities, sample, index[sample])
+        ctx.ranks = ranks
+        return log_partition - target
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:  # type: ignore[override]
+        embeddings, weight, grad_logits, sample, index = ctx.saved_tensors
+        grad_logits = grad_logits.clone()
+        grad_logits[sample, index] -= 1
+        grad_logits *= grad[:, None]
+        grad_embeddings = ctx.ranks.sum(grad_logits @ weight)
+        return grad_embeddings, grad_logits.T @ embeddings, None, None, None
+
+
+def cross_entropy(gathered: torch.Tensor, labels: torch.Tensor, rows: ShardedRows) -> torch.Tensor:
+    """Softmax cross-entropy of each sample over `rows` (Eq. 1 of the CRL paper): [B].
+
+    `gathered` [B, d] and `labels` [B] (global row ids within `rows`) are equal on every rank.
+    """
+    index, owned = rows.local(labels)
+    return _CrossEntropy.apply(gathered, rows.weight, index, owned, rows.ranks)
+
+
+class _Distillation(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        teacher: torch.Tensor,
+        temperature: float,
+        ranks: Ranks,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        student = embeddings @ weight.T / temperature
+        teacher = teacher / temperature
+        log_q = student - _log_partition(student, ranks)[:, None]
+        log_p = teacher - _log_partition(teacher, ranks)[:, None]
+        p = log_p.exp()
+        sums = ranks.sum(torch.stack([(p * log_q).sum(dim=1), (p * log_p).sum(dim=1)]))
+        ctx.save_for_backward(embeddings, weight, log_q.exp_().sub_(p))
+        ctx.temperature, ctx.ranks = temperature, ranks
+        divergence_from_entropy, entropy = -sums[0], -sums[1]
+        ctx.mark_non_differentiable(entropy)
+        return divergence_from_entropy, entropy
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: torch.Tensor, _: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+        embeddings, weight, difference = ctx.saved_tensors
+        grad_logits = difference * (grad / ctx.temperature)[:, None]
+        grad_embeddings = ctx.ranks.sum(grad_logits @ weight)
+        return grad_embeddings, grad_logits.T @ embeddings, None, None, None
+
+
+def distillation(
+    gathered: torch.Tensor, rows: ShardedRows, teacher: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy -sum p log q over all of `rows`, and the entropy of p: two [B] tensors.
+
+    `gathered` [B, d] is equal on every rank; `teacher` [B, own] are the frozen model's activations
+    on this rank's rows. p and q are softmaxes at `temperature` of the teacher's activations and of
+    the embeddings' activations on the (trained) rows: Eq. 2 of the CRL paper, and Eq. 3 with S_i
+    all old rows.
+    """
+    return _Distillation.apply(gathered, rows.weight, teacher, temperature, rows.ranks)

@@ -1,0 +1,97 @@
+"""The K old identities nearest to an image: choosing them, and the trained model's activations."""
+
+from typing import Any
+
+import torch
+
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+
+
+def top_k(activations: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids ([B, k] int64) and activations ([B, k]) of the k largest in each row, largest first.
+
+    `activations` [B, n], `ids` [n] ascending. Ties go to the lowest id, so that the result does
+    not depend on how columns are spread over ranks; k is cut to n.
+    """
+    k = min(k, len(ids))
+    values, columns = activations.topk(k, dim=1)
+    if k and k < len(ids):
+        edge = values[:, -1:]
+        tied = (activations == edge).sum(dim=1) > (values == edge).sum(dim=1)
+        for row in tied.nonzero()[:, 0].tolist():
+            order = activations[row].sort(descending=True, stable=True)
+            values[row], columns[row] = order.values[:k], order.indices[:k]
+    columns, by_id = columns.sort(dim=1)
+    values = values.gather(1, by_id)
+    values, by_value = values.sort(dim=1, descending=True, stable=True)
+    return ids.to(columns.device)[columns.gather(1, by_value)], values
+
+
+def sharded_top_k(
+    gathered: torch.Tensor, rows: ShardedRows, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_k` over rows that are spread over the ranks: ids and activations, [B, min(k, C)].
+
+    Each rank offers its k best; the same merge runs on every rank.
+    """
+    ranks = rows.ranks
+    count = rows.last - rows.first
+    ids, values = top_k(gathered @ rows.weight.T, rows.own_ids(), k)
+    if ranks.world == 1:
+        return ids, values
+    width = max(min(k, len(_own(rows, rank))) for rank in range(ranks.world))
+    offered = values.new_full((len(gathered), width), -torch.inf)
+    offered_ids = ids.new_full((len(gathered), width), torch.iinfo(torch.int64).max)
+    offered[:, : values.shape[1]], offered_ids[:, : ids.shape[1]] = values, ids
+    counts = [len(gathered)] * ranks.world
+    all_values = torch.cat(ranks.gather(offered, counts).chunk(ranks.world), dim=1)
+    all_ids = torch.cat(ranks.gather(offered_ids, counts).chunk(ranks.world), dim=1)
+    all_ids, by_id = all_ids.sort(dim=1)
+    all_values, order = all_values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    kept = min(k, count)
+    return all_ids.gather(1, order)[:, :kept], all_values[:, :kept]
+
+
+def _own(rows: ShardedRows, rank: int) -> range:
+    world = rows.ranks.world
+    return range(rows.first + (rank - rows.first) % world, rows.last, world)
+
+
+class _Activations(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        embeddings: torch.Tensor,
+        weight: torch.Tensor,
+        index: torch.Tensor,
+        owned: torch.Tensor,
+        ranks: Ranks,
+    ) -> torch.Tensor:
+        sample, place = owned.nonzero(as_tuple=True)
+        row = index[sample, place]
+        out = embeddings.new_zeros(index.shape)
+        out[sample, place] = (embeddings[sample] * weight[row]).sum(dim=1)
+        ctx.save_for_backward(embeddings, weight, sample, place, row)
+        ctx.ranks = ranks
+        return ranks.sum(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:  # type: ignore[override]
+        embeddings, weight, sample, place, row = ctx.saved_tensors
+        pull = grad[sample, place][:, None]
+        grad_embeddings = torch.zeros_like(embeddings)
+        grad_embeddings.index_add_(0, sample, pull * weight[row])
+        grad_weight = torch.zeros_like(weight)
+        grad_weight.index_add_(0, row, pull * embeddings[sample])
+        return ctx.ranks.sum(grad_embeddings), grad_weight, None, None, None
+
+
+def activations(gathered: torch.Tensor, rows: ShardedRows, classes: torch.Tensor) -> torch.Tensor:
+    """The activations of each sample on its own K rows: [B, K].
+
+    `gathered` [B, d] and `classes` [B, K] (row ids within `rows`) are equal on every rank. Each
+    rank computes the pairs whose row it owns, so only [B, K] numbers travel.
+    """
+    index, owned = rows.local(classes)
+    return _Activations.apply(gathered, rows.weight, index, owned, rows.ranks)

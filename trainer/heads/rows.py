@@ -1,0 +1,59 @@
+"""A contiguous range of identities' classifier rows, dealt out to the ranks round-robin."""
+
+import math
+
+import torch
+from torch import nn
+
+from trainer.heads.collectives import Ranks
+
+_INIT_BLOCK = 4096
+
+
+class ShardedRows(nn.Module):
+    """Rows first <= r < last of a classifier, [last - first, d] over the ranks.
+
+    Row r lives on rank r % world, so old rows, new rows and any mix stay balanced at any learning
+    step; a rank may own none.
+    """
+
+    def __init__(self, first: int, last: int, weight: torch.Tensor, ranks: Ranks) -> None:
+        """`weight` holds this rank's rows in ascending order, [len(own_ids), d]."""
+        super().__init__()
+        self.first, self.last, self.ranks = first, last, ranks
+        self.weight = nn.Parameter(weight)
+        if len(weight) != len(self.own_ids()):
+            raise ValueError(f"{len(weight)} rows given, this rank owns {len(self.own_ids())}")
+
+    @classmethod
+    def new(cls, first: int, last: int, dimension: int, seed: int, ranks: Ranks) -> "ShardedRows":
+        """Random rows, uniform in ±1/sqrt(d), the same whatever the world size."""
+        ids = own_ids(first, last, ranks)
+        weight = torch.empty(len(ids), dimension)
+        bound = 1 / math.sqrt(dimension)
+        for block in range(first // _INIT_BLOCK, -(-last // _INIT_BLOCK)):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
+            drawn = torch.rand(_INIT_BLOCK, dimension, generator=generator)
+            here = (ids // _INIT_BLOCK) == block
+            weight[here] = (drawn[ids[here] % _INIT_BLOCK] * 2 - 1) * bound
+        return cls(first, last, weight, ranks)
+
+    def own_ids(self) -> torch.Tensor:
+        """The row ids of this rank, ascending, [own] int64."""
+        return own_ids(self.first, self.last, self.ranks)
+
+    def local(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For global `rows`: their indices into `weight`, and which of them are this rank's.
+
+        Indices of rows that are not are 0.
+        """
+        world, rank = self.ranks.world, self.ranks.rank
+        owned = (rows % world == rank) & (rows >= self.first) & (rows < self.last)
+        start = self.first + (rank - self.first) % world
+        return torch.where(owned, (rows - start) // world, 0), owned
+
+
+def own_ids(first: int, last: int, ranks: Ranks) -> torch.Tensor:
+    """The ids r in [first, last) with r % world == rank, ascending."""
+    start = first + (ranks.rank - first) % ranks.world
+    return torch.arange(start, last, ranks.world) if start < last else torch.empty(0).long()

@@ -1,0 +1,33 @@
+"""The methods without a penalty: baseline, finetune and joint training (CRL paper, Sec. 5)."""
+
+from typing import Literal
+
+from trainer.methods.recipe import MethodSettings, Recipe
+from trainer.methods.terms import Classify
+
+
+class Baseline(MethodSettings):
+    """Train from scratch on each step's images alone."""
+
+    kind: Literal["baseline"] = "baseline"
+
+    def recipe(self) -> Recipe:
+        return Recipe(start="scratch", terms=(Classify(),))
+
+
+class Finetune(MethodSettings):
+    """Go on from the previous model on the new images, with nothing to hold it back."""
+
+    kind: Literal["finetune"] = "finetune"
+
+    def recipe(self) -> Recipe:
+        return Recipe(terms=(Classify(),))
+
+
+class Joint(MethodSettings):
+    """Upper bound: go on from the previous model on the images of every step so far."""
+
+    kind: Literal["joint"] = "joint"
+
+    def recipe(self) -> Recipe:
+        return Recipe(data="all", terms=(Classify(),))

@@ -1,0 +1,122 @@
+"""What a continual-learning method is: data, not a subclass."""
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from data_shards.files import fingerprint
+from data_shards.settings import Settings
+from trainer.heads.rows import ShardedRows
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What the previous model says of a global batch of B images, equal on every rank."""
+
+    embeddings: torch.Tensor | None = None
+    """[B, d] the previous model's embeddings."""
+    classes: torch.Tensor | None = None
+    """[B, K] int64, each image's K old identities with the highest activations."""
+    activations: torch.Tensor | None = None
+    """[B, K] float32, the previous model's activations on them."""
+    rows: ShardedRows | None = None
+    """The previous model's own rows, frozen."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """Everything a Term may look at in one iteration."""
+
+    embeddings: torch.Tensor
+    """[B, d] the global batch's embeddings, gathered over the ranks, with autograd."""
+    labels: torch.Tensor
+    """[B] int64 classifier rows."""
+    current: ShardedRows
+    """The rows of this step's identities (of all identities, when a recipe trains on all data)."""
+    previous: ShardedRows | None
+    """The trained copy of the old identities' rows."""
+    teacher: Teacher
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a Term asks of the previous model; nothing, for a Term that works at step 0 too."""
+
+    embeddings: bool = False
+    neighbours: int | None = None
+    """K."""
+    trained_rows: bool = False
+    """The old identities' rows are trained along."""
+
+    @property
+    def any(self) -> bool:
+        """Whether there must be a previous model at all."""
+        return self.embeddings or self.neighbours is not None or self.trained_rows
+
+
+class Term(Protocol):
+    """One weighted loss."""
+
+    @property
+    def weight(self) -> float:
+        """What the loss is multiplied by."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it asks of the previous model."""
+
+    def at(self, old_rows: int) -> "Term":
+        """The Term to use when there are `old_rows` old identities."""
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        """The loss summed over the global batch, and the number of samples in the sum."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one learning step is trained."""
+
+    start: Literal["scratch", "previous"] = "previous"
+    """Where the embedder and rows start."""
+    data: Literal["current", "all"] = "current"
+    """Train on this step's images, or on those of every step so far (upper bound)."""
+    terms: tuple[Term, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        sizes = {k for k in (term.needs.neighbours for term in self.terms) if k is not None}
+        if len(sizes) > 1:
+            raise ValueError(f"one recipe cannot select neighbourhoods of several sizes: {sizes}")
+
+    @property
+    def needs(self) -> Needs:
+        """What all Terms together ask of the previous model."""
+        every = [term.needs for term in self.terms]
+        return Needs(
+            embeddings=any(n.embeddings for n in every),
+            neighbours=next((n.neighbours for n in every if n.neighbours is not None), None),
+            trained_rows=any(n.trained_rows for n in every),
+        )
+
+    def at(self, step: int, old_rows: int) -> "Recipe":
+        """This recipe as it applies at learning step `step`, with `old_rows` = C_old.
+
+        Step 0 has no previous model: it starts from scratch, without the Terms that need one. A
+        neighbourhood of K >= C_old is all old rows, and is computed as such.
+        """
+        if step == 0:
+            return Recipe("scratch", "current", tuple(t for t in self.terms if not t.needs.any))
+        return Recipe(self.start, self.data, tuple(t.at(old_rows) for t in self.terms))
+
+    def fingerprint(self) -> str:
+        """Equal for recipes that train alike."""
+        terms = [[type(term).__name__, repr(term)] for term in self.terms]
+        return fingerprint([self.start, self.data, terms])
+
+
+class MethodSettings(Settings):
+    """Base of every method's settings."""
+
+    def recipe(self) -> Recipe:
+        """The method as a recipe."""
+        raise NotImplementedError

@@ -1,0 +1,82 @@
+"""The Terms that the methods list."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from trainer.heads.cross_entropy import cross_entropy, distillation
+from trainer.heads.neighbourhood import activations
+from trainer.losses import embedding_distance, neighbourhood_distillation, relaxed
+from trainer.methods.recipe import Forward, Needs
+
+
+@dataclass(frozen=True)
+class Classify:
+    """Softmax cross-entropy over the current rows (Eq. 1 of the CRL paper)."""
+
+    weight: float = 1.0
+    needs: Needs = Needs()
+
+    def at(self, old_rows: int) -> "Classify":
+        return self
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        losses = cross_entropy(forward.embeddings, forward.labels, forward.current)
+        return losses.sum(), len(losses)
+
+
+@dataclass(frozen=True)
+class MatchEmbeddings:
+    """Keeps embeddings where the previous model put them (LFL)."""
+
+    weight: float
+    needs: Needs = Needs(embeddings=True)
+
+    def at(self, old_rows: int) -> "MatchEmbeddings":
+        return self
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        assert forward.teacher.embeddings is not None
+        losses = embedding_distance(forward.embeddings, forward.teacher.embeddings)
+        return losses.sum(), len(losses)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Keeps the previous model's distribution over old identities (Sec. 4 of the CRL paper)."""
+
+    weight: float
+    neighbours: int | None
+    """K old identities chosen for each image; none: all of them."""
+    relaxation: float
+    """beta, share of the teacher's entropy left free."""
+    temperature: float
+    divergence: Literal["kl", "cross_entropy"] = "kl"
+
+    @property
+    def needs(self) -> Needs:
+        if self.neighbours is None:
+            return Needs(embeddings=True, trained_rows=True)
+        return Needs(neighbours=self.neighbours, trained_rows=True)
+
+    def at(self, old_rows: int) -> "Distill":
+        """K >= C_old is all old rows: a matrix product, and bit for bit the same as Basic."""
+        whole = self.neighbours is not None and self.neighbours >= old_rows
+        return replace(self, neighbours=None) if whole else self
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        student, teacher = forward.previous, forward.teacher
+        assert student is not None
+        if self.neighbours is None:
+            assert teacher.embeddings is not None and teacher.rows is not None
+            said = teacher.embeddings @ teacher.rows.weight.T
+            pair = distillation(forward.embeddings, student, said, self.temperature)
+        else:
+            assert teacher.classes is not None and teacher.activations is not None
+            own = activations(forward.embeddings, student, teacher.classes)
+            pair = neighbourhood_distillation(own, teacher.activations, self.temperature)
+        crossed, entropy = pair
+        if self.divergence == "cross_entropy":
+            return crossed.sum(), len(crossed)
+        return relaxed(crossed, entropy, self.relaxation).sum(), len(crossed)

@@ -1,0 +1,70 @@
+"""A finished model: embedder, rows and card, as a folder that anything can read.
+
+``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``card.json``: never a pickle.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_shards.files import fingerprint
+from trainer.backbones import Embedder, EmbedderSettings, build_embedder
+from trainer.checkpoint import (
+    load_rows,
+    load_tensors,
+    read_card,
+    rows_name,
+    save_folder,
+    verify_folder,
+)
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on disk, verified."""
+
+    folder: Path
+    settings: EmbedderSettings
+    rows: int
+    """Identities it knows."""
+    fingerprint: str
+    """Changes whenever any of its files does."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Model":
+        """Verifies a model folder. Raises DamagedError naming the file and the remedy."""
+        hashes = verify_folder(folder)
+        card = read_card(folder)
+        settings = EmbedderSettings.model_validate(card["embedder"])
+        return cls(folder, settings, card["rows"], fingerprint(hashes))
+
+    def embedder(self) -> Embedder:
+        """Its embedder, in evaluation mode, on the CPU."""
+        embedder = build_embedder(self.settings)
+        embedder.load_state_dict(load_tensors(self.folder, "embedder"))
+        return embedder.eval()
+
+    def sharded_rows(self, ranks: Ranks) -> ShardedRows:
+        """This rank's part of its rows."""
+        weight = load_rows(self.folder, "rows", 0, self.rows, ranks)["weight"]
+        return ShardedRows(0, self.rows, weight, ranks)
+
+
+def save_model(
+    folder: Path,
+    settings: EmbedderSettings,
+    embedder: torch.nn.Module,
+    blocks: list[ShardedRows],
+    ranks: Ranks,
+) -> None:
+    """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder."""
+    ids = torch.cat([block.own_ids() for block in blocks])
+    weight = torch.cat([block.weight.detach().cpu() for block in blocks])
+    files = {rows_name("rows", ranks): {"ids": ids, "weight": weight}}
+    if ranks.rank == 0:
+        files["embedder"] = dict(embedder.state_dict())
+    card = {"embedder": settings.model_dump(), "rows": blocks[-1].last}
+    save_folder(folder, files, card, ranks)

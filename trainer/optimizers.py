@@ -1,0 +1,77 @@
+"""Optimisers and learning-rate schedule of a training phase."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from data_shards.settings import Settings
+
+
+class TrainingSettings(Settings):
+    """How long and how fast each learning step is trained."""
+
+    iterations: int = Field(default=400, ge=1)
+    """Optimiser updates a learning step."""
+    batch: int = Field(default=128, ge=1)
+    """Images in the global batch, over all workers."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Of the embedder and the classifier rows."""
+    learning_rate: float = Field(default=0.05, gt=0)
+    """At the start of each learning step."""
+    milestones: tuple[int, ...] = ()
+    """Iterations after which the learning rate is divided by ten."""
+    warmup: int = Field(default=0, ge=0)
+    """Iterations over which the learning rate rises linearly from zero."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """L2 penalty on the embedder and the rows."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the embedder's matrix products; weights, losses and rows stay in fp32."""
+    checkpoint_every: int = Field(default=200, ge=1)
+    """Iterations between checkpoints."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints kept within a phase; they are deleted once its model is written."""
+    log_every: int = Field(default=20, ge=1)
+    """Iterations between lines of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _milestones_come_in_order(self) -> "TrainingSettings":
+        inside = all(0 < m < self.iterations for m in self.milestones)
+        if list(self.milestones) != sorted(set(self.milestones)) or not inside:
+            raise ValueError(
+                f"milestones {list(self.milestones)} must ascend and lie between 0 and "
+                f"iterations = {self.iterations}"
+            )
+        return self
+
+
+def learning_rate(settings: TrainingSettings, iteration: int) -> float:
+    """The learning rate of `iteration` (from 0)."""
+    drops = sum(iteration >= milestone for milestone in settings.milestones)
+    rise = min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else 1.0
+    return settings.learning_rate * rise * 0.1**drops
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings
+) -> torch.optim.Optimizer:
+    """The optimiser of `settings` for `parameters`."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

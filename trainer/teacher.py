@@ -1,0 +1,100 @@
+"""What the previous model says: computed ahead on CPU, or along with training.
+
+``cached`` reads files that the neighbourhood phase wrote for the plain and mirrored view.
+``online`` runs the frozen model in the training loop on the very image that was augmented.
+"""
+
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.neighbours import TeacherCache
+from data_shards.pipeline import Batch
+from data_shards.settings import Settings
+from trainer.backbones import Embedder
+from trainer.heads.neighbourhood import sharded_top_k, top_k
+from trainer.heads.rows import ShardedRows
+from trainer.methods.recipe import Needs, Teacher
+
+
+class TeacherSettings(Settings):
+    """How the previous model is asked."""
+
+    mode: Literal["cached", "online"] = "cached"
+    """Ahead of training, on CPU, or on the training device with the augmented view."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the cached forward pass. bf16 pays where the CPU has bf16 matrix instructions."""
+    compile: bool = False
+    """Compile the cached forward pass: worth its half minute from about 50,000 images on."""
+    batch: int = 64
+    """Images a forward pass of the neighbourhood phase."""
+
+
+class TeacherSource(Protocol):
+    """Answers for this rank's batch, gathered over the ranks."""
+
+    def __call__(self, batch: Batch, counts: list[int]) -> Teacher: ...
+
+
+class CachedTeacher:
+    """Looks answers up."""
+
+    def __init__(self, cache: TeacherCache, rows: ShardedRows) -> None:
+        self._cache, self._rows = cache, rows
+
+    def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
+        device, ranks = batch.images.device, self._rows.ranks
+        held = self._cache.look_up(batch.samples, batch.flipped)
+
+        def gathered(name: str, dtype: torch.dtype) -> torch.Tensor | None:
+            if name not in held:
+                return None
+            return ranks.gather(torch.from_numpy(held[name]).to(device, dtype), counts)
+
+        return Teacher(
+            gathered("embeddings", torch.float32),
+            gathered("classes", torch.int64),
+            gathered("activations", torch.float32),
+            self._rows,
+        )
+
+
+class OnlineTeacher:
+    """Runs the previous model on the batch."""
+
+    def __init__(self, embedder: Embedder, rows: ShardedRows, needs: Needs) -> None:
+        self._embedder, self._rows, self._needs = embedder.eval(), rows, needs
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
+        embeddings = self._rows.ranks.gather(self._embedder(batch.images), counts)
+        if self._needs.neighbours is None:
+            return Teacher(embeddings=embeddings, rows=self._rows)
+        classes, activations = sharded_top_k(embeddings, self._rows, self._needs.neighbours)
+        kept = embeddings if self._needs.embeddings else None
+        return Teacher(kept, classes, activations, self._rows)
+
+
+class NoTeacher:
+    """For recipes that ask nothing."""
+
+    def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
+        return Teacher()
+
+
+@torch.no_grad()
+def answers(
+    embeddings: torch.Tensor, rows: ShardedRows, needs: Needs
+) -> dict[str, NDArray[np.generic]]:
+    """What is cached of n images ([n, d] embeddings of the previous model), by `needs`."""
+    out: dict[str, NDArray[np.generic]] = {}
+    if needs.embeddings:
+        out["embeddings"] = embeddings.float().numpy()
+    if needs.neighbours is not None:
+        scores = embeddings.float() @ rows.weight.T
+        classes, activations = top_k(scores, rows.own_ids(), needs.neighbours)
+        out["classes"] = classes.to(torch.int32).numpy()
+        out["activations"] = activations.numpy()
+    return out
