@@ -129,21 +129,22 @@ class ImageStream:
 
     def _define(self, settings: PipelineSettings) -> None:
         on = "gpu" if self._device.type == "cuda" else "cpu"
+        inputs = [types.UINT8, types.INT32] + [types.INT32] * self._shifts
         with self._pipeline:
-            jpegs, flipped, anchor = fn.external_source(
+            jpegs, flipped, *anchor = fn.external_source(
                 source=self._next,
-                num_outputs=3,
+                num_outputs=len(inputs),
                 batch=True,
-                dtype=[types.UINT8, types.INT32, types.INT32],
+                dtype=inputs,
             )
             images = fn.decoders.image(jpegs, device="mixed" if on == "gpu" else "cpu")
             stored = self._dataset.manifest["image_size"]
             if stored is None or tuple(stored) != (self._height, self._width):
                 images = fn.resize(images, resize_y=self._height, resize_x=self._width)
-            if self._shifts:
+            if anchor:
                 images = fn.slice(
                     images,
-                    anchor,
+                    *anchor,
                     [self._height, self._width],
                     axes=[0, 1],
                     normalized_anchor=False,
@@ -154,14 +155,15 @@ class ImageStream:
             images = fn.flip(images, horizontal=flipped)
             self._pipeline.set_outputs(images)
 
-    def _next(self) -> tuple[list[Any], NDArray[np.int32], NDArray[np.int32]]:
+    def _next(self) -> tuple[Any, ...]:
         """DALI's callback: the bytes and augmentation of the next request."""
         request = next(self._requests)
         self._pending.append(request)
         jpegs = [np.frombuffer(self._bytes(int(s)), dtype=np.uint8) for s in request.samples]
         augmentation = request.augmentation
+        flipped = augmentation.flipped.astype(np.int32)
         anchor = (-augmentation.shift).astype(np.int32)
-        return jpegs, augmentation.flipped.astype(np.int32), anchor
+        return (jpegs, flipped, anchor) if self._shifts else (jpegs, flipped)
 
     def _bytes(self, sample: int) -> memoryview:
         try:

@@ -62,9 +62,12 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds."""
-    from launch.results import compare as rows_of
-    from launch.results import tables
+    from monitoring.results import compare as rows_of
+    from monitoring.results import evaluations, tables
 
+    for folder in runs:
+        if not evaluations(folder):
+            raise InputError(f"{folder} holds no evaluation yet: run it, or see `perennial status`")
     rows = rows_of(runs)
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -76,10 +79,11 @@ def compare(
 @app.command()
 def report(folder: RunFolder) -> None:
     """Draw report.html anew from a run folder's files."""
-    from launch.run import write_report
-    from launch.status import open_run
+    from monitoring.report import draw
 
-    write_report(open_run(folder))
+    if not (folder / "run.yaml").exists():
+        raise InputError(f"{folder} is no run folder (no run.yaml): give one, such as runs/demo")
+    draw(folder)
     console.print(f"report: {folder / 'report.html'}")
 
 

@@ -24,8 +24,8 @@ _QUIET = {
 def cluster(settings: ClusterSettings) -> Iterator[Any]:
     """Ray, started on this machine for localhost only and with token authentication, or joined.
 
-    On this machine every core counts twice: trainers and CPU actors never work at the same time,
-    so each gets a slot. Raises InputError when the cluster cannot be reached.
+    On this machine trainers, CPU actors and Ray Train's controller get a slot each, whatever the
+    number of cores: trainers and actors never work at the same time. Raises InputError when the cluster cannot be reached.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -40,7 +40,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
     if settings.address is None:
         local = {
             "address": "local",
-            "num_cpus": 2 * max(settings.cores(), settings.workers),
+            "num_cpus": settings.workers + settings.actor_count() + 2,
             "include_dashboard": False,
             "_node_ip_address": "127.0.0.1",
         }

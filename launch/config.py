@@ -26,8 +26,9 @@ class ClusterSettings(Settings):
 
     address: str | None = None
     """Address of a running Ray cluster; none: start Ray on this machine, for localhost only."""
-    workers: int = Field(default=1, ge=1)
-    """Training workers (ranks)."""
+    workers: int = Field(default=1, ge=0)
+    """Training workers (ranks); 0 trains in the driver's own process, which starts several seconds
+    sooner, but a crash of the training then ends the driver too."""
     actors: int | None = Field(default=None, ge=1)
     """CPU actors that run the previous model and the evaluation; none: one a core."""
     gpu: bool = False
@@ -50,7 +51,7 @@ class ClusterSettings(Settings):
 
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""
-        return self.threads or max(1, self.cores() // self.workers)
+        return self.threads or max(1, self.cores() // max(1, self.workers))
 
     def actor_count(self) -> int:
         """Number of CPU actors."""

@@ -10,6 +10,7 @@ from launch.config import RunConfig
 from trainer.loop import Task
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
+from trainer.optimizers import TrainingSettings, for_all_data
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Run:
         """The verified model of the step before."""
         return Model.open(self.step_folder(chain, step - 1) / "model") if step else None
 
+    def training(self, chain: Chain, step: int) -> TrainingSettings:
+        """The schedule of a learning step."""
+        whole = self.recipe(chain, step).data == "all"
+        return for_all_data(self.config.training, step) if whole else self.config.training
+
     def task(self, chain: Chain, step: int) -> Task:
         """The training phase of one step. The step before must be finished."""
         config, folder = self.config, self.step_folder(chain, step)
@@ -65,7 +71,7 @@ class Run:
             benchmark=self.benchmark,
             data=config.data,
             embedder=config.embedder,
-            training=config.training,
+            training=self.training(chain, step),
             teacher=config.teacher,
             recipe=self.recipe(chain, step),
             seed=chain.seed,

@@ -21,7 +21,7 @@ from launch.mailbox import Mailbox
 from launch.neighbourhoods import OldModel, units
 from launch.workers import worker
 from monitoring.progress import RunProgress
-from trainer.evaluation.protocol import evaluate, samples_to_embed
+from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
 
 _POLL_SECONDS = 0.2
@@ -232,9 +232,10 @@ class Driver:
             for _, own in units(run.dataset, samples)
         ]
         embeddings = np.concatenate(self._map(calls))
-        measured = evaluate(run.dataset, run.benchmark, samples, embeddings, config.evaluation)
-        known = {"method": phase.chain.method, "seed": phase.chain.seed, "step": phase.step}
-        write_json(phase.output, {**known, **measured})
+        given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
+        write_json(phase.output.with_name("examples.json"), search_examples(*given))
+        measured = evaluate(*given)
+        write_json(phase.output, measured)
         return f"top-1 {measured['top1']:.1%}, mAP {measured['map']:.1%}"
 
     # Training
@@ -268,11 +269,21 @@ class Driver:
         return ""
 
     def _fit(self, spec: dict[str, Any], failure: list[BaseException]) -> None:
+        """Runs `worker` on every rank and waits; what it raises goes into `failure`."""
+        try:
+            if self._run.config.cluster.workers == 0:
+                worker(spec)
+            else:
+                self._trainer(spec).fit()
+        except BaseException as error:  # handed to the driver's thread
+            failure.append(error)
+
+    def _trainer(self, spec: dict[str, Any]) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
         cluster = self._run.config.cluster
-        trainer = TorchTrainer(
+        return TorchTrainer(
             worker,
             train_loop_config=spec,
             torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
@@ -283,10 +294,6 @@ class Driver:
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
             ),
         )
-        try:
-            trainer.fit()
-        except BaseException as error:  # handed to the driver's thread
-            failure.append(error)
 
     def _read_mail(self) -> None:
         """Shows and keeps what the workers reported. Raises InputError for a posted error."""

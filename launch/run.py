@@ -20,8 +20,9 @@ from launch.config import RunConfig, differences
 from launch.folder import Run
 from launch.ledger import Ledger
 from launch.phases import Driver, pending, phases
-from launch.results import compare, tables
 from monitoring.progress import RunProgress
+from monitoring.report import draw
+from monitoring.results import compare, tables
 
 
 def build_glyphs(settings: GlyphSettings, out: Path, console: Console) -> None:
@@ -119,8 +120,11 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
-            trainings = sum(phase.kind == "train" for phase in todo)
-            iterations = trainings * config.training.iterations
+            iterations = sum(
+                run.training(phase.chain, phase.step).iterations
+                for phase in todo
+                if phase.kind == "train"
+            )
             with (
                 cluster(config.cluster) as ray,
                 RunProgress(console, iterations, len(todo)) as progress,
@@ -128,14 +132,8 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                 Driver(run, ledger, ray, progress).walk(todo)
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
-        write_report(run)
+        draw(folder)
     for table in tables(compare([folder])):
         console.print(table)
     console.print(f"report: {folder / 'report.html'}")
 
-
-def write_report(run: Run) -> None:
-    """Draws report.html from the run folder's files."""
-    from launch.report import draw
-
-    draw(run)

@@ -1,6 +1,5 @@
 """What a run folder says of its run."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from launch.config import RunConfig
 from launch.folder import Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
+from monitoring.results import read_jsonl
 
 
 def open_run(folder: Path) -> Run:
@@ -22,12 +22,6 @@ def open_run(folder: Path) -> Run:
     if not path.exists():
         raise InputError(f"{folder} is no run folder (no run.yaml): give one, such as runs/demo")
     return Run.open(folder, RunConfig.model_validate(yaml.safe_load(path.read_text())))
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON lines file; none where there is no file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def status_table(folder: Path) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from data_shards.settings import InputError
 from launch.config import RunConfig
@@ -22,6 +23,9 @@ def worker(spec: dict[str, Any]) -> None:
     """
     config = RunConfig.model_validate(spec["config"])
     torch.set_num_threads(config.cluster.worker_threads())
+    if not dist.is_initialized():  # in the driver's process Ray Train makes no process group
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        os.environ["LOCAL_RANK"] = "0"
     ranks = Ranks.default()
     mailbox, phase = spec["mailbox"], spec["phase"]
     try:

@@ -3,8 +3,10 @@
 The classifier stays outside: data-parallel reduction would mix different ranks' rows.
 """
 
+import io
 import logging
 import os
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -23,19 +25,20 @@ def build_engine(
     """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    import deepspeed  # reads DS_ACCELERATOR when it is imported
+    for name in ("DeepSpeed", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with redirect_stdout(io.StringIO()):  # DeepSpeed prints how it built its own kernels
+        import deepspeed  # reads DS_ACCELERATOR when it is imported
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    engine, *_ = deepspeed.initialize(
-        model=embedder,
-        optimizer=optimizer,
-        config={
-            "train_micro_batch_size_per_gpu": -(-batch // ranks.world),
-            "gradient_accumulation_steps": 1,
-            "steps_per_print": 2**31,
-            "zero_allow_untested_optimizer": True,
-        },
-    )
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        engine, *_ = deepspeed.initialize(
+            model=embedder,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": -(-batch // ranks.world),
+                "gradient_accumulation_steps": 1,
+                "steps_per_print": 2**31,
+                "zero_allow_untested_optimizer": True,
+            },
+        )
     return engine

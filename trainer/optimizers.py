@@ -13,7 +13,8 @@ class TrainingSettings(Settings):
     """How long and how fast each learning step is trained."""
 
     iterations: int = Field(default=400, ge=1)
-    """Optimiser updates a learning step."""
+    """Optimiser updates a learning step; t + 1 times as many, and milestones as late, for a method
+    that trains on the images of all t + 1 steps so far."""
     batch: int = Field(default=128, ge=1)
     """Images in the global batch, over all workers."""
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -46,6 +47,15 @@ class TrainingSettings(Settings):
                 f"iterations = {self.iterations}"
             )
         return self
+
+
+def for_all_data(settings: TrainingSettings, step: int) -> TrainingSettings:
+    """The schedule of a step that trains on the images of every step up to `step`."""
+    longer = {
+        "iterations": settings.iterations * (step + 1),
+        "milestones": tuple(m * (step + 1) for m in settings.milestones),
+    }
+    return settings.model_copy(update=longer)
 
 
 def learning_rate(settings: TrainingSettings, iteration: int) -> float:

@@ -1,5 +1,6 @@
 """The tests after every learning step: from embeddings of the test images to evaluation.json."""
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -76,27 +77,32 @@ def evaluate(
         "queries": len(benchmark.query),
         "queries_without_match": unseen.skipped,
         "gallery": len(benchmark.gallery),
-        "examples": _examples(dataset, benchmark, embedded, settings),
     }
 
 
-def _examples(
-    dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded, settings: EvaluationSettings
+def search_examples(
+    dataset: ShardDataset,
+    benchmark: Benchmark,
+    samples: Ids,
+    embeddings: NDArray[np.float32],
+    settings: EvaluationSettings,
 ) -> list[dict[str, Any]]:
-    """Queries, evenly spaced, with the identities of their nearest gallery images."""
+    """Some queries, evenly spaced, each with its nearest gallery images, as the report shows."""
+    embedded = Embedded(samples, embeddings, settings.distance)
     spaced = np.linspace(0, len(benchmark.query) - 1, settings.examples).astype(np.int64)
     queries = benchmark.query[spaced]
-    found = benchmark.gallery[
-        nearest(embedded.of(queries), embedded.of(benchmark.gallery), min(6, len(benchmark.gallery)))
-    ]
-    names = dataset.names
+    count = min(8, len(benchmark.gallery))
+    near = nearest(embedded.of(queries), embedded.of(benchmark.gallery), count)
     return [
         {
-            "query": int(query),
-            "identity": str(names[dataset.identity[query]]),
-            "found": [
-                {"sample": int(s), "identity": str(names[dataset.identity[s]])} for s in row
-            ],
+            "query": picture(dataset, query),
+            "found": [picture(dataset, sample) for sample in benchmark.gallery[row].tolist()],
         }
-        for query, row in zip(queries.tolist(), found, strict=True)
+        for query, row in zip(queries.tolist(), near, strict=True)
     ]
+
+
+def picture(dataset: ShardDataset, sample: int) -> dict[str, str]:
+    """An image and whom it shows, for the report: JPEG bytes in base64."""
+    jpeg = base64.b64encode(dataset.image(sample)).decode()
+    return {"identity": str(dataset.names[dataset.identity[sample]]), "jpeg": jpeg}

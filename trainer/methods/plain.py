@@ -25,9 +25,9 @@ class Finetune(MethodSettings):
 
 
 class Joint(MethodSettings):
-    """Upper bound: go on from the previous model on the images of every step so far."""
+    """Upper bound: train from scratch on the images of every step so far, t + 1 times as long."""
 
     kind: Literal["joint"] = "joint"
 
     def recipe(self) -> Recipe:
-        return Recipe(data="all", terms=(Classify(),))
+        return Recipe(start="scratch", data="all", terms=(Classify(),))

@@ -9,8 +9,6 @@ from typing import Any
 
 from rich.table import Table
 
-from data_shards.settings import InputError
-
 METRICS = {
     "top1": "top-1 on unseen identities",
     "map": "mAP on unseen identities",
@@ -20,11 +18,14 @@ METRICS = {
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Every evaluation of a run folder. Raises InputError when the folder holds none."""
+    """Every evaluation of a run folder, with its method, seed and step."""
     files = sorted(folder.glob("chains/*/seed-*/steps/*/evaluation.json"))
-    if not files:
-        raise InputError(f"{folder} holds no evaluation yet: run it first, or see `perennial status`")
-    return [json.loads(file.read_text()) for file in files]
+    found = []
+    for file in files:
+        *_, method, seed, _, step, _ = file.parts
+        where = {"method": method, "seed": int(seed.removeprefix("seed-")), "step": int(step)}
+        found.append({**json.loads(file.read_text()), **where})
+    return found
 
 
 def compare(folders: Iterable[Path]) -> list[dict[str, Any]]:
@@ -51,6 +52,12 @@ def ordered_methods(rows: list[dict[str, Any]], metric: str = "top1") -> list[tu
         key = (row["run"], row["method"])
         last[key] = max(last.get(key, (-1, 0.0)), (row["step"], row[metric]["mean"]))
     return sorted(last, key=lambda key: last[key])
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSON lines file; none where there is no file."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:

@@ -1,0 +1,141 @@
+"""Line charts and timelines as inline SVG, coloured by CSS variables so that they follow the theme."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 520, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 12, 34
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: points in order, and half the height of a band around each."""
+
+    name: str
+    colour: int
+    """Number of the CSS variable --c0, --c1, ..."""
+    points: Sequence[tuple[float, float]]
+    band: Sequence[float] = ()
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round values that cover [low, high], about `count` of them."""
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    rough = (high - low) / max(1, count - 1)
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return [round(n * step, 10) for n in range(first, last + 1)]
+
+
+def line_chart(
+    lines: Sequence[Line], x_label: str, y_label: str, whole_x: bool = False, points: bool = True
+) -> str:
+    """An SVG of `lines` with axes; hovering a point or line names it."""
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return ""
+    xs = [x for line in lines for x, _ in line.points]
+    lows = [y - b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
+    highs = [y + b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
+    y_ticks = ticks(min(lows), max(highs))
+    x_ticks = sorted(set(xs)) if whole_x else ticks(min(xs), max(xs), 6)
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        up = (y - y_low) / (y_high - y_low)
+        return (
+            _LEFT + across * (WIDTH - _LEFT - _RIGHT),
+            HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
+    for y in y_ticks:
+        _, v = at(x_low, y)
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{v:.1f}" y2="{v:.1f}"/>')
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>')
+    for x in x_ticks:
+        if not x_low <= x <= x_high:
+            continue
+        u, _ = at(x, y_low)
+        parts.append(f'<text class="tick" x="{u:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>')
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    parts.append(f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>')
+    for line in lines:
+        parts.append(_drawn(line, at, points))
+    return "".join([*parts, "</svg>"])
+
+
+def _bands(line: Line) -> Sequence[float]:
+    return line.band or [0.0] * len(line.points)
+
+
+def _drawn(line: Line, at: object, points: bool) -> str:
+    place = at  # type: ignore[assignment]
+    colour = f"var(--c{line.colour})"
+    out = ""
+    if any(line.band):
+        upper = [place(x, y + b) for (x, y), b in zip(line.points, line.band, strict=True)]
+        lower = [place(x, y - b) for (x, y), b in zip(line.points, line.band, strict=True)]
+        area = " ".join(f"{u:.1f},{v:.1f}" for u, v in upper + lower[::-1])
+        out += f'<polygon points="{area}" fill="{colour}" opacity="0.15"/>'
+    path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line.points)
+    width = 2.2 if points else 1.4
+    out += (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" '
+        f'stroke-linejoin="round"><title>{escape(line.name)}</title></polyline>'
+    )
+    for (x, y), b in zip(line.points, _bands(line), strict=True) if points else ():
+        u, v = place(x, y)
+        spread = f" ± {b:.2f}" if b else ""
+        out += (
+            f'<circle cx="{u:.1f}" cy="{v:.1f}" r="3.4" fill="{colour}"><title>'
+            f"{escape(line.name)}, {x:g}: {y:.2f}{spread}</title></circle>"
+        )
+    return out
+
+
+@dataclass(frozen=True)
+class Span:
+    """A bar of a timeline."""
+
+    row: str
+    name: str
+    colour: int
+    start: float
+    """Seconds."""
+    end: float
+
+
+def timeline(spans: Sequence[Span]) -> str:
+    """An SVG with a row for each `row` and a bar for each span, over minutes."""
+    if not spans:
+        return ""
+    rows = list(dict.fromkeys(span.row for span in spans))
+    left, pitch, width = 150, 22, 1080
+    height = pitch * len(rows) + 36
+    start, end = min(s.start for s in spans), max(s.end for s in spans)
+    scale = (width - left - 16) / max(end - start, 1e-9)
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="timeline">']
+    for minute in ticks(0, (end - start) / 60, 8):
+        u = left + minute * 60 * scale
+        if u > width - 16:
+            continue
+        parts.append(f'<line class="grid" x1="{u:.1f}" x2="{u:.1f}" y1="0" y2="{height - 30}"/>')
+        parts.append(f'<text class="tick" x="{u:.1f}" y="{height - 14}" text-anchor="middle">{minute:g} min</text>')
+    for number, row in enumerate(rows):
+        v = number * pitch + 4
+        parts.append(f'<text class="tick" x="{left - 8}" y="{v + 12}" text-anchor="end">{escape(row)}</text>')
+        for span in (s for s in spans if s.row == row):
+            u, w = left + (span.start - start) * scale, max(1.5, (span.end - span.start) * scale)
+            parts.append(
+                f'<rect x="{u:.1f}" y="{v}" width="{w:.1f}" height="{pitch - 8}" rx="2" '
+                f'fill="var(--c{span.colour})"><title>{escape(span.name)}: '
+                f"{span.end - span.start:.1f} s</title></rect>"
+            )
+    return "".join([*parts, "</svg>"])

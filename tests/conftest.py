@@ -1,0 +1,46 @@
+"""A small dataset and a way to run a function on several gloo ranks."""
+
+import io
+import os
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_shards.dataset import ShardDataset
+from data_shards.sources import SourceImage
+from data_shards.writer import write_dataset
+
+
+def jpeg(identity: int, camera: int, size: int = 16) -> bytes:
+    """A picture of coarse blocks that depends on the identity, with the camera's noise."""
+    shape = np.random.default_rng(identity).integers(0, 255, (4, 4, 3))
+    picture = np.kron(shape, np.ones((size // 4, size // 4, 1)))
+    noise = np.random.default_rng(1000 * identity + camera).integers(-30, 30, picture.shape)
+    out = io.BytesIO()
+    Image.fromarray(np.clip(picture + noise, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def source(identities: int, cameras: int) -> list[SourceImage]:
+    return [
+        SourceImage(jpeg(i, c), f"id-{i}", f"camera-{c}", f"{i}_{c}")
+        for i in range(identities)
+        for c in range(cameras)
+    ]
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 60 identities seen by 4 cameras each, in shards of 50."""
+    folder = tmp_path_factory.mktemp("small") / "dataset"
+    write_dataset(source(60, 4), folder, {"kind": "blocks"}, shard_samples=50)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(small_folder: Path) -> ShardDataset:
+    return ShardDataset.open(small_folder)

@@ -1,0 +1,43 @@
+"""Runs a function on real gloo ranks, each a process of its own."""
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) -> None:
+    os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    try:
+        store = dist.FileStore(str(folder / "store"), world)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        torch.save(function(*args), folder / f"{rank}.pt")
+    except BaseException:
+        (folder / f"{rank}.error").write_text(traceback.format_exc())
+        raise
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def on_ranks(world: int, function: Callable, *args: Any, folder: Path) -> list[Any]:
+    """What `function` returned on each of `world` ranks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    context = mp.get_context("spawn")
+    processes = [
+        context.Process(target=_rank, args=(rank, world, function, args, folder))
+        for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
+    assert not errors, "\n".join(errors)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
