@@ -1,0 +1,89 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.settings import InputError
+
+SETTINGS = BenchmarkSettings(steps=4, test_identities=22, pairs=200, seen_identities=5)
+
+
+def test_steps_are_disjoint_equal_and_owned_by_contiguous_rows(small):
+    benchmark = build_benchmark(small, SETTINGS)
+    assert benchmark.rows == (10, 20, 29, 38)
+    before = 0
+    for samples, last in zip(benchmark.steps, benchmark.rows, strict=True):
+        rows = benchmark.row[small.identity[samples]]
+        assert set(rows.tolist()) == set(range(before, last))
+        before = last
+    everything = np.concatenate([*benchmark.steps, benchmark.seen_query])
+    assert len(np.unique(everything)) == len(everything) == 38 * 4
+
+
+def test_tested_identities_are_in_no_step(small):
+    benchmark = build_benchmark(small, SETTINGS)
+    tested = np.unique(small.identity[np.concatenate([benchmark.query, benchmark.gallery])])
+    assert len(tested) == 22
+    assert (benchmark.row[tested] == -1).all()
+
+
+def test_queries_and_gallery_of_an_identity_share_no_camera(small):
+    benchmark = build_benchmark(small, SETTINGS)
+    for identity in np.unique(small.identity[benchmark.query]):
+        asked = {small.camera[s] for s in benchmark.query if small.identity[s] == identity}
+        held = {small.camera[s] for s in benchmark.gallery if small.identity[s] == identity}
+        assert asked
+        assert held
+        assert not asked & held
+
+
+def test_verification_folds_share_no_identity_and_truth_is_right(small):
+    benchmark = build_benchmark(small, SETTINGS)
+    left, right = small.identity[benchmark.pairs[:, 0]], small.identity[benchmark.pairs[:, 1]]
+    assert ((left == right) == benchmark.same).all()
+    assert benchmark.same.mean() == 0.5
+    people = [
+        set(left[benchmark.folds == f]) | set(right[benchmark.folds == f]) for f in range(10)
+    ]
+    assert sum(map(len, people)) == len(set().union(*people))
+
+
+def test_validation_identities_come_from_training_never_from_the_test(small):
+    test = build_benchmark(small, SETTINGS)
+    held = SETTINGS.model_copy(update={"evaluate": "validation", "validation_identities": 20})
+    validation = build_benchmark(small, held)
+    tested = set(small.identity[test.query].tolist())
+    used = set(small.identity[np.concatenate([*validation.steps, validation.query])].tolist())
+    assert not tested & used
+    assert len(set(small.identity[validation.query].tolist())) == 20
+
+
+def test_the_split_is_the_same_every_time_and_changes_with_the_seed(small):
+    a, b = build_benchmark(small, SETTINGS), build_benchmark(small, SETTINGS)
+    for field in dataclasses.fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        assert all(map(np.array_equal, x, y)) if isinstance(x, tuple) else np.array_equal(x, y)
+    other = build_benchmark(small, SETTINGS.model_copy(update={"seed": 1}))
+    assert not np.array_equal(a.row, other.row)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"test_identities": 61}, "test_identities is 61, but only 60"),
+        ({"train_identities": 39}, "train_identities is 39, but only 38"),
+        ({"steps": 39}, r"38 identities cannot fill benchmark\.steps = 39"),
+        ({"test_identities": 5}, "verification needs 20"),
+    ],
+)
+def test_impossible_counts_are_explained(small, change, words):
+    with pytest.raises(InputError, match=words):
+        build_benchmark(small, SETTINGS.model_copy(update=change))
+
+
+def test_an_identity_without_image_is_named(small):
+    without = small.identity.copy()
+    without[without == 7] = 8
+    with pytest.raises(InputError, match=r"identity 'id-7' .* has no image"):
+        build_benchmark(dataclasses.replace(small, identity=without), SETTINGS)

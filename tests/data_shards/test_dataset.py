@@ -1,0 +1,144 @@
+"""Written datasets: readable by others, and damage of any kind is noticed."""
+
+import json
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_shards.dataset import SampleError, ShardDataset
+from data_shards.settings import InputError
+from data_shards.sources import SourceImage
+from data_shards.writer import write_dataset
+from tests.conftest import jpeg, source
+
+
+@pytest.fixture
+def copy(small_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_folder, tmp_path / "copy"))
+
+
+def test_every_sample_comes_back_with_its_identity_and_camera(small):
+    cameras = small.manifest["cameras"]
+    for sample, image in enumerate(source(60, 4)):
+        assert bytes(small.image(sample)) == image.image
+        assert small.names[small.identity[sample]] == image.identity
+        assert cameras[small.camera[sample]] == image.camera
+
+
+def test_indexes_equal_what_dalis_wds2idx_writes(small_folder, tmp_path):
+    import subprocess
+
+    for tar in sorted(small_folder.glob("*.tar")):
+        theirs = tmp_path / "theirs.idx"
+        command = [sys.executable, "-m", "wds2idx", str(tar), str(theirs)]
+        subprocess.run(command, check=True, capture_output=True)
+        assert theirs.read_bytes() == tar.with_suffix(".idx").read_bytes()
+
+
+def test_the_webdataset_library_reads_the_shards(small_folder, small):
+    urls = [str(small_folder / name) for name in small.manifest["shards"]]
+    read = list(webdataset.WebDataset(urls, shardshuffle=False))
+    assert len(read) == len(small)
+    for sample, found in enumerate(read):
+        assert found["jpg"] == bytes(small.image(sample))
+        assert int(found["cls"]) == small.identity[sample]
+
+
+def test_writing_is_reproducible(tmp_path):
+    manifests = [
+        write_dataset(source(5, 2), tmp_path / name, {}, shard_samples=4) for name in "ab"
+    ]
+    assert manifests[0]["files"] == manifests[1]["files"]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_byte_is_noticed(copy, small_folder, data):
+    """A flipped byte of an image is a SampleError; anywhere else, verify names the file."""
+    manifest = json.loads((small_folder / "manifest.json").read_text())
+    name = data.draw(st.sampled_from(sorted(manifest["files"])))
+    content = bytearray((small_folder / name).read_bytes())
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    (copy / name).write_bytes(content)
+    try:
+        with pytest.raises(InputError, match=name):
+            ShardDataset.open(copy).verify()
+        if name.endswith(".tar"):
+            dataset = ShardDataset.open(copy)
+            shard = manifest["shards"].index(name)
+            hit = (dataset.shard == shard) & (dataset.offset <= at)
+            hit &= at < dataset.offset + dataset.size
+            for sample in np.flatnonzero(hit):
+                with pytest.raises(SampleError, match=name):
+                    dataset.image(int(sample))
+    finally:
+        (copy / name).write_bytes((small_folder / name).read_bytes())
+
+
+@pytest.mark.parametrize("name", ["shard-00002.tar", "samples.parquet", "identities.parquet"])
+def test_a_missing_or_truncated_file_is_named_with_the_remedy(copy, name):
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[:-7])
+    with pytest.raises(InputError, match=rf"{name}.*truncated.*restore"):
+        ShardDataset.open(copy)
+    (copy / name).unlink()
+    with pytest.raises(InputError, match=rf"{name} is missing: restore"):
+        ShardDataset.open(copy)
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no dataset"):
+        ShardDataset.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        ShardDataset.open(tmp_path)
+
+
+def test_another_version_is_refused(copy):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
+    with pytest.raises(InputError, match="version 99"):
+        ShardDataset.open(copy)
+
+
+def bad_images():
+    good = jpeg(0, 0)
+    return {
+        "empty": b"",
+        "text": b"not an image",
+        "truncated": good[: len(good) // 2],
+        "png": b"\x89PNG\r\n\x1a\n" + bytes(64),
+    }
+
+
+@pytest.mark.parametrize("kind", sorted(bad_images()))
+def test_what_cannot_be_decoded_is_refused_and_listed(tmp_path, kind):
+    bad = SourceImage(bad_images()[kind], "id-bad", "camera-0", "the-bad-one")
+    images = [*source(3, 2), bad]
+    with pytest.raises(InputError, match=r"1 of 7 images.*refused\.json"):
+        write_dataset(images, tmp_path / "strict", {})
+    assert not (tmp_path / "strict" / "manifest.json").exists()
+    manifest = write_dataset(images, tmp_path / "lenient", {}, max_refused=0.2)
+    assert (manifest["samples"], manifest["refused"]) == (6, 1)
+    refused = json.loads((tmp_path / "lenient" / "refused.json").read_text())
+    assert refused[0]["key"] == "the-bad-one"
+
+
+def test_a_dataset_is_not_overwritten(small_folder):
+    with pytest.raises(InputError, match="already holds a dataset"):
+        write_dataset(source(1, 1), small_folder, {})
+
+
+def test_tar_members_are_named_as_webdataset_wants(small_folder):
+    with tarfile.open(small_folder / "shard-00000.tar") as tar:
+        names = [m.name for m in tar][:3]
+    assert [n.split(".", 1)[1] for n in names] == ["cls", "jpg", "json"]
+    assert len({n.split(".")[0] for n in names}) == 1
