@@ -1,0 +1,133 @@
+"""Methods are recipes: what they share, reduce to and refuse."""
+
+import numpy as np
+import pytest
+import torch
+
+from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
+from data_shards.pipeline import Batch, ImageStream, PipelineSettings, Request
+from launch.neighbourhoods import embed, units
+from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.heads.collectives import Ranks
+from trainer.heads.neighbourhood import top_k
+from trainer.heads.rows import ShardedRows
+from trainer.losses import neighbourhood_distillation, relaxed
+from trainer.methods import METHODS
+from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
+from trainer.methods.recipe import Forward, Recipe, Teacher
+from trainer.methods.terms import Distill
+from trainer.teacher import CachedTeacher, OnlineTeacher, answers
+
+BASIC = FlexibleDistillation(neighbours=None, relaxation=0.0)
+
+
+def test_every_method_starts_alike_at_step_0():
+    recipes = [method().recipe().at(0, 0) for method in METHODS.values()]
+    assert len({recipe.fingerprint() for recipe in recipes}) == 1
+    assert not recipes[0].needs.any
+
+
+def test_methods_differ_after_step_0():
+    recipes = [method().recipe().at(1, 1000) for method in METHODS.values()]
+    assert len({recipe.fingerprint() for recipe in recipes}) == len(METHODS)
+
+
+@pytest.mark.parametrize("old_rows", [1, 50, 200])
+def test_fkd_with_k_of_at_least_all_rows_and_no_relaxation_is_basic(old_rows):
+    fkd = FlexibleDistillation(neighbours=200, relaxation=0.0).recipe().at(1, old_rows)
+    assert fkd == BASIC.recipe().at(1, old_rows)
+    assert fkd.fingerprint() == BASIC.recipe().at(1, old_rows).fingerprint()
+
+
+def test_fkd_with_fewer_neighbours_is_not_basic():
+    fkd = FlexibleDistillation(neighbours=200, relaxation=0.0).recipe().at(1, 201)
+    assert fkd.needs.neighbours == 200
+
+
+def forward(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    embeddings, old, now, frozen = (
+        torch.randn(n, 5, generator=generator, dtype=dtype) for n in (6, 6, 9, 9)
+    )
+    rows = ShardedRows(0, 9, now, Ranks())
+    kept = ShardedRows(0, 9, frozen, Ranks()).requires_grad_(False)
+    classes, activations = top_k(old @ frozen.T, torch.arange(9), 9)
+    teacher = Teacher(old, classes, activations, kept)
+    return Forward(embeddings.requires_grad_(), torch.zeros(6).long(), rows, rows, teacher)
+
+
+def test_the_gathered_neighbourhood_of_all_rows_gives_the_dense_loss_and_gradients():
+    """The path through K gathered rows against the path through the matrix product."""
+    results = []
+    for neighbours in (None, 9):
+        given = forward(torch.float64)
+        total, _ = Distill(1.0, neighbours, 0.05, 2.0)(given)
+        total.backward()
+        results.append((total, given.embeddings.grad, given.previous.weight.grad))
+    for dense, gathered in zip(*results, strict=True):
+        torch.testing.assert_close(dense, gathered, rtol=1e-12, atol=1e-12)
+
+
+def test_relaxation_removes_the_penalty_where_the_models_nearly_agree():
+    teacher = torch.randn(4, 7, dtype=torch.float64)
+    student = teacher + 0.01 * torch.randn(4, 7, dtype=torch.float64)
+    crossed, entropy = neighbourhood_distillation(student, teacher, 2.0)
+    assert (relaxed(crossed, entropy, 0.0) > 0).all()
+    assert (relaxed(crossed, entropy, 0.5) == 0).all()
+    assert (relaxed(crossed + 10, entropy, 0.5) > 0).all()
+
+
+def test_lwf_and_basic_have_the_same_gradient():
+    """KL and cross-entropy differ by the teacher's entropy, a constant (CRL paper, Sec. 4.2)."""
+    grads = []
+    for divergence in ("kl", "cross_entropy"):
+        given = forward(torch.float64)
+        total, _ = Distill(1.0, None, 0.0, 2.0, divergence)(given)
+        total.backward()
+        grads.append(given.embeddings.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_two_neighbourhood_sizes_in_one_recipe_are_refused():
+    terms = (Distill(1.0, 3, 0.0, 2.0), Distill(1.0, 4, 0.0, 2.0))
+    with pytest.raises(ValueError, match="several sizes"):
+        Recipe(terms=terms)
+
+
+@pytest.mark.parametrize("method", [LearningWithoutForgetting(), FlexibleDistillation(neighbours=5)])
+def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_path, method):
+    """Every sample in both views: the files of the CPU phase against the model run online."""
+    recipe = method.recipe().at(1, 30)
+    network = build_embedder(EmbedderSettings(width=4, dimension=8), 1).eval()
+    rows = ShardedRows.new(0, 30, 8, 2, Ranks()).requires_grad_(False)
+    samples, data = np.arange(len(small)), PipelineSettings()
+    for view in VIEWS:
+        for shard, own in units(small, samples):
+            vectors = embed(network, small, own, data, 16, flipped=view == "flipped")
+            tensors = answers(torch.from_numpy(vectors), rows, recipe.needs)
+            path = teacher_file(tmp_path, shard, view)
+            write_teacher_file(path, {"samples": own, **tensors}, "model")
+    cached = CachedTeacher(TeacherCache(tmp_path, 5, VIEWS, "model"), rows)
+    online = OnlineTeacher(network, rows, recipe.needs)
+    mixed = np.random.default_rng(0).permutation(samples)[:77]
+    for flipped in (False, True):
+        request = Request.plain(mixed, flipped)
+        ((_, images),) = ImageStream(small, iter([request]), 77, data)
+        batch = Batch(images, torch.zeros(77).long(), mixed, request.augmentation.flipped)
+        found, truth = cached(batch, [77]), online(batch, [77])
+        for name in ("embeddings", "classes", "activations"):
+            a, b = getattr(found, name), getattr(truth, name)
+            assert (a is None) == (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_files_of_another_model_and_absent_samples_are_refused(tmp_path):
+    path = teacher_file(tmp_path, 0, "plain")
+    numbers = np.arange(3)
+    write_teacher_file(path, {"samples": numbers, "embeddings": np.zeros((3, 2), np.float32)}, "a")
+    with pytest.raises(ValueError, match="comes from model a, not b"):
+        TeacherCache(tmp_path, 1, VIEWS[:1], "b")
+    cache = TeacherCache(tmp_path, 1, VIEWS[:1], "a")
+    with pytest.raises(KeyError, match="sample 9"):
+        cache.look_up(np.array([1, 9]), np.zeros(2, dtype=bool))
