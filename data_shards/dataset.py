@@ -87,7 +87,7 @@ class ShardDataset:
         return names.to_numpy(zero_copy_only=False)
 
     @cached_property
-    def _maps(self) -> list[mmap.mmap | None]:
+    def _maps(self) -> list[Any]:
         return [None] * len(self.manifest["shards"])
 
     def image(self, sample: int) -> memoryview:
@@ -95,18 +95,18 @@ class ShardDataset:
 
         Raises SampleError when its checksum differs from the one taken when it was written.
         """
-        shard = int(self.shard[sample])
-        mapped = self._maps[shard]
-        path = self.folder / self.manifest["shards"][shard]
-        if mapped is None:
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[shard] = mapped
-        start = int(self.offset[sample])
-        view = memoryview(mapped)[start : start + int(self.size[sample])]
+        shard, start = int(self.shard[sample]), int(self.offset[sample])
+        mapped = self._maps[shard] or self._map(shard)
+        view = mapped[start : start + int(self.size[sample])]
         if zlib.crc32(view) != self.crc32[sample]:
+            path = self.folder / self.manifest["shards"][shard]
             raise SampleError(f"sample {sample} at byte {start} of {path} is damaged")
         return view
+
+    def _map(self, shard: int) -> memoryview:
+        with (self.folder / self.manifest["shards"][shard]).open("rb") as file:
+            self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return self._maps[shard]
 
     def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
         """Compares every file with its sha256; `progress` hears the bytes done after each.

@@ -1,7 +1,6 @@
 """DALI: requests for samples go in, `Batch`es come out, decoded ahead of their use."""
 
 import json
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,13 +39,20 @@ class Request:
 
     samples: NDArray[np.int64]
     augmentation: Augmentation
+    jpegs: list[memoryview]
+    """Their bytes, checked."""
 
     @classmethod
-    def plain(cls, samples: NDArray[np.int64], flipped: bool = False) -> "Request":
-        """The samples as they are, or all mirrored."""
-        count = len(samples)
-        shift = np.zeros((count, 2), dtype=np.int64)
-        return cls(samples, Augmentation(np.full(count, flipped), shift))
+    def plain(
+        cls, dataset: ShardDataset, samples: NDArray[np.int64], flipped: bool = False
+    ) -> "Request":
+        """The samples as they are, or all mirrored. Raises InputError for a damaged one."""
+        try:
+            jpegs = [dataset.image(sample) for sample in samples.tolist()]
+        except SampleError as error:
+            raise InputError(f"{error}: restore the dataset and run again") from error
+        shift = np.zeros((len(samples), 2), dtype=np.int64)
+        return cls(samples, Augmentation(np.full(len(samples), flipped), shift), jpegs)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class ImageStream:
             num_threads=settings.threads,
             device_id=device.index or 0 if device.type == "cuda" else None,
             prefetch_queue_depth=settings.prefetch,
+            exec_dynamic=True,
         )
         self._define(settings)
         self._pipeline.build()
@@ -159,17 +166,11 @@ class ImageStream:
         """DALI's callback: the bytes and augmentation of the next request."""
         request = next(self._requests)
         self._pending.append(request)
-        jpegs = [np.frombuffer(self._bytes(int(s)), dtype=np.uint8) for s in request.samples]
+        jpegs = [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in request.jpegs]
         augmentation = request.augmentation
         flipped = augmentation.flipped.astype(np.int32)
         anchor = (-augmentation.shift).astype(np.int32)
         return (jpegs, flipped, anchor) if self._shifts else (jpegs, flipped)
-
-    def _bytes(self, sample: int) -> memoryview:
-        try:
-            return self._dataset.image(sample)
-        except SampleError as error:
-            raise InputError(f"{error}: restore the dataset and run again") from error
 
     def __iter__(self) -> Iterator[tuple[Request, torch.Tensor]]:
         while True:
@@ -181,37 +182,31 @@ class ImageStream:
             yield request, self._tensor(images, len(request.samples))
 
     def _tensor(self, images: Any, count: int) -> torch.Tensor:
-        """DALI's output as a tensor of our own: DALI reuses its buffers."""
-        dense = images.as_tensor()
-        if self._device.type == "cuda":
-            tensor = torch.from_dlpack(dense).clone()
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)
-                tensor = torch.from_numpy(np.array(dense))
+        """DALI's output without a copy: its dynamic executor never reuses a buffer that is held."""
+        tensor = torch.from_dlpack(images.as_tensor())
         return tensor.view(count, self._height, self._width, 3).permute(0, 3, 1, 2)
 
 
 def readable(
     dataset: ShardDataset, order: Order, positions: NDArray[np.int64], quarantine: Quarantine
-) -> NDArray[np.int64]:
-    """The samples at `positions` ([b]), each damaged one replaced by the next in order.
+) -> tuple[NDArray[np.int64], list[memoryview]]:
+    """The samples at `positions` ([b]) and their bytes, each damaged one replaced by the next.
 
-    The replacement depends on the data alone, so every world size makes the same one.
+    The next in order, that is: it depends on the data alone, so every world size takes the same.
     """
     samples = order.at(positions)
+    jpegs = []
     for i, sample in enumerate(samples.tolist()):
         position = positions[i : i + 1]
         while True:
             try:
-                dataset.image(sample)
+                jpegs.append(dataset.image(sample))
                 break
             except SampleError as error:
                 quarantine.add(sample, str(error))
                 position = position + 1
-                sample = int(order.at(position)[0])
-        samples[i] = sample
-    return samples
+                samples[i] = sample = int(order.at(position)[0])
+    return samples, jpegs
 
 
 def training_batches(
@@ -237,9 +232,9 @@ def training_batches(
     def requests() -> Iterator[Request]:
         for iteration in iterations:
             positions = iteration * batch + np.arange(part.start, part.stop, dtype=np.int64)
-            samples = readable(dataset, order, positions, quarantine)
+            samples, jpegs = readable(dataset, order, positions, quarantine)
             drawn = augment(settings.augmentation, seed, order.epoch(positions), samples)
-            yield Request(samples, drawn)
+            yield Request(samples, drawn, jpegs)
 
     stream = ImageStream(dataset, requests(), part.stop - part.start, settings, device)
     for request, images in stream:

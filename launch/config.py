@@ -151,27 +151,27 @@ def _settings_within(annotation: Any) -> type[Settings] | None:
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
 
 
-def _nearest_key(unknown: str, location: tuple[Any, ...]) -> str:
-    parent = ".".join(str(part) for part in location[:-1])
-    keys = [key for key, _, _ in fields()]
-    tops = {key.split(".")[0] for key in keys}
-    siblings = {
-        key[len(parent) + 1 :].split(".")[0] if parent else key.split(".")[0]
-        for key in keys
-        if not parent or key.startswith(parent + ".")
-    }
-    near = difflib.get_close_matches(unknown, sorted(siblings or tops), 1, cutoff=0.5)
-    return f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
+def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> str:
+    """A hint at the key that was probably meant, beside the unknown one."""
+    model = METHODS[kind] if kind else RunConfig
+    below = "" if kind else "".join(f"{parent}." for parent in parents)
+    keys = [key for key, _, _ in fields(model) if key.startswith(below)]
+    siblings = sorted({key.removeprefix(below).split(".")[0] for key in keys})
+    near = difflib.get_close_matches(unknown, siblings, 1, cutoff=0.5)
+    if not near:
+        return "; `perennial config` lists every key"
+    return f"; did you mean {'.'.join([*parents, near[0]])}?"
 
 
 def explain(error: ValidationError, source: str) -> InputError:
     """The first problem of a configuration, as one line."""
     first = error.errors()[0]
-    location = tuple(part for part in first["loc"] if part not in METHODS or part == first["loc"][-1])
-    key = ".".join(map(str, location)) or "configuration"
+    location, kind = tuple(map(str, first["loc"])), None
+    if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
+        kind, location = location[2], location[:2] + location[3:]
+    key = ".".join(location) or "configuration"
     if first["type"] == "extra_forbidden":
-        name = str(location[-1])
-        hint = _nearest_key(name, location) or "; `perennial config` lists every key"
+        hint = _nearest_key(location[-1], location[:-1], kind)
         return InputError(f"{source}: unknown key {key}{hint}")
     message = first["msg"].removeprefix("Value error, ")
     given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"

@@ -111,7 +111,7 @@ def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_
     online = OnlineTeacher(network, rows, recipe.needs)
     mixed = np.random.default_rng(0).permutation(samples)[:77]
     for flipped in (False, True):
-        request = Request.plain(mixed, flipped)
+        request = Request.plain(small, mixed, flipped)
         ((_, images),) = ImageStream(small, iter([request]), 77, data)
         batch = Batch(images, torch.zeros(77).long(), mixed, request.augmentation.flipped)
         found, truth = cached(batch, [77]), online(batch, [77])

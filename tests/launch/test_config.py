@@ -1,0 +1,93 @@
+"""Configurations: what is wrong is named, with the nearest right key."""
+
+from pathlib import Path
+
+import pytest
+
+from data_shards.settings import InputError
+from launch.config import RunConfig, differences, fields, load_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_configuration_is_valid(path):
+    config = load_config(path)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("dataset: d\nmethods: {finetune: {}, fkd: {neighbours: 5}}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.iteratons=3", r"unknown key training\.iteratons; did you mean training\.iterations"),
+        ("trainin.batch=3", r"unknown key trainin; did you mean training"),
+        ("training.iterations=0", r"training\.iterations: .*greater than or equal to 1 \(given: 0\)"),
+        ("training.iterations=many", r"training\.iterations: .*valid integer.*'many'"),
+        ("training.milestones=[500]", r"milestones \[500\] must ascend"),
+        ("methods.fdk={}", r"fdk: say its kind.*did you mean fkd"),
+        ("methods.fkd.neighbors=3", r"unknown key methods\.fkd\.neighbors"),
+        ("methods.fkd.neighbours=0", r"methods\.fkd\.neighbours: .*greater than or equal to 1"),
+        ("methods.my/method={kind: fkd}", "is no name"),
+        ("methods={}", "methods: .*at least 1"),
+        ("seeds=[1,1]", "repeat a value"),
+        ("training.batch=1 cluster.workers=2", r"fewer than cluster\.workers"),
+        ("training", "no override"),
+        ("training.batch.size=3", "not a group of keys|valid integer"),
+        ("training.batch=[", "not YAML"),
+        ("embedder.architecture=vgg", r"embedder\.architecture: .*resnet50"),
+    ],
+)
+def test_what_is_wrong_is_named(file, override, words):
+    overrides = [part for part in override.split(" ") if "=" in part or "." not in part]
+    if override.startswith(("methods.my", "methods={}")):
+        overrides = [override]
+    with pytest.raises(InputError, match=words) as caught:
+        load_config(file, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    (tmp_path / "demo.yaml").write_text("a: [")
+    with pytest.raises(InputError, match=r"other\.yaml does not exist.*demo\.yaml"):
+        load_config(tmp_path / "other.yaml")
+    with pytest.raises(InputError, match="not a readable YAML"):
+        load_config(tmp_path / "demo.yaml")
+    (tmp_path / "demo.yaml").write_text("- 1")
+    with pytest.raises(InputError, match="must hold keys"):
+        load_config(tmp_path / "demo.yaml")
+
+
+def test_overrides_reach_every_depth(file):
+    config = load_config(file, ["methods.fkd.relaxation=0.5", "cluster.workers=3", "seeds=[4,5]"])
+    assert config.methods["fkd"].relaxation == 0.5
+    assert config.cluster.workers == 3
+    assert config.seeds == (4, 5)
+
+
+def test_every_key_is_documented():
+    undocumented = [key for key, _, meaning in fields() if not meaning]
+    assert undocumented == []
+
+
+def test_where_it_runs_does_not_decide_the_result(file):
+    a = load_config(file)
+    b = load_config(file, ["cluster.workers=7", "data.threads=3", "training.log_every=3"])
+    assert differences(a.deciding(), b.deciding()) == []
+    c = load_config(file, ["training.batch=64"])
+    assert differences(a.deciding(), c.deciding()) == ["training.batch (was 128, now 64)"]
+
+
+def test_a_yaml_file_cannot_run_code(tmp_path):
+    target = tmp_path / "hit"
+    path = tmp_path / "c.yaml"
+    path.write_text(f"dataset: !!python/object/apply:os.mkdir ['{target}']\nmethods: {{fkd: }}\n")
+    with pytest.raises(InputError):
+        load_config(path)
+    assert not target.exists()
