@@ -22,6 +22,7 @@ app = typer.Typer(
 shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
 app.add_typer(shards, name="shards")
 console = Console(highlight=False)
+_INTERRUPTED = 130
 
 ConfigFile = Annotated[Path, typer.Argument(help="A configuration file, such as configs/demo.yaml.")]
 Overrides = Annotated[
@@ -191,19 +192,12 @@ def shards_info(
 def main() -> None:
     """Entry point: errors the user can mend are one line, Ctrl-C says how to go on."""
     try:
-        app(standalone_mode=False)
+        app()
     except InputError as error:
         _stop(f"error: {error}", 2)
-    except KeyboardInterrupt:
-        _stop("\ninterrupted: the same command goes on where this one stopped", 130)
-    except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        if isinstance(error, click.exceptions.Abort):
-            _stop("\ninterrupted: the same command goes on where this one stopped", 130)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
+            _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)
         raise
 
 

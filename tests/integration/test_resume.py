@@ -1,0 +1,164 @@
+"""A run killed at any moment goes on where it was, and ends as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+CONFIG = """
+dataset: {dataset}
+benchmark: {{steps: 2, train_identities: 36, test_identities: 24, pairs: 40, seen_identities: 6}}
+data: {{augmentation: {{flip: true, shift: 1}}}}
+embedder: {{architecture: small, width: 4, dimension: 8}}
+training: {{iterations: 60, batch: 24, milestones: [30], checkpoint_every: 5, log_every: 4}}
+methods: {{fkd: {{neighbours: 5, relaxation: 0.01}}}}
+cluster: {{workers: 2, actors: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "tiny.yaml"
+    path.write_text(CONFIG.format(dataset=small_folder))
+    return path
+
+
+def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "launch.cli", "run", str(config), *overrides, "--out", str(out)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def kill_everything(process: subprocess.Popen) -> None:
+    """SIGKILL to the driver, Ray and every worker."""
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    for member in family:
+        if member.is_running():
+            member.kill()
+    psutil.wait_procs(family)
+    process.communicate()
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool]) -> None:
+    """Polls until `condition`; the process must not end before it."""
+    while not condition():
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[1])
+        time.sleep(0.01)
+
+
+def evaluations(out: Path) -> dict[str, str]:
+    files = sorted(out.glob("chains/*/*/steps/*/evaluation.json"))
+    return {str(file.relative_to(out)): file.read_text() for file in files}
+
+
+def ledger(out: Path) -> list[str]:
+    path = out / "ledger.jsonl"
+    return [json.loads(line)["phase"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    code, _, err = finish(start(config, out))
+    assert code == 0, err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    return out
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+    assert ledger(undisturbed) == [
+        "fkd/seed-0/step-0/train",
+        "fkd/seed-0/step-0/evaluate",
+        "fkd/seed-0/step-1/neighbours",
+        "fkd/seed-0/step-1/train",
+        "fkd/seed-0/step-1/evaluate",
+    ]
+    for step in "01":
+        folder = undisturbed / "chains/fkd/seed-0/steps" / step
+        assert (folder / "model/embedder.safetensors").exists()
+        assert not (folder / "checkpoints").exists()
+        measured = json.loads((folder / "evaluation.json").read_text())
+        assert 0 < measured["top1"] <= 1
+        assert measured["queries_without_match"] == 0
+    page = (undisturbed / "report.html").read_text()
+    assert "fkd" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    targets = json.loads((undisturbed / "targets/trainer-1.json").read_text())
+    assert targets[0]["targets"][0].startswith("127.0.0.1:")
+
+
+def test_a_finished_run_is_not_repeated(undisturbed, config):
+    before = (undisturbed / "ledger.jsonl").read_bytes()
+    code, out, err = finish(start(config, undisturbed))
+    assert code == 0, err
+    assert "all 5 phases" in out
+    assert (undisturbed / "ledger.jsonl").read_bytes() == before
+
+
+def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(undisturbed, config, tmp_path):
+    out = tmp_path / "run"
+    steps = out / "chains/fkd/seed-0/steps"
+    moments = {
+        "training from scratch": lambda: any(steps.glob("0/checkpoints/1[0-9]")),
+        "training once more": lambda: any(steps.glob("0/checkpoints/[345][0-9]")),
+        "evaluation": lambda: "fkd/seed-0/step-0/train" in ledger(out),
+        "neighbourhoods": lambda: any(steps.glob("1/neighbours.part/shard-*")),
+        "training with a teacher": lambda: any(steps.glob("1/checkpoints/[234][0-9]")),
+        "last evaluation": lambda: "fkd/seed-0/step-1/train" in ledger(out),
+    }
+    for moment in moments.values():
+        done = ledger(out)
+        process = start(config, out)
+        wait_for(process, moment)
+        kill_everything(process)
+        assert ledger(out)[: len(done)] == done
+    code, _, err = finish(start(config, out))
+    assert code == 0, err
+    assert ledger(out) == ledger(undisturbed), "a finished phase was repeated"
+    assert evaluations(out) == evaluations(undisturbed)
+
+
+def test_ctrl_c_says_how_to_go_on(config, tmp_path):
+    out = tmp_path / "run"
+    process = start(config, out)
+    wait_for(process, lambda: any(out.glob("chains/fkd/seed-0/steps/0/checkpoints/*")))
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+
+
+def test_damage_found_while_training_is_one_clear_line(config, small_folder, tmp_path):
+    """A shard is damaged on the way: more samples than the budget cannot be read."""
+    import shutil
+
+    copy = shutil.copytree(small_folder, tmp_path / "dataset")
+    out = tmp_path / "run"
+    process = start(config, out, f"dataset={copy}", "data.max_quarantined=2", "cluster.workers=1")
+    wait_for(process, lambda: any(out.glob("chains/fkd/seed-0/steps/0/checkpoints/*")))
+    for shard in copy.glob("*.tar"):
+        size = shard.stat().st_size
+        with shard.open("r+b") as file:
+            file.write(bytes(size))
+    code, _, err = finish(process)
+    assert code == 2
+    assert "samples are damaged, more than data.max_quarantined = 2" in err
+    assert "Traceback" not in err
+    assert (out / "chains/fkd/seed-0/steps/0/quarantine.jsonl").exists()

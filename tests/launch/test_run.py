@@ -1,0 +1,118 @@
+"""What a user can get wrong before anything is trained: one line, an exit code, nothing lost."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from data_shards.settings import InputError
+from launch.config import load_config
+from launch.run import execute
+
+CONSOLE = Console(quiet=True)
+
+
+@pytest.fixture
+def config(small_folder, tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        f"dataset: {small_folder}\nmethods: {{finetune: {{}}}}\n"
+        "benchmark: {steps: 2, train_identities: 36, test_identities: 24, pairs: 40}\n"
+    )
+    return path
+
+
+def refused(config: Path, out: Path, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        execute(load_config(config, overrides), out, CONSOLE)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_step_with_fewer_identities_than_workers(config, tmp_path):
+    message = refused(config, tmp_path / "r", "cluster.workers=20")
+    assert "learning step 0 has 18 identities, fewer than cluster.workers = 20: lower" in message
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped"])
+def test_a_damaged_dataset(config, small_folder, tmp_path, damage):
+    copy = shutil.copytree(small_folder, tmp_path / "copy")
+    shard = copy / "shard-00001.tar"
+    content = bytearray(shard.read_bytes())
+    if damage == "missing":
+        shard.unlink()
+    elif damage == "truncated":
+        shard.write_bytes(content[:-512])
+    else:
+        content[700] ^= 1
+        shard.write_bytes(content)
+    message = refused(config, tmp_path / "r", f"dataset={copy}")
+    assert str(shard) in message
+    assert "restore it or build the dataset again" in message
+
+
+def test_no_dataset(config, tmp_path):
+    message = refused(config, tmp_path / "r", "dataset=nowhere")
+    assert "nowhere holds no dataset" in message
+    assert "perennial shards glyphs --out nowhere" in message
+
+
+def test_a_folder_made_by_another_configuration_is_left_alone(config, tmp_path):
+    out = tmp_path / "r"
+    out.mkdir()
+    other = load_config(config, ["training.learning_rate=0.5"])
+    import yaml
+
+    (out / "run.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
+    before = (out / "run.yaml").read_bytes()
+    message = refused(config, out)
+    assert "training.learning_rate (was 0.5, now 0.05)" in message
+    assert "another --out" in message
+    assert (out / "run.yaml").read_bytes() == before
+
+
+def test_a_folder_in_use(config, tmp_path):
+    from launch.run import locked
+
+    with locked(tmp_path / "r"):
+        assert "is being run by another process" in refused(config, tmp_path / "r")
+
+
+def command(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *words], capture_output=True, text=True, check=False
+    )
+
+
+def test_errors_are_one_line_and_exit_2(config, tmp_path):
+    done = command("run", str(config), "training.iteratons=1", "--out", str(tmp_path / "r"))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("words", [["status"], ["compare"], ["report"]])
+def test_folders_that_are_no_runs_are_named(words, tmp_path):
+    done = command(*words, str(tmp_path))
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["run"], ["demo"], ["compare"], ["report"], ["status"], ["config"], ["shards"]]
+)
+def test_every_command_explains_itself(words):
+    done = command(*words, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_every_key_is_printed():
+    done = command("config")
+    assert done.returncode == 0
+    assert "training.iterations" in done.stdout
