@@ -1,4 +1,4 @@
-"""The input path (random access, decode, flip) against torchvision and against DALI's decoder alone.
+"""The input path (random access, decode, flip) against torchvision and DALI's decoder alone.
 
 112×112 JPEGs, the same cores and augmentation. At least 4 times a torchvision DataLoader over the
 same images as files, and at least 0.85 times DALI decoding the same bytes from memory.
@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 from torchvision.transforms import v2
@@ -23,7 +22,7 @@ from torchvision.transforms import v2
 from benchmarks import interleaved, report
 from data_shards.dataset import ShardDataset
 from data_shards.order import AugmentationSettings, Order
-from data_shards.pipeline import PipelineSettings, Quarantine, training_batches
+from data_shards.pipeline import PipelineSettings, Quarantine, fn, training_batches, types
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 

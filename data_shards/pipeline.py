@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import fn, types
-from nvidia.dali.pipeline import Pipeline
 from numpy.typing import NDArray
+from nvidia.dali import fn as _fn
+from nvidia.dali import types as _types
+from nvidia.dali.pipeline import Pipeline
 
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.order import Augmentation, AugmentationSettings, Order, augment, rank_slice
 from data_shards.settings import InputError, Settings
+
+CPU = torch.device("cpu")
+fn: Any = _fn  # DALI's stubs describe neither its types nor its operators' outputs well
+types: Any = _types
 
 
 class PipelineSettings(Settings):
@@ -115,7 +120,7 @@ class ImageStream:
         requests: Iterator[Request],
         max_batch: int,
         settings: PipelineSettings,
-        device: torch.device = torch.device("cpu"),
+        device: torch.device = CPU,
         augmented: bool = True,
     ) -> None:
         self._dataset = dataset

@@ -148,7 +148,7 @@ def write_dataset(
     refused: list[dict[str, str]] = []
     sizes: set[tuple[int, int]] = set()
     rows: list[dict[str, int]] = []
-    shards = []
+    shards: list[Path] = []
     accepted = _checked(images, refused)
     while batch := list(islice(accepted, shard_samples)):
         sizes.update(size for _, size in batch)

@@ -24,7 +24,9 @@ app.add_typer(shards, name="shards")
 console = Console(highlight=False)
 _INTERRUPTED = 130
 
-ConfigFile = Annotated[Path, typer.Argument(help="A configuration file, such as configs/demo.yaml.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="A configuration file, such as configs/demo.yaml.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as training.iterations=100.")
 ]

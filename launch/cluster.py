@@ -25,7 +25,8 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
     """Ray, started on this machine for localhost only and with token authentication, or joined.
 
     On this machine trainers, CPU actors and Ray Train's controller get a slot each, whatever the
-    number of cores: trainers and actors never work at the same time. Raises InputError when the cluster cannot be reached.
+    number of cores: trainers and actors never work at the same time. Raises InputError when the
+    cluster cannot be reached.
     """
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
@@ -38,7 +39,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         "runtime_env": {"env_vars": _worker_environment(settings)},
     }
     if settings.address is None:
-        local = {
+        local: dict[str, Any] = {
             "address": "local",
             "num_cpus": settings.workers + settings.actor_count() + 2,
             "include_dashboard": False,

@@ -99,9 +99,7 @@ class RunConfig(Settings):
                 if name not in METHODS:
                     near = difflib.get_close_matches(str(name), METHODS, 1)
                     hint = f"; did you mean {near[0]}?" if near else ""
-                    raise ValueError(
-                        f"{name}: say its kind, one of {', '.join(METHODS)}{hint}"
-                    )
+                    raise ValueError(f"{name}: say its kind, one of {', '.join(METHODS)}{hint}")
                 values["kind"] = name
             named[str(name)] = values
         return named
@@ -142,7 +140,11 @@ def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tupl
         if inner is not None:
             yield from fields(inner, f"{prefix}{name}.")
         else:
-            default = "(required)" if field.is_required() else field.get_default(call_default_factory=True)
+            default = (
+                "(required)"
+                if field.is_required()
+                else field.get_default(call_default_factory=True)
+            )
             yield prefix + name, default, " ".join((field.description or "").split())
 
 

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_shards.benchmark import Benchmark
 from data_shards.dataset import ShardDataset
-from data_shards.neighbours import VIEWS, teacher_file, write_teacher_file
+from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from monitoring.exporter import serve_metrics
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
+from trainer.evaluation.protocol import picture
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
@@ -27,7 +29,8 @@ Ids = NDArray[np.int64]
 
 def fast_embedder(model: Model, settings: TeacherSettings) -> Any:
     """The model's embedder prepared for many forward passes on CPU, as `settings` ask."""
-    embedder: Any = model.embedder().to(memory_format=torch.channels_last)
+    embedder: Any = model.embedder()
+    embedder = embedder.to(memory_format=torch.channels_last)
     if settings.precision == "bf16":
         embedder = embedder.to(torch.bfloat16)
     if not settings.compile:
@@ -88,7 +91,7 @@ class OldModel:
         data: PipelineSettings,
         settings: TeacherSettings,
     ) -> int:
-        """Writes what the model says of `samples` of one shard in one view; returns their number."""
+        """Writes what the model says of one shard's `samples` in one view; returns their number."""
         model, embedder, rows = self._model(model_folder, settings)
         vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
         self._metrics.embedded.inc(len(samples))
@@ -105,6 +108,25 @@ class OldModel:
         _, embedder, _ = self._model(model_folder, TeacherSettings())
         self._metrics.embedded.inc(len(samples))
         return embed(embedder, self._dataset, samples, data, batch)
+
+
+def neighbour_examples(
+    dataset: ShardDataset, benchmark: Benchmark, cache: TeacherCache, samples: Ids, count: int
+) -> list[dict[str, Any]]:
+    """Some new images, evenly spaced, with an image of each of their first old identities.
+
+    For people to look at in the report; training sees no old image.
+    """
+    chosen = np.sort(samples)[np.linspace(0, len(samples) - 1, count).astype(np.int64)]
+    classes = cache.look_up(chosen, np.zeros(count, dtype=bool))["classes"][:, :8]
+    rows = benchmark.row[dataset.identity]
+    return [
+        {
+            "query": picture(dataset, int(sample)),
+            "found": [picture(dataset, int(np.argmax(rows == row))) for row in nearest],
+        }
+        for sample, nearest in zip(chosen, classes, strict=True)
+    ]
 
 
 def units(dataset: ShardDataset, samples: Ids) -> list[tuple[int, Ids]]:

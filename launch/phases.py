@@ -1,4 +1,4 @@
-"""The phases of a run, and walking through them: each is done once, wherever the run was stopped."""
+"""The phases of a run, and walking through them: each is done once, however often it stops."""
 
 import json
 import os
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from data_shards.files import fingerprint, write_json
-from data_shards.neighbours import VIEWS, teacher_file
+from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.settings import InputError
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
 from launch.mailbox import Mailbox
-from launch.neighbourhoods import OldModel, units
+from launch.neighbourhoods import OldModel, neighbour_examples, units
 from launch.workers import worker
 from monitoring.progress import RunProgress
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
@@ -166,16 +166,19 @@ class Driver:
                 self._ray.kill(actor)
             self._actors = []
 
-    def _map(self, calls: list[Callable[[Any], Any]]) -> list[Any]:
-        """Runs each call on the next free actor and returns the results in the calls' order."""
+    def _map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+        """Calls an actor's method with each of `calls`, on whichever actor is free.
+
+        Returns the results in the order of the calls.
+        """
         results: list[Any] = [None] * len(calls)
-        idle, running, waiting = list(self._pool()), {}, list(enumerate(calls))
-        done = 0
+        idle, waiting, done = list(self._pool()), list(enumerate(calls)), 0
+        running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:
             while waiting and idle:
                 number, call = waiting.pop(0)
                 actor = idle.pop()
-                running[call(actor)] = (number, actor)
+                running[getattr(actor, method).remote(*call)] = (number, actor)
             ready, _ = self._ray.wait(list(running), timeout=_POLL_SECONDS)
             for reference in ready:
                 number, actor = running.pop(reference)
@@ -202,22 +205,22 @@ class Driver:
         views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
         part = phase.output.with_name("neighbours.part")
         part.mkdir(parents=True, exist_ok=True)
+        model, out = previous.folder.resolve(), part.resolve()
         calls = [
-            lambda actor, shard=shard, own=own, view=view: actor.neighbours.remote(
-                previous.folder.resolve(),
-                part.resolve(),
-                shard,
-                view,
-                own,
-                recipe.needs,
-                config.data,
-                config.teacher,
-            )
+            (model, out, shard, view, own, recipe.needs, config.data, config.teacher)
             for shard, own in units(run.dataset, samples)
             for view in views
             if not teacher_file(part, shard, view).exists()
         ]
-        self._map(calls)
+        self._map("neighbours", calls)
+        if recipe.needs.neighbours is not None:
+            cache = TeacherCache(
+                part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
+            )
+            examples = neighbour_examples(
+                run.dataset, run.benchmark, cache, samples, config.evaluation.examples
+            )
+            write_json(phase.output.with_name("neighbour_examples.json"), examples)
         part.rename(phase.output)
         return ""
 
@@ -226,12 +229,10 @@ class Driver:
         model = Model.open(phase.output.parent / "model")
         samples = samples_to_embed(run.benchmark)
         calls = [
-            lambda actor, own=own: actor.embed.remote(
-                model.folder.resolve(), own, config.data, config.teacher.batch
-            )
+            (model.folder.resolve(), own, config.data, config.teacher.batch)
             for _, own in units(run.dataset, samples)
         ]
-        embeddings = np.concatenate(self._map(calls))
+        embeddings = np.concatenate(self._map("embed", calls))
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
         measured = evaluate(*given)

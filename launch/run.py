@@ -136,4 +136,3 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
     for table in tables(compare([folder])):
         console.print(table)
     console.print(f"report: {folder / 'report.html'}")
-

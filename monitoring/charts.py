@@ -1,9 +1,10 @@
-"""Line charts and timelines as inline SVG, coloured by CSS variables so that they follow the theme."""
+"""Line charts and timelines as inline SVG, coloured by CSS variables to follow the theme."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 WIDTH, HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 12, 34
@@ -57,15 +58,24 @@ def line_chart(
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
     for y in y_ticks:
         _, v = at(x_low, y)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{v:.1f}" y2="{v:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>')
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{v:.1f}" y2="{v:.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{_LEFT - 8}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>'
+        )
     for x in x_ticks:
         if not x_low <= x <= x_high:
             continue
         u, _ = at(x, y_low)
-        parts.append(f'<text class="tick" x="{u:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>')
+        parts.append(
+            f'<text class="tick" x="{u:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>'
+        )
     middle = (_LEFT + WIDTH - _RIGHT) / 2
-    parts.append(f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 2}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(
+        f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 2}" text-anchor="middle">'
+        f"{escape(x_label)}</text>"
+    )
     for line in lines:
         parts.append(_drawn(line, at, points))
     return "".join([*parts, "</svg>"])
@@ -75,8 +85,7 @@ def _bands(line: Line) -> Sequence[float]:
     return line.band or [0.0] * len(line.points)
 
 
-def _drawn(line: Line, at: object, points: bool) -> str:
-    place = at  # type: ignore[assignment]
+def _drawn(line: Line, place: Callable[[float, float], Any], points: bool) -> str:
     colour = f"var(--c{line.colour})"
     out = ""
     if any(line.band):
@@ -127,10 +136,15 @@ def timeline(spans: Sequence[Span]) -> str:
         if u > width - 16:
             continue
         parts.append(f'<line class="grid" x1="{u:.1f}" x2="{u:.1f}" y1="0" y2="{height - 30}"/>')
-        parts.append(f'<text class="tick" x="{u:.1f}" y="{height - 14}" text-anchor="middle">{minute:g} min</text>')
+        parts.append(
+            f'<text class="tick" x="{u:.1f}" y="{height - 14}" text-anchor="middle">'
+            f"{minute:g} min</text>"
+        )
     for number, row in enumerate(rows):
         v = number * pitch + 4
-        parts.append(f'<text class="tick" x="{left - 8}" y="{v + 12}" text-anchor="end">{escape(row)}</text>')
+        parts.append(
+            f'<text class="tick" x="{left - 8}" y="{v + 12}" text-anchor="end">{escape(row)}</text>'
+        )
         for span in (s for s in spans if s.row == row):
             u, w = left + (span.start - start) * scale, max(1.5, (span.end - span.start) * scale)
             parts.append(

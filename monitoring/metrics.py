@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class Metrics:
-    """Metrics of one worker or actor, in a registry of their own. Base units; no unbounded labels."""
+    """Metrics of one worker or actor, in a registry of their own: base units, bounded labels."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()

@@ -61,6 +61,8 @@ class RunProgress:
         words = ", ".join(filter(None, [result, self._last]))
         seconds = time.monotonic() - self._begun
         self._console.print(
-            f"[green]✓[/] {self._number}/{self._phases} {self._name} [dim]{seconds:.1f} s[/]  {words}",
+            f"[green]✓[/] {self._number}/{self._phases} {self._name} [dim]{seconds:.1f} s[/]",
+            f" {words}",
             highlight=False,
+            soft_wrap=True,
         )

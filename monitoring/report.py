@@ -40,7 +40,8 @@ def draw(folder: Path) -> Path:
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours)],
         timeline=Markup(timeline(_spans(ledger))),
         hours=sum(r["finished"] - r["started"] for r in ledger) / 3600,
-        examples=_examples(folder, methods),
+        examples=_examples(folder, methods, "examples.json"),
+        neighbourhoods=_examples(folder, methods, "neighbour_examples.json"),
     )
     part = folder / ".report.html.part"
     part.write_text(page)
@@ -123,12 +124,12 @@ def _spans(ledger: list[dict[str, Any]]) -> list[Span]:
     ]
 
 
-def _examples(folder: Path, methods: list[str]) -> list[dict[str, Any]]:
-    """The search examples of each method's newest tested step, first seed found."""
+def _examples(folder: Path, methods: list[str], name: str) -> list[dict[str, Any]]:
+    """The pictures that each method left under `name` in its newest step, first seed found."""
     shown = []
     for method in methods:
         files = sorted(
-            (folder / "chains" / method).glob("seed-*/steps/*/examples.json"),
+            (folder / "chains" / method).glob(f"seed-*/steps/*/{name}"),
             key=lambda path: (-int(path.parent.name), path.parts),
         )
         if files:

@@ -23,12 +23,12 @@ class EmbedderSettings(Settings):
     width: int = Field(default=16, ge=1)
     """Channels of the first convolution of `small`."""
     stem: Literal["standard", "small"] = "standard"
-    """How a ResNet begins: `standard` divides the image's side by 4, `small` keeps it (for images
-    of 64 pixels or less)."""
+    """How a ResNet begins: `standard` divides the image's side by 4; `small` keeps it, for images
+    of at most 64 pixels."""
 
 
 class Embedder(nn.Module):
-    """Normalises uint8 images on their own device, runs the trunk, and embeds: [b,3,H,W] → [b,d]."""
+    """Normalises uint8 images on their own device, runs the trunk, embeds: [b,3,H,W] → [b,d]."""
 
     def __init__(self, trunk: nn.Module, features: int, dimension: int) -> None:
         super().__init__()

@@ -36,7 +36,9 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return normalised * weight.view(shape) + bias.view(shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:  # type: ignore[override]
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
         normalised, weight, inverse, total = ctx.saved_tensors
         own_bias = grad.sum(ctx.axes)
         own_weight = (grad * normalised).sum(ctx.axes)
@@ -47,6 +49,10 @@ class _GlobalBatchNorm(torch.autograd.Function):
 
 class GlobalBatchNorm(nn.Module):
     """Batch normalisation whose statistics, running ones included, are the global batch's."""
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
 
     def __init__(self, original: nn.BatchNorm1d | nn.BatchNorm2d, ranks: Ranks) -> None:
         super().__init__()

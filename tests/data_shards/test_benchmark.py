@@ -43,9 +43,7 @@ def test_verification_folds_share_no_identity_and_truth_is_right(small):
     left, right = small.identity[benchmark.pairs[:, 0]], small.identity[benchmark.pairs[:, 1]]
     assert ((left == right) == benchmark.same).all()
     assert benchmark.same.mean() == 0.5
-    people = [
-        set(left[benchmark.folds == f]) | set(right[benchmark.folds == f]) for f in range(10)
-    ]
+    people = [set(left[benchmark.folds == f]) | set(right[benchmark.folds == f]) for f in range(10)]
     assert sum(map(len, people)) == len(set().union(*people))
 
 

@@ -52,9 +52,7 @@ def test_the_webdataset_library_reads_the_shards(small_folder, small):
 
 
 def test_writing_is_reproducible(tmp_path):
-    manifests = [
-        write_dataset(source(5, 2), tmp_path / name, {}, shard_samples=4) for name in "ab"
-    ]
+    manifests = [write_dataset(source(5, 2), tmp_path / name, {}, shard_samples=4) for name in "ab"]
     assert manifests[0]["files"] == manifests[1]["files"]
 
 

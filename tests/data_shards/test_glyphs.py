@@ -14,7 +14,9 @@ def test_glyphs_are_the_same_every_time_and_ordered():
     assert images == list(read_glyphs(settings, processes=2))
     assert len({i.identity for i in images}) == 40
     assert len({i.key for i in images}) == len(images)
-    per_identity = {i.identity: {j.camera for j in images if j.identity == i.identity} for i in images}
+    per_identity = {
+        i.identity: {j.camera for j in images if j.identity == i.identity} for i in images
+    }
     assert min(map(len, per_identity.values())) >= 4
     for image in images[::50]:
         pixels = np.asarray(Image.open(io.BytesIO(image.image)))

@@ -31,7 +31,16 @@ def config(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "launch.cli", "run", str(config), *overrides, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.cli",
+        "run",
+        str(config),
+        *overrides,
+        "--out",
+        str(out),
+    ]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -68,7 +77,11 @@ def evaluations(out: Path) -> dict[str, str]:
 
 def ledger(out: Path) -> list[str]:
     path = out / "ledger.jsonl"
-    return [json.loads(line)["phase"] for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line)["phase"] for line in path.read_text().splitlines()]
+        if path.exists()
+        else []
+    )
 
 
 @pytest.fixture(scope="module")

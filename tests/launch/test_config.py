@@ -26,9 +26,15 @@ def file(tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.iteratons=3", r"unknown key training\.iteratons; did you mean training\.iterations"),
+        (
+            "training.iteratons=3",
+            r"unknown key training\.iteratons; did you mean training\.iterations",
+        ),
         ("trainin.batch=3", r"unknown key trainin; did you mean training"),
-        ("training.iterations=0", r"training\.iterations: .*greater than or equal to 1 \(given: 0\)"),
+        (
+            "training.iterations=0",
+            r"training\.iterations: .*greater than or equal to 1 \(given: 0\)",
+        ),
         ("training.iterations=many", r"training\.iterations: .*valid integer.*'many'"),
         ("training.milestones=[500]", r"milestones \[500\] must ascend"),
         ("methods.fdk={}", r"fdk: say its kind.*did you mean fkd"),

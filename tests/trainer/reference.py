@@ -1,6 +1,5 @@
 """The CRL paper's losses on one process, dense, in float64, written from the paper alone."""
 
-import torch
 from torch.nn import functional as F
 
 

@@ -32,8 +32,10 @@ def brute_force(query, gallery, q_id, g_id, q_cam, g_cam, depth):
 def test_retrieval_equals_brute_force(seed, tied):
     rng = np.random.default_rng(seed)
     q, g = 300 if seed == 0 else int(rng.integers(1, 40)), int(rng.integers(1, 60))
-    draw = (lambda n: rng.integers(0, 3, (n, 2)).astype(float)) if tied else (
-        lambda n: rng.normal(size=(n, 4))
+    draw = (
+        (lambda n: rng.integers(0, 3, (n, 2)).astype(float))
+        if tied
+        else (lambda n: rng.normal(size=(n, 4)))
     )
     query, gallery = torch.from_numpy(draw(q)), torch.from_numpy(draw(g))
     ids = [rng.integers(0, 8, n) for n in (q, g)]

@@ -38,8 +38,13 @@ def case():
 
     images = torch.randint(0, 256, (BATCH, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.randint(OLD, OLD + NEW, (BATCH,), generator=generator)
-    return images, labels, draw(OLD, DIMENSION), draw(OLD, DIMENSION), draw(NEW, DIMENSION), draw(
-        BATCH, DIMENSION
+    return (
+        images,
+        labels,
+        draw(OLD, DIMENSION),
+        draw(OLD, DIMENSION),
+        draw(NEW, DIMENSION),
+        draw(BATCH, DIMENSION),
     )
 
 
@@ -49,7 +54,9 @@ def embedder():
 
 
 def sharded(first, rows, ranks):
-    return ShardedRows(first, first + len(rows), rows[own_ids(0, len(rows), _shifted(first, ranks))].clone(), ranks)
+    return ShardedRows(
+        first, first + len(rows), rows[own_ids(0, len(rows), _shifted(first, ranks))].clone(), ranks
+    )
 
 
 def _shifted(first, ranks):

@@ -94,7 +94,9 @@ def test_two_neighbourhood_sizes_in_one_recipe_are_refused():
         Recipe(terms=terms)
 
 
-@pytest.mark.parametrize("method", [LearningWithoutForgetting(), FlexibleDistillation(neighbours=5)])
+@pytest.mark.parametrize(
+    "method", [LearningWithoutForgetting(), FlexibleDistillation(neighbours=5)]
+)
 def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_path, method):
     """Every sample in both views: the files of the CPU phase against the model run online."""
     recipe = method.recipe().at(1, 30)

@@ -77,13 +77,11 @@ class _GatherEmbeddings(torch.autograd.Function):
         return ranks.gather(embeddings.detach(), counts)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return grad[ctx.own] * ctx.world, None, None
 
 
-def gather_embeddings(
-    embeddings: torch.Tensor, ranks: Ranks, counts: list[int]
-) -> torch.Tensor:
+def gather_embeddings(embeddings: torch.Tensor, ranks: Ranks, counts: list[int]) -> torch.Tensor:
     """Gathers every rank's embeddings [counts[rank], d] to [B, d], with autograd.
 
     The gradient of the gathered tensor is equal on every rank, so each rank keeps its own part;

@@ -42,7 +42,9 @@ class _CrossEntropy(torch.autograd.Function):
         return log_partition - target
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         embeddings, weight, grad_logits, sample, index = ctx.saved_tensors
         grad_logits = grad_logits.clone()
         grad_logits[sample, index] -= 1
@@ -83,7 +85,7 @@ class _Distillation(torch.autograd.Function):
         return divergence_from_entropy, entropy
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         embeddings, weight, difference = ctx.saved_tensors

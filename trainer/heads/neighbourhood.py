@@ -8,7 +8,9 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 
 
-def top_k(activations: torch.Tensor, ids: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_k(
+    activations: torch.Tensor, ids: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids ([B, k] int64) and activations ([B, k]) of the k largest in each row, largest first.
 
     `activations` [B, n], `ids` [n] ascending. Ties go to the lowest id, so that the result does
@@ -77,7 +79,9 @@ class _Activations(torch.autograd.Function):
         return ranks.sum(out)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:  # type: ignore[override]
+    def backward(
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         embeddings, weight, sample, place, row = ctx.saved_tensors
         pull = grad[sample, place][:, None]
         grad_embeddings = torch.zeros_like(embeddings)

@@ -9,7 +9,7 @@ from trainer.methods.terms import Classify, Distill
 
 
 class LearningWithoutForgetting(MethodSettings):
-    """LwF: cross-entropy from the previous model's probabilities over all old identities (Eq. 2)."""
+    """LwF: cross-entropy from the previous model's softmax over all old identities (Eq. 2)."""
 
     kind: Literal["lwf"] = "lwf"
     weight: float = Field(default=1.0, ge=0)

@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: help setup demo test lint lock bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+setup: $(VENV)/.installed  ## install everything that requirements.lock names
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup  ## four methods on glyphs, from shards to report
+	$(RUN)/perennial demo
+
+test: setup lint  ## every check that CI makes
+	$(RUN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+bench: setup  ## the benchmarks, quickly
+	for name in neighbourhoods data step; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
+
+lock:  ## write requirements.lock from a fresh environment
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' '.[dev]'
+	.venv-lock/bin/python -m pip freeze --exclude perennial-id --all | grep -v '^pip==' > requirements.lock
+	rm -rf .venv-lock
+
+clean:  ## remove environment and caches, not data or runs
+	rm -rf $(VENV) .venv-lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info
