@@ -4,13 +4,13 @@ import os
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Chain, Run
 from monitoring.exporter import serve_metrics
 from monitoring.metrics import Metrics
+from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
 from trainer.loop import train
 
@@ -23,9 +23,7 @@ def worker(spec: dict[str, Any]) -> None:
     """
     config = RunConfig.model_validate(spec["config"])
     torch.set_num_threads(config.cluster.worker_threads())
-    if not dist.is_initialized():  # in the driver's process Ray Train makes no process group
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        os.environ["LOCAL_RANK"] = "0"
+    ensure_process_group()
     ranks = Ranks.default()
     mailbox, phase = spec["mailbox"], spec["phase"]
     try:

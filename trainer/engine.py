@@ -10,9 +10,17 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trainer.heads.collectives import Ranks
+
+
+def ensure_process_group() -> None:
+    """Makes a process group of one where there is none: DeepSpeed does not work without."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        os.environ["LOCAL_RANK"] = "0"
 
 
 def build_engine(

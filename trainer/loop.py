@@ -152,27 +152,35 @@ def restore_state(state: State, folder: Path, ranks: Ranks) -> None:
 class Stepper:
     """One optimiser update: the embedder's forward, the terms, backward, both optimisers."""
 
-    def __init__(self, task: Task, state: State, teacher: TeacherSource, ranks: Ranks) -> None:
-        self._task, self._state, self._teacher, self._ranks = task, state, teacher, ranks
-        batch, world = task.training.batch, ranks.world
+    def __init__(
+        self,
+        training: TrainingSettings,
+        recipe: Recipe,
+        state: State,
+        teacher: TeacherSource,
+        ranks: Ranks,
+    ) -> None:
+        self._training, self._recipe = training, recipe
+        self._state, self._teacher, self._ranks = state, teacher, ranks
+        batch, world = training.batch, ranks.world
         parts = [rank_slice(batch, rank, world) for rank in range(world)]
         self._counts = [part.stop - part.start for part in parts]
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Returns each term's mean over the global batch, and their weighted sum as ``loss``."""
-        state, task = self._state, self._task
-        rate = learning_rate(task.training, state.iteration)
+        state = self._state
+        rate = learning_rate(self._training, state.iteration)
         set_learning_rate(state.embedder_optimizer, rate)
         set_learning_rate(state.rows_optimizer, rate)
         teacher = self._teacher(batch, self._counts)
-        half = task.training.precision == "bf16"
+        half = self._training.precision == "bf16"
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
             embeddings = state.engine(batch.images)
         gathered = gather_embeddings(embeddings.float(), self._ranks, self._counts)
         labels = self._ranks.gather(batch.labels, self._counts)
         forward = Forward(gathered, labels, state.current, state.previous, teacher)
         losses, total = {}, gathered.new_zeros(())
-        for term in task.recipe.terms:
+        for term in self._recipe.terms:
             numerator, denominator = term(forward)
             mean = numerator / denominator
             losses[type(term).__name__.lower()] = mean.detach()
@@ -201,7 +209,8 @@ def train(
     state = build_state(task, ranks, device)
     if (newest := checkpoints.newest()) is not None:
         restore_state(state, newest, ranks)
-    step = Stepper(task, state, build_teacher(task, ranks, device), ranks)
+    teacher = build_teacher(task, ranks, device)
+    step = Stepper(task.training, task.recipe, state, teacher, ranks)
     watch = Watch(task, metrics, report, state.iteration)
     for batch in watch.batches(task_batches(task, state.iteration, ranks, device, metrics)):
         losses = step(batch)

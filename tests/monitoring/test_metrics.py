@@ -1,0 +1,42 @@
+"""Each process serves its metrics and says where."""
+
+import json
+import urllib.request
+
+import pytest
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitoring.exporter import serve_metrics
+from monitoring.metrics import Metrics
+
+
+def test_the_endpoint_serves_what_was_counted(tmp_path):
+    metrics = Metrics()
+    metrics.iterations.inc(3)
+    file = tmp_path / "targets" / "trainer-0.json"
+    port = serve_metrics(metrics.registry, file, {"rank": "0"})
+    (target,) = json.loads(file.read_text())
+    assert target == {"targets": [f"127.0.0.1:{port}"], "labels": {"rank": "0"}}
+    text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    found = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples}
+    assert found["perennial_iterations_total"] == 3
+
+
+def test_two_processes_worth_of_metrics_do_not_meet():
+    a, b = Metrics(), Metrics()
+    a.images.inc(5)
+    assert b.registry.get_sample_value("perennial_images_total") == 0
+
+
+@pytest.mark.parametrize("name", [n for n in vars(Metrics()) if n != "registry"])
+def test_metrics_are_named_by_the_rules(name):
+    metric = getattr(Metrics(), name)
+    (family,) = metric.collect()
+    assert family.name.startswith("perennial_")
+    assert family.documentation.endswith(".")
+    assert not metric._labelnames
+    if isinstance(metric, Counter):
+        assert any(sample.name.endswith("_total") for sample in family.samples)
+    else:
+        assert isinstance(metric, Gauge | Histogram)

@@ -1,0 +1,75 @@
+"""Two learning steps of any method on the small dataset, in this process or on ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.dataset import ShardDataset
+from data_shards.order import AugmentationSettings
+from data_shards.pipeline import PipelineSettings
+from monitoring.metrics import Metrics
+from trainer.backbones import EmbedderSettings
+from trainer.engine import ensure_process_group
+from trainer.heads.collectives import Ranks
+from trainer.loop import Task, train
+from trainer.methods import METHODS
+from trainer.methods.distillation import FlexibleDistillation
+from trainer.model import Model
+from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.teacher import TeacherSettings
+
+ALL = {
+    **{name: method() for name, method in METHODS.items() if name != "fkd"},
+    "basic": FlexibleDistillation(neighbours=None, relaxation=0.0),
+    "basic+ns": FlexibleDistillation(neighbours=5, relaxation=0.0),
+    "basic+cr": FlexibleDistillation(neighbours=None, relaxation=0.05),
+    "fkd": FlexibleDistillation(neighbours=5, relaxation=0.05),
+}
+
+
+class Interrupted(Exception):
+    """Raised in the middle of training."""
+
+
+def train_step(
+    dataset: Path, out: Path, method: str, step: int, iterations: int = 12, stop_at: int | None = None
+) -> list[float]:
+    """Trains one step with an online teacher; returns the losses of every second iteration.
+
+    `stop_at` raises Interrupted at that iteration instead of going on.
+    """
+    torch.set_num_threads(1)
+    ensure_process_group()
+    opened = ShardDataset.open(dataset)
+    benchmark = build_benchmark(
+        opened, BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
+    )
+    training = TrainingSettings(
+        iterations=iterations, batch=20, milestones=(8,), checkpoint_every=5, log_every=2
+    )
+    recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
+    task = Task(
+        dataset=opened,
+        benchmark=benchmark,
+        data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
+        embedder=EmbedderSettings(width=4, dimension=8),
+        training=for_all_data(training, step) if recipe.data == "all" else training,
+        teacher=TeacherSettings(mode="online"),
+        recipe=recipe,
+        seed=0,
+        step=step,
+        previous=Model.open(out / "0" / "model") if step else None,
+        cache=out / str(step) / "neighbours",
+        folder=out / str(step),
+    )
+    losses: list[float] = []
+
+    def report(record: dict[str, Any]) -> None:
+        losses.append(record["loss"])
+        if stop_at is not None and record["iteration"] >= stop_at:
+            raise Interrupted
+
+    train(task, Ranks.default(), torch.device("cpu"), Metrics(), report)
+    return losses
