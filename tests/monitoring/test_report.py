@@ -59,7 +59,7 @@ def test_the_report_holds_everything_and_runs_nothing(tmp_path):
     assert "&lt;script&gt;" in page
     for text in ("65.5", "± 0.7", "finetune", "data:image/jpeg;base64,AAAA", "Phases"):
         assert text in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     assert page.count("<svg") == len(METRICS) + 2
 
 
@@ -70,9 +70,7 @@ def test_an_unfinished_run_has_a_report_too(tmp_path):
     assert "Configuration" in draw(tmp_path).read_text()
 
 
-@given(
-    st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(2, 9)
-)
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(2, 9))
 def test_ticks_cover_the_range_with_round_steps(low, span, count):
     found = ticks(low, low + span, count)
     assert found[0] <= low + 1e-6 * max(1, abs(low))

@@ -34,7 +34,12 @@ class Interrupted(Exception):
 
 
 def train_step(
-    dataset: Path, out: Path, method: str, step: int, iterations: int = 12, stop_at: int | None = None
+    dataset: Path,
+    out: Path,
+    method: str,
+    step: int,
+    iterations: int = 12,
+    stop_at: int | None = None,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
