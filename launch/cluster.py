@@ -31,6 +31,10 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
     for key, value in _QUIET.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if settings.address is None:
+        # Ray takes 127.0.0.1 for a mistake and listens everywhere, unless it believes that this
+        # machine cannot be part of a cluster; see docs/decisions.md
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray  # reads RAY_AUTH_MODE when it is imported
 
     options: dict[str, Any] = {

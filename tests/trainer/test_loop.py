@@ -102,6 +102,6 @@ def test_a_loss_that_is_not_finite_stops_with_an_explanation(
 ):
     out = copy(first_step, tmp_path)
     monkeypatch.setitem(ALL, "fkd", ALL["fkd"].model_copy(update={"weight": float("inf")}))
-    with pytest.raises(FloatingPointError, match="not finite at iteration 2.*learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"not finite at iteration 2.*learning_rate"):
         train_step(small_folder, out, "fkd", 1)
     assert not (out / "1" / "model").exists()

@@ -1,0 +1,41 @@
+"""Ray on this machine listens on localhost alone and lets nobody in without the token."""
+
+import json
+import subprocess
+import sys
+
+SCRIPT = """
+import json, os, subprocess, sys
+import psutil
+from launch.cluster import cluster
+from launch.config import ClusterSettings
+
+with cluster(ClusterSettings()) as ray:
+    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    sockets = [c for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+    address = ray.get_runtime_context().gcs_address
+    join = f"import ray; ray.init(address={address!r}, log_to_driver=False)"
+    codes = {}
+    for name, change in (
+        ("no token", {"RAY_AUTH_MODE": "disabled"}),
+        ("wrong token", {"RAY_AUTH_TOKEN": "0" * 64}),
+        ("the token", {}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", join], env={**os.environ, **change}, capture_output=True
+        )
+        codes[name] = done.returncode
+    print(json.dumps({"listening": [c.laddr.ip for c in sockets], "codes": codes}))
+"""
+
+
+def test_ray_listens_on_localhost_and_wants_its_token():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["listening"]) > 3
+    assert {ip.removeprefix("::ffff:") for ip in found["listening"]} == {"127.0.0.1"}
+    codes = found["codes"]
+    assert codes.pop("the token") == 0
+    assert all(codes.values()), codes
