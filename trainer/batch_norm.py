@@ -21,30 +21,60 @@ class _GlobalBatchNorm(torch.autograd.Function):
         bias: torch.Tensor,
         module: "GlobalBatchNorm",
     ) -> torch.Tensor:
-        axes = [i for i in range(x.dim()) if i != 1]
         shape = [1, -1] + [1] * (x.dim() - 2)
-        count = x.new_full((1,), x.numel() // max(1, x.shape[1]))
-        packed = module.ranks.sum(torch.cat([x.sum(axes), count]))
-        mean, total = packed[:-1] / packed[-1], packed[-1]
-        centred = x - mean.view(shape)
-        variance = module.ranks.sum(centred.square().sum(axes)) / total
-        inverse = (variance + module.eps).rsqrt()
+        own_mean, own_variance = _moments(x, module.eps)
+        count = own_mean.new_full((1,), x.numel() // max(1, x.shape[1]))
+        sums = [own_mean * count, (own_variance + own_mean.square()) * count, count]
+        packed = module.ranks.sum(torch.cat(sums))
+        total = packed[-1:]
+        mean, square = (packed[:-1] / total).chunk(2)
+        variance = (square - mean.square()).clamp_min(0)
         module.update(mean, variance * (total / (total - 1).clamp_min(1)))
-        normalised = centred.mul_(inverse.view(shape))
-        ctx.save_for_backward(normalised, weight, inverse, total)
-        ctx.axes, ctx.shape, ctx.ranks = axes, shape, module.ranks
-        return normalised * weight.view(shape) + bias.view(shape)
+        inverse = (variance + module.eps).rsqrt()
+        scale = weight.double() * inverse
+        ctx.save_for_backward(x, weight, mean, inverse, total)
+        ctx.shape, ctx.ranks = shape, module.ranks
+        scale, shift = (v.to(x.dtype).view(shape) for v in (scale, bias.double() - mean * scale))
+        return torch.addcmul(shift, x, scale)
 
     @staticmethod
     def backward(
         ctx: Any, grad: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None]:
-        normalised, weight, inverse, total = ctx.saved_tensors
-        own_bias = grad.sum(ctx.axes)
-        own_weight = (grad * normalised).sum(ctx.axes)
+        x, weight, mean, inverse, total = ctx.saved_tensors
+        own_bias, own_weight = _gradient_sums(grad, x, mean.to(x.dtype), inverse.to(x.dtype))
         means = ctx.ranks.sum(torch.stack([own_bias, own_weight])) / total
-        centred = grad - means[0].view(ctx.shape) - normalised * means[1].view(ctx.shape)
-        return centred * (weight * inverse).view(ctx.shape), own_weight, own_bias, None
+        # d/dx = weight · inverse · (grad - mean of grad - normalised x · mean of grad · that)
+        of_grad = weight.double() * inverse
+        of_x = -of_grad * inverse * means[1]
+        constant = -of_grad * means[0] - of_x * mean
+        of_grad, of_x, constant = (v.to(x.dtype).view(ctx.shape) for v in (of_grad, of_x, constant))
+        grad_x = torch.addcmul(constant, grad, of_grad).addcmul_(x, of_x)
+        return grad_x, own_weight.to(weight.dtype), own_bias.to(weight.dtype), None
+
+
+def _moments(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """This rank's mean and biased variance of each channel, [C] float64 each; zeros of nothing.
+
+    PyTorch's own kernel reads the input once, which sums in Python would do several times.
+    """
+    if not x.numel():
+        nothing = x.new_zeros(x.shape[1], dtype=torch.float64)
+        return nothing, nothing
+    _, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+    return mean.double(), inverse.double().pow(-2) - eps
+
+
+def _gradient_sums(
+    grad: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """This rank's sums of `grad` and of `grad` times normalised x, [C] float64 each."""
+    if not x.numel():
+        return mean.double() * 0, mean.double() * 0
+    _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+        grad, x, None, None, None, mean, inverse, True, 0.0, [False, True, True]
+    )
+    return of_bias.double(), of_weight.double()
 
 
 class GlobalBatchNorm(nn.Module):
