@@ -23,6 +23,7 @@ shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_a
 app.add_typer(shards, name="shards")
 console = Console(highlight=False)
 _INTERRUPTED = 130
+_DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 ConfigFile = Annotated[
     Path, typer.Argument(help="A configuration file, such as configs/demo.yaml.")
@@ -56,7 +57,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
 ) -> None:
     """Run configs/demo.yaml: finetune, lwf, fkd and joint on glyphs, in minutes on two cores."""
-    _run(Path("configs/demo.yaml"), overrides, out)
+    _run(_DEMO, overrides, out)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -33,8 +34,6 @@ def test_every_sample_comes_back_with_its_identity_and_camera(small):
 
 
 def test_indexes_equal_what_dalis_wds2idx_writes(small_folder, tmp_path):
-    import subprocess
-
     for tar in sorted(small_folder.glob("*.tar")):
         theirs = tmp_path / "theirs.idx"
         command = [sys.executable, "-m", "wds2idx", str(tar), str(theirs)]

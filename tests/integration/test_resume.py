@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,8 +161,6 @@ def test_ctrl_c_says_how_to_go_on(config, tmp_path):
 
 def test_damage_found_while_training_is_one_clear_line(config, small_folder, tmp_path):
     """A shard is damaged on the way: more samples than the budget cannot be read."""
-    import shutil
-
     copy = shutil.copytree(small_folder, tmp_path / "dataset")
     out = tmp_path / "run"
     process = start(config, out, f"dataset={copy}", "data.max_quarantined=2", "cluster.workers=1")

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.config import load_config
-from launch.run import execute
+from launch.run import execute, locked
 
 CONSOLE = Console(quiet=True)
 
@@ -64,8 +65,6 @@ def test_a_folder_made_by_another_configuration_is_left_alone(config, tmp_path):
     out = tmp_path / "r"
     out.mkdir()
     other = load_config(config, ["training.learning_rate=0.5"])
-    import yaml
-
     (out / "run.yaml").write_text(yaml.safe_dump(other.model_dump(mode="json")))
     before = (out / "run.yaml").read_bytes()
     message = refused(config, out)
@@ -75,8 +74,6 @@ def test_a_folder_made_by_another_configuration_is_left_alone(config, tmp_path):
 
 
 def test_a_folder_in_use(config, tmp_path):
-    from launch.run import locked
-
     with locked(tmp_path / "r"):
         assert "is being run by another process" in refused(config, tmp_path / "r")
 
@@ -93,6 +90,13 @@ def test_errors_are_one_line_and_exit_2(config, tmp_path):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: ")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_missing_argument_is_explained():
+    done = command("run")
+    assert done.returncode == 2
+    assert "Missing argument" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("words", [["status"], ["compare"], ["report"]])
