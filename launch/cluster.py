@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +69,6 @@ def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": str(settings.worker_threads()),
-        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}",  # noqa: PTH120
     }
     if settings.address is None:
         variables["GLOO_SOCKET_IFNAME"] = "lo"

@@ -6,7 +6,10 @@ The classifier stays outside: data-parallel reduction would mix different ranks'
 import io
 import logging
 import os
+import shutil
+import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +36,8 @@ def build_engine(
     """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
+    if shutil.which("ninja") is None:  # it comes with our environment, which need not be active
+        os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     for name in ("DeepSpeed", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):  # DeepSpeed prints how it built its own kernels

@@ -1,7 +1,7 @@
 """One training phase: one learning step of one method, on every rank."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,7 +224,7 @@ def train(
 
 def task_batches(
     task: Task, start: int, ranks: Ranks, device: torch.device, metrics: Metrics
-) -> Any:
+) -> Iterator[Batch]:
     """This rank's batches from iteration `start` on."""
     seed = int(stream_key(task.seed, "order", task.step) >> 1)
     samples = task.benchmark.step_samples(task.step, task.recipe.data == "all")
@@ -259,12 +259,11 @@ class Watch:
         self._task, self._metrics, self._report = task, metrics, report
         self._since, self._last, self._wait = time.monotonic(), start, 0.0
 
-    def batches(self, batches: Any) -> Any:
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time waited for each counted."""
-        iterator = iter(batches)
         while True:
             begun = time.monotonic()
-            batch = next(iterator, None)
+            batch = next(batches, None)
             waited = time.monotonic() - begun
             self._wait += waited
             self._metrics.data_wait.inc(waited)
