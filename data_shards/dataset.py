@@ -95,13 +95,20 @@ class ShardDataset:
 
         Raises SampleError when its checksum differs from the one taken when it was written.
         """
-        shard, start = int(self.shard[sample]), int(self.offset[sample])
-        mapped = self._maps[shard] or self._map(shard)
-        view = mapped[start : start + int(self.size[sample])]
-        if zlib.crc32(view) != self.crc32[sample]:
-            path = self.folder / self.manifest["shards"][shard]
-            raise SampleError(f"sample {sample} at byte {start} of {path} is damaged")
-        return view
+        (image,) = self.images(np.array([sample]))
+        if image is None:
+            path = self.folder / self.manifest["shards"][self.shard[sample]]
+            raise SampleError(f"sample {sample} at byte {self.offset[sample]} of {path} is damaged")
+        return image
+
+    def images(self, samples: NDArray[np.int64]) -> list[memoryview | None]:
+        """The encoded JPEGs of `samples` ([b]); None in place of a damaged one."""
+        columns = (self.shard, self.offset, self.size, self.crc32)
+        found: list[memoryview | None] = []
+        for shard, start, size, crc in zip(*(c[samples].tolist() for c in columns), strict=True):
+            view = (self._maps[shard] or self._map(shard))[start : start + size]
+            found.append(view if zlib.crc32(view) == crc else None)
+        return found
 
     def _map(self, shard: int) -> memoryview:
         with (self.folder / self.manifest["shards"][shard]).open("rb") as file:

@@ -19,6 +19,7 @@ from data_shards.order import Augmentation, AugmentationSettings, Order, augment
 from data_shards.settings import InputError, Settings
 
 CPU = torch.device("cpu")
+_LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
 fn: Any = _fn  # DALI's stubs describe neither its types nor its operators' outputs well
 types: Any = _types
 
@@ -193,24 +194,26 @@ class ImageStream:
 
 
 def readable(
-    dataset: ShardDataset, order: Order, positions: NDArray[np.int64], quarantine: Quarantine
+    dataset: ShardDataset,
+    order: Order,
+    positions: NDArray[np.int64],
+    samples: NDArray[np.int64],
+    quarantine: Quarantine,
 ) -> tuple[NDArray[np.int64], list[memoryview]]:
-    """The samples at `positions` ([b]) and their bytes, each damaged one replaced by the next.
+    """The `samples` at `positions` ([b]) and their bytes, each damaged one replaced by the next.
 
     The next in order, that is: it depends on the data alone, so every world size takes the same.
     """
-    samples = order.at(positions)
-    jpegs = []
-    for i, sample in enumerate(samples.tolist()):
+    jpegs: list[Any] = dataset.images(samples)
+    for i in [i for i, jpeg in enumerate(jpegs) if jpeg is None]:
         position = positions[i : i + 1]
-        while True:
+        while jpegs[i] is None:
             try:
-                jpegs.append(dataset.image(sample))
-                break
+                jpegs[i] = dataset.image(int(samples[i]))
             except SampleError as error:
-                quarantine.add(sample, str(error))
+                quarantine.add(int(samples[i]), str(error))
                 position = position + 1
-                samples[i] = sample = int(order.at(position)[0])
+                samples[i] = order.at(position)[0]
     return samples, jpegs
 
 
@@ -235,11 +238,15 @@ def training_batches(
     part = rank_slice(batch, rank, world)
 
     def requests() -> Iterator[Request]:
-        for iteration in iterations:
-            positions = iteration * batch + np.arange(part.start, part.stop, dtype=np.int64)
-            samples, jpegs = readable(dataset, order, positions, quarantine)
-            drawn = augment(settings.augmentation, seed, order.epoch(positions), samples)
-            yield Request(samples, drawn, jpegs)
+        own = np.arange(part.start, part.stop, dtype=np.int64)
+        for first in range(iterations.start, iterations.stop, _LOOK_AHEAD):
+            ahead = np.arange(first, min(first + _LOOK_AHEAD, iterations.stop))
+            every_position = ahead[:, None] * batch + own
+            every_sample = order.at(every_position.ravel()).reshape(every_position.shape)
+            for positions, chosen in zip(every_position, every_sample, strict=True):
+                samples, jpegs = readable(dataset, order, positions, chosen, quarantine)
+                drawn = augment(settings.augmentation, seed, order.epoch(positions), samples)
+                yield Request(samples, drawn, jpegs)
 
     stream = ImageStream(dataset, requests(), part.stop - part.start, settings, device)
     for request, images in stream:
