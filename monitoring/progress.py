@@ -23,7 +23,9 @@ class RunProgress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._live.add_task("run", total=max(1, iterations), phase="starting", detail="")
+        self._task = self._live.add_task(
+            "run", total=max(1, iterations), phase="starting", detail=""
+        )
         self._done, self._in_phase = 0.0, 0.0
 
     def __enter__(self) -> "RunProgress":
