@@ -19,10 +19,11 @@ from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.engine import build_engine, ensure_process_group
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
-from trainer.loop import State, Stepper
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.plain import Finetune
 from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.state import State
+from trainer.stepper import Stepper
 from trainer.teacher import CachedTeacher, NoTeacher
 
 NEW, FEW_OLD, MANY_OLD, DIMENSION, NEIGHBOURS = 17_148, 17_148, 68_592, 256, 200

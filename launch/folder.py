@@ -7,10 +7,10 @@ from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
 from launch.config import RunConfig
-from trainer.loop import Task
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.task import Task
 
 
 @dataclass(frozen=True)

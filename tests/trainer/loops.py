@@ -13,11 +13,12 @@ from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
-from trainer.loop import Task, train
+from trainer.loop import train
 from trainer.methods import METHODS
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.task import Task
 from trainer.teacher import TeacherSettings
 
 ALL = {

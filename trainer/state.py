@@ -1,0 +1,99 @@
+"""What changes while a phase trains: built, saved and put back."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data_shards.counter import stream_key
+from trainer.backbones import build_embedder
+from trainer.batch_norm import synchronise_batch_norm
+from trainer.checkpoint import (
+    Checkpoints,
+    load_optimizer,
+    load_rows,
+    load_tensors,
+    optimizer_tensors,
+    read_card,
+    rows_name,
+    rows_tensors,
+)
+from trainer.engine import build_engine
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+from trainer.optimizers import make_optimizer
+from trainer.task import Task
+
+
+@dataclass
+class State:
+    """What changes while training."""
+
+    engine: Any
+    current: ShardedRows
+    previous: ShardedRows | None
+    embedder_optimizer: torch.optim.Optimizer
+    rows_optimizer: torch.optim.Optimizer
+    iteration: int = 0
+
+    def blocks(self) -> dict[str, ShardedRows]:
+        """The blocks of rows by name."""
+        held = {"previous": self.previous, "current": self.current}
+        return {name: rows for name, rows in held.items() if rows is not None}
+
+
+def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
+    """The embedder, rows and optimisers as they are before the first iteration."""
+    seed = int(stream_key(task.seed, "step", task.step) >> 1)
+    last = task.benchmark.rows[task.step]
+    embedder = build_embedder(task.embedder, seed)
+    old = 0 if task.previous is None else task.previous.rows
+    fresh = ShardedRows.new(old, last, task.embedder.dimension, seed % 2**31, ranks)
+    previous = None
+    if task.previous is not None:
+        previous = task.previous.sharded_rows(ranks)
+        if task.recipe.start == "previous":
+            embedder.load_state_dict(task.previous.embedder().state_dict())
+    if task.recipe.data == "all" and previous is not None:
+        order = torch.cat([previous.own_ids(), fresh.own_ids()]).argsort()
+        weight = torch.cat([previous.weight.detach(), fresh.weight.detach()])[order]
+        fresh, previous = ShardedRows(0, last, weight, ranks), None
+    synchronise_batch_norm(embedder, ranks)
+    embedder.to(device).train()
+    fresh.to(device)
+    trained = [fresh.weight]
+    if previous is not None:
+        previous.to(device)
+        if task.recipe.needs.trained_rows:
+            trained.append(previous.weight)
+    embedder_optimizer = make_optimizer(embedder.parameters(), task.training)
+    engine = build_engine(embedder, embedder_optimizer, task.training.batch, ranks)
+    rows_optimizer = make_optimizer(trained, task.training)
+    return State(engine, fresh, previous, embedder_optimizer, rows_optimizer)
+
+
+def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
+    """Checkpoints the state before `state.iteration`."""
+    files = {
+        rows_name(name, ranks): rows_tensors(rows, state.rows_optimizer)
+        for name, rows in state.blocks().items()
+    }
+    if ranks.rank == 0:
+        files["embedder"] = dict(state.engine.module.state_dict())
+        files["optimizer"] = optimizer_tensors(state.embedder_optimizer)
+    checkpoints.save(state.iteration, files, {"iteration": state.iteration})
+
+
+def restore_state(state: State, folder: Path, ranks: Ranks) -> None:
+    """Puts a verified checkpoint back, saved at any world size."""
+    state.iteration = read_card(folder)["iteration"]
+    state.engine.module.load_state_dict(load_tensors(folder, "embedder"))
+    load_optimizer(state.embedder_optimizer, load_tensors(folder, "optimizer"))
+    for name, rows in state.blocks().items():
+        tensors = load_rows(folder, name, rows.first, rows.last, ranks)
+        device = rows.weight.device
+        rows.weight.data.copy_(tensors.pop("weight"))
+        for key, value in tensors.items():
+            kept = value if value.dim() == 0 else value.to(device)
+            state.rows_optimizer.state[rows.weight][key.removeprefix("state.")] = kept

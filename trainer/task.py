@@ -1,0 +1,66 @@
+"""What a training phase is given: everything that decides its result."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_shards.benchmark import Benchmark
+from data_shards.counter import stream_key
+from data_shards.dataset import ShardDataset
+from data_shards.order import Order
+from data_shards.pipeline import Batch, PipelineSettings, Quarantine, training_batches
+from monitoring.metrics import Metrics
+from trainer.backbones import EmbedderSettings
+from trainer.heads.collectives import Ranks
+from trainer.methods.recipe import Recipe
+from trainer.model import Model
+from trainer.optimizers import TrainingSettings
+from trainer.teacher import TeacherSettings
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that decides a training phase's result."""
+
+    dataset: ShardDataset
+    benchmark: Benchmark
+    data: PipelineSettings
+    embedder: EmbedderSettings
+    training: TrainingSettings
+    teacher: TeacherSettings
+    recipe: Recipe
+    """As it applies at this step (`Recipe.at`)."""
+    seed: int
+    step: int
+    previous: Model | None
+    """The model of the step before; none at step 0."""
+    cache: Path
+    """Folder of the cached teacher's files."""
+    folder: Path
+    """Where the step's checkpoints and model go."""
+
+
+def task_batches(
+    task: Task, start: int, ranks: Ranks, device: torch.device, metrics: Metrics
+) -> Iterator[Batch]:
+    """This rank's batches from iteration `start` on."""
+    seed = int(stream_key(task.seed, "order", task.step) >> 1)
+    samples = task.benchmark.step_samples(task.step, task.recipe.data == "all")
+    quarantine = Quarantine(
+        task.folder / "quarantine.jsonl", task.data.max_quarantined, metrics.quarantined.inc
+    )
+    return training_batches(
+        task.dataset,
+        task.benchmark.row,
+        Order(samples, seed),
+        seed,
+        range(start, task.training.iterations),
+        task.training.batch,
+        ranks.rank,
+        ranks.world,
+        task.data,
+        device,
+        quarantine,
+    )
