@@ -18,6 +18,7 @@ from data_shards.pipeline import Batch
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.engine import build_engine, ensure_process_group
 from trainer.heads.collectives import Ranks
+from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.plain import Finetune
@@ -70,14 +71,15 @@ def main() -> None:
             recipe = method.recipe().at(1, old)
             current = ShardedRows.new(old, old + NEW, DIMENSION, 0, ranks)
             previous = ShardedRows.new(0, old, DIMENSION, 1, ranks)
-            trained = [current.weight]
+            trained = {"current": current}
             teacher: Any = NoTeacher()
             if recipe.needs.any:
-                trained.append(previous.weight)
+                trained["previous"] = previous
                 folder = Path(name) / f"{method.kind}-{old}"
                 frozen = ShardedRows.new(0, old, DIMENSION, 1, ranks).requires_grad_(False)
                 teacher = CachedTeacher(cache(folder, batch, old, recipe), frozen)
-            state = State(engine, current, previous, optimizer, make_optimizer(trained, training))
+            row_optimizers = {k: RowOptimizer(rows, training) for k, rows in trained.items()}
+            state = State(engine, current, previous, optimizer, row_optimizers)
             step = Stepper(training, recipe, state, teacher, ranks)
             labels = torch.randint(old, old + NEW, (batch,))
             given = Batch(images, labels, samples, np.zeros(batch, dtype=bool))

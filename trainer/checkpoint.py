@@ -16,6 +16,7 @@ from safetensors.torch import load, save_file
 from data_shards.files import fsync, sha256, write_atomically, write_json
 from data_shards.settings import InputError
 from trainer.heads.collectives import Ranks
+from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
 
 VERSION = 1
@@ -96,12 +97,12 @@ def rows_name(block: str, ranks: Ranks) -> str:
 
 
 def rows_tensors(
-    rows: ShardedRows, optimizer: torch.optim.Optimizer | None = None
+    rows: ShardedRows, optimizer: RowOptimizer | None = None
 ) -> dict[str, torch.Tensor]:
     """This rank's rows under their global ids, and their optimiser state beside them."""
     tensors = {"ids": rows.own_ids(), "weight": rows.weight}
-    state = optimizer.state.get(rows.weight, {}) if optimizer else {}
-    return tensors | {f"state.{k}": v for k, v in state.items() if torch.is_tensor(v)}
+    state = optimizer.state if optimizer else {}
+    return tensors | {f"state.{name}": tensor for name, tensor in state.items()}
 
 
 def load_rows(
@@ -109,7 +110,7 @@ def load_rows(
 ) -> dict[str, torch.Tensor]:
     """This rank's part of rows first <= r < last, from files of any world size.
 
-    Returns `weight` and `state.*` tensors [own, ...]; state that is not per row comes as it is.
+    Returns `weight` and `state.*` tensors [own, ...].
     Raises DamagedError when a row is missing.
     """
     wanted = own_ids(first, last, ranks)
@@ -122,9 +123,6 @@ def load_rows(
         source = torch.searchsorted(ids, wanted[here])
         found |= here
         for name, tensor in tensors.items():
-            if tensor.dim() == 0:
-                out[name] = tensor
-                continue
             if name not in out:
                 out[name] = torch.zeros(len(wanted), *tensor.shape[1:], dtype=tensor.dtype)
             out[name][here] = tensor[source]

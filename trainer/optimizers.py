@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from data_shards.settings import Settings
 
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+
 
 class TrainingSettings(Settings):
     """How long and how fast each learning step is trained."""
@@ -17,8 +19,10 @@ class TrainingSettings(Settings):
     that trains on the images of all t + 1 steps so far."""
     batch: int = Field(default=128, ge=1)
     """Images in the global batch, over all workers."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """Of the embedder and the classifier rows."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """Of the embedder and the classifier rows; `adamw` decays weights apart from the gradient."""
+    row_state: Literal["fp32", "bf16", "int8"] = "fp32"
+    """Precision of the rows' optimiser state; rows themselves are always fp32."""
     learning_rate: float = Field(default=0.05, gt=0)
     """At the start of each learning step."""
     milestones: tuple[int, ...] = ()
@@ -69,9 +73,14 @@ def make_optimizer(
     parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings
 ) -> torch.optim.Optimizer:
     """The optimiser of `settings` for `parameters`."""
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    if settings.optimizer != "sgd":
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        return kind(
+            parameters,
+            lr=settings.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPSILON,
+            weight_decay=settings.weight_decay,
         )
     return torch.optim.SGD(
         parameters,

@@ -21,6 +21,7 @@ from trainer.checkpoint import (
 )
 from trainer.engine import build_engine
 from trainer.heads.collectives import Ranks
+from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import make_optimizer
 from trainer.task import Task
@@ -34,7 +35,8 @@ class State:
     current: ShardedRows
     previous: ShardedRows | None
     embedder_optimizer: torch.optim.Optimizer
-    rows_optimizer: torch.optim.Optimizer
+    row_optimizers: dict[str, RowOptimizer]
+    """Of the blocks that are trained, by the block's name."""
     iteration: int = 0
 
     def blocks(self) -> dict[str, ShardedRows]:
@@ -62,21 +64,21 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
     synchronise_batch_norm(embedder, ranks)
     embedder.to(device).train()
     fresh.to(device)
-    trained = [fresh.weight]
+    trained = {"current": fresh}
     if previous is not None:
         previous.to(device)
         if task.recipe.needs.trained_rows:
-            trained.append(previous.weight)
+            trained["previous"] = previous
     embedder_optimizer = make_optimizer(embedder.parameters(), task.training)
     engine = build_engine(embedder, embedder_optimizer, task.training.batch, ranks)
-    rows_optimizer = make_optimizer(trained, task.training)
-    return State(engine, fresh, previous, embedder_optimizer, rows_optimizer)
+    row_optimizers = {name: RowOptimizer(rows, task.training) for name, rows in trained.items()}
+    return State(engine, fresh, previous, embedder_optimizer, row_optimizers)
 
 
 def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
     """Checkpoints the state before `state.iteration`."""
     files = {
-        rows_name(name, ranks): rows_tensors(rows, state.rows_optimizer)
+        rows_name(name, ranks): rows_tensors(rows, state.row_optimizers.get(name))
         for name, rows in state.blocks().items()
     }
     if ranks.rank == 0:
@@ -92,8 +94,7 @@ def restore_state(state: State, folder: Path, ranks: Ranks) -> None:
     load_optimizer(state.embedder_optimizer, load_tensors(folder, "optimizer"))
     for name, rows in state.blocks().items():
         tensors = load_rows(folder, name, rows.first, rows.last, ranks)
-        device = rows.weight.device
-        rows.weight.data.copy_(tensors.pop("weight"))
-        for key, value in tensors.items():
-            kept = value if value.dim() == 0 else value.to(device)
-            state.rows_optimizer.state[rows.weight][key.removeprefix("state.")] = kept
+        rows.weight.data.copy_(tensors["weight"])
+        if name in state.row_optimizers:
+            for key, held in state.row_optimizers[name].state.items():
+                held.copy_(tensors[f"state.{key}"])

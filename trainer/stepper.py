@@ -33,7 +33,6 @@ class Stepper:
         state = self._state
         rate = learning_rate(self._training, state.iteration)
         set_learning_rate(state.embedder_optimizer, rate)
-        set_learning_rate(state.rows_optimizer, rate)
         teacher = self._teacher(batch, self._counts)
         half = self._training.precision == "bf16"
         with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
@@ -49,7 +48,7 @@ class Stepper:
             total = total + term.weight * mean
         state.engine.backward(total)
         state.engine.step()
-        state.rows_optimizer.step()
-        state.rows_optimizer.zero_grad(set_to_none=True)
+        for optimizer in state.row_optimizers.values():
+            optimizer.step(rate)
         state.iteration += 1
         return {**losses, "loss": total.detach()}

@@ -18,6 +18,7 @@ from trainer.checkpoint import (
     verify_folder,
 )
 from trainer.heads.collectives import Ranks
+from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import TrainingSettings, for_all_data, learning_rate, make_optimizer
 
@@ -32,8 +33,8 @@ def save_on_rank(folder):
     ranks = Ranks.default()
     rows = ShardedRows.new(FIRST, LAST, 2, 0, ranks)
     rows.weight.data.copy_(row_values(rows.own_ids(), 1))
-    optimizer = make_optimizer([rows.weight], SETTINGS)
-    optimizer.state[rows.weight]["momentum_buffer"] = row_values(rows.own_ids(), -1)
+    optimizer = RowOptimizer(rows, SETTINGS)
+    optimizer.state["momentum"].copy_(row_values(rows.own_ids(), -1))
     files = {rows_name("rows", ranks): rows_tensors(rows, optimizer)}
     Checkpoints(folder, 2, ranks).save(30, files, {"iteration": 30})
     return True
@@ -50,7 +51,7 @@ def test_rows_and_momentum_load_at_another_world_size(world, tmp_path):
             ids = ShardedRows.new(FIRST, LAST, 2, 0, ranks).own_ids()
             found = load_rows(folder, "rows", FIRST, LAST, ranks)
             assert torch.equal(found["weight"], row_values(ids, 1))
-            assert torch.equal(found["state.momentum_buffer"], row_values(ids, -1))
+            assert torch.equal(found["state.momentum"], row_values(ids, -1))
 
 
 def saved(tmp_path, iterations=(10, 20, 30)):

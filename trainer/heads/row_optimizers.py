@@ -1,0 +1,105 @@
+"""Optimisers of classifier rows: all of a block's rows at once, or only those with a gradient.
+
+A row without a gradient is not touched: no weight decay, no momentum, no memory traffic.
+"""
+
+import math
+
+import torch
+
+from trainer.heads.row_state import Index, Moment
+from trainer.heads.rows import ShardedRows
+from trainer.optimizers import ADAM_BETAS, ADAM_EPSILON, TrainingSettings
+
+_BLOCK = 1024
+"""Rows updated at a time, so that they and their state stay in the cache."""
+
+
+class RowOptimizer:
+    """SGD with momentum, Adam or AdamW on one block of rows, fp32 whatever the state's precision.
+
+    Adam's bias correction counts each row's own updates: a row that is drawn for the first time
+    late in training takes a first step like any other.
+    """
+
+    def __init__(self, rows: ShardedRows, settings: TrainingSettings) -> None:
+        self.rows, self._settings = rows, settings
+        weight = rows.weight.detach()
+        precision = settings.row_state
+        self._moments = {}
+        if settings.optimizer != "sgd":
+            self._moments["first"] = Moment(weight, precision, positive=False)
+            self._moments["second"] = Moment(weight, precision, positive=True)
+        elif settings.momentum:
+            self._moments["momentum"] = Moment(weight, precision, positive=False)
+        self._ids = rows.own_ids().to(weight.device)
+        self._counts = weight.new_zeros(len(weight), dtype=torch.int32)
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything it remembers, by name; the first dimension of each tensor is this rank's rows.
+
+        These are the tensors themselves: copy into them to put a saved state back.
+        """
+        held = {
+            f"{name}{part}": tensor
+            for name, moment in self._moments.items()
+            for part, tensor in moment.tensors.items()
+        }
+        return {**held, "updates": self._counts}
+
+    def step(self, rate: float) -> None:
+        """Uses up the rows' gradient, dense or sparse, at learning rate `rate`."""
+        gradient = self.rows.weight.grad
+        self.rows.weight.grad = None
+        if gradient is None:
+            return
+        if gradient.is_sparse:
+            gradient = gradient.coalesce()
+            self.update(gradient.indices()[0], gradient.values(), rate)
+            return
+        for start in range(0, len(gradient), _BLOCK):
+            block = slice(start, min(start + _BLOCK, len(gradient)))
+            self.update(block, gradient[block], rate)
+
+    @torch.no_grad()
+    def update(self, index: Index, gradient: torch.Tensor, rate: float) -> None:
+        """Moves some rows by their `gradient` [n, d], which is overwritten."""
+        settings, weight = self._settings, self.rows.weight.data
+        values = weight[index]
+        if settings.weight_decay and settings.optimizer != "adamw":
+            gradient = gradient.add_(values, alpha=settings.weight_decay)
+        counts = self._counts[index] + 1
+        self._counts[index] = counts
+        if settings.optimizer == "sgd":
+            moved = self._momentum(index, gradient, counts)
+        else:
+            if settings.optimizer == "adamw":
+                values.mul_(1 - rate * settings.weight_decay)
+            moved = self._adam(index, gradient, counts)
+        values.sub_(moved, alpha=rate)
+        if isinstance(index, torch.Tensor):
+            weight[index] = values
+
+    def _momentum(self, index: Index, gradient: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        if not self._settings.momentum:
+            return gradient
+        moment = self._moments["momentum"]
+        velocity = moment.read(index).mul_(self._settings.momentum).add_(gradient)
+        moment.write(index, velocity, self._ids[index], counts)
+        return velocity
+
+    def _adam(self, index: Index, gradient: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        keep_first, keep_second = ADAM_BETAS
+        first, second = self._moments["first"], self._moments["second"]
+        mean = first.read(index).lerp_(gradient, 1 - keep_first)
+        square = second.read(index).mul_(keep_second)
+        square.addcmul_(gradient, gradient, value=1 - keep_second)
+        ids = self._ids[index]
+        first.write(index, mean, ids, counts)
+        second.write(index, square, ids, counts + 2**20)  # other noise than the first moment's
+        # 1 - beta^count without the cancellation
+        of_first, of_second = (
+            -torch.expm1(counts * math.log(keep))[:, None] for keep in ADAM_BETAS
+        )
+        return (mean / of_first).div_((square / of_second).sqrt_().add_(ADAM_EPSILON))

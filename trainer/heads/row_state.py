@@ -1,0 +1,77 @@
+"""Optimiser state of rows in 32, 16 or 8 bits, addressed by row.
+
+Rounding is stochastic and drawn from (row id, update count, column), never from a generator: it is
+unbiased, so that a second moment moving by a thousandth of itself still moves, and it is the same
+at any world size and after any resume.
+"""
+
+from typing import Literal
+
+import torch
+
+Index = slice | torch.Tensor
+"""Some of this rank's rows: a range of them, or their indices [n] int64."""
+Precision = Literal["fp32", "bf16", "int8"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}
+
+
+def noise(ids: torch.Tensor, counts: torch.Tensor, columns: int) -> torch.Tensor:
+    """Pseudo-random integers in [0, 2^16), [n, columns] int32, a function of its arguments alone.
+
+    `ids` [n] int64 are global row ids, `counts` [n] the rows' updates so far.
+    """
+    key = (ids * 0x9E3779B1 + counts.long() * 0x85EBCA77).to(torch.int32)
+    column = torch.arange(columns, dtype=torch.int32, device=ids.device) * 0x27D4EB2F
+    mixed = key[:, None] ^ column
+    for multiplier in (0x2C1B3C6D, 0x297A2D39):
+        mixed = (mixed ^ (mixed >> 15)) * multiplier
+    return (mixed >> 12) & 0xFFFF
+
+
+class Moment:
+    """One number a weight, [own, d], kept as `precision` says; read and written as float32.
+
+    int8 keeps a scale a row; a `positive` moment is kept as its square root, and what is not
+    zero never becomes zero, because it divides.
+    """
+
+    def __init__(self, like: torch.Tensor, precision: Precision, positive: bool) -> None:
+        self._precision, self._positive = precision, positive
+        dtype = torch.int8 if precision == "int8" and not positive else _DTYPES[precision]
+        self.tensors = {"": torch.zeros(like.shape, dtype=dtype, device=like.device)}
+        if precision == "int8":
+            self.tensors[".scale"] = like.new_zeros(len(like))
+
+    def read(self, index: Index) -> torch.Tensor:
+        """The float32 values of some rows, [n, d]: in fp32 and for a range, the storage itself."""
+        values = self.tensors[""][index]
+        if self._precision != "int8":
+            return values.float()
+        values = values * self.tensors[".scale"][index][:, None]
+        return values.square_() if self._positive else values
+
+    def write(
+        self, index: Index, values: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor
+    ) -> None:
+        """Keeps the values [n, d] of some rows; `ids` and `counts` [n] decide the rounding."""
+        kept = self.tensors[""]
+        if self._precision == "fp32":
+            if isinstance(index, torch.Tensor):
+                kept[index] = values
+            elif values.data_ptr() != kept[index].data_ptr():
+                kept[index].copy_(values)
+            return
+        drawn = noise(ids, counts, values.shape[1])
+        if self._precision == "bf16":
+            bits = values.contiguous().view(torch.int32)
+            kept[index] = ((bits + drawn) & -65536).view(torch.float32).bfloat16()
+            return
+        values = values.sqrt() if self._positive else values
+        levels = 255 if self._positive else 127
+        scale = values.abs().amax(dim=1) / levels
+        self.tensors[".scale"][index] = scale
+        steps = values / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+        rounded = torch.floor(steps + drawn / 65536)
+        if self._positive:
+            rounded = torch.maximum(rounded, (values > 0).float())
+        kept[index] = rounded.clamp_(-levels, levels).to(kept.dtype)
