@@ -17,6 +17,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import Batch
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.engine import build_engine, ensure_process_group
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
@@ -79,7 +80,8 @@ def main() -> None:
                 frozen = ShardedRows.new(0, old, DIMENSION, 1, ranks).requires_grad_(False)
                 teacher = CachedTeacher(cache(folder, batch, old, recipe), frozen)
             row_optimizers = {k: RowOptimizer(rows, training) for k, rows in trained.items()}
-            state = State(engine, current, previous, optimizer, row_optimizers)
+            classifier = Classifier(ClassifierSettings(), 0, images.device)
+            state = State(engine, classifier, current, previous, optimizer, row_optimizers)
             step = Stepper(training, recipe, state, teacher, ranks)
             labels = torch.randint(old, old + NEW, (batch,))
             given = Batch(images, labels, samples, np.zeros(batch, dtype=bool))

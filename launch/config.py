@@ -16,6 +16,7 @@ from data_shards.settings import InputError, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings
+from trainer.heads.classifier import ClassifierSettings
 from trainer.methods import METHODS, Method
 from trainer.optimizers import TrainingSettings
 from trainer.teacher import TeacherSettings
@@ -71,6 +72,8 @@ class RunConfig(Settings):
     """Reading and augmenting images."""
     embedder: EmbedderSettings = EmbedderSettings()
     """The network."""
+    classifier: ClassifierSettings = ClassifierSettings()
+    """The softmax loss over the identities, and its memory."""
     training: TrainingSettings = TrainingSettings()
     """Length and rate of each learning step."""
     teacher: TeacherSettings = TeacherSettings()
@@ -128,6 +131,7 @@ class RunConfig(Settings):
         del values["cluster"], values["glyphs"]
         for key in ("threads", "prefetch"):
             del values["data"][key]
+        del values["classifier"]["memory"]
         for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
             del values["training"][key]
         return values

@@ -71,6 +71,7 @@ class Run:
             benchmark=self.benchmark,
             data=config.data,
             embedder=config.embedder,
+            classifier=config.classifier,
             training=self.training(chain, step),
             teacher=config.teacher,
             recipe=self.recipe(chain, step),
@@ -84,7 +85,7 @@ class Run:
     def fingerprint(self, chain: Chain, step: int) -> str:
         """Equal for training phases that give the same model: same data, recipe, seed and past."""
         deciding = self.config.deciding()
-        common = [deciding[k] for k in ("benchmark", "data", "embedder", "training")]
+        common = [deciding[k] for k in ("benchmark", "data", "embedder", "classifier", "training")]
         recipe = self.recipe(chain, step)
         teacher = deciding["teacher"] if recipe.needs.any else None
         past = self.fingerprint(chain, step - 1) if step else self.dataset.fingerprint

@@ -76,7 +76,7 @@ class OldModel:
         key = (folder, settings)
         if self._loaded is None or self._loaded[0] != key:
             model = Model.open(folder)
-            rows = model.sharded_rows(Ranks())
+            rows = model.frozen_rows(Ranks())
             self._loaded = (key, model, fast_embedder(model, settings), rows)
         return self._loaded[1:]
 
@@ -95,7 +95,7 @@ class OldModel:
         model, embedder, rows = self._model(model_folder, settings)
         vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
         self._metrics.embedded.inc(len(samples))
-        tensors = answers(torch.from_numpy(vectors), rows, needs)
+        tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
         write_teacher_file(
             teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
         )

@@ -42,7 +42,9 @@ def train(
         if state.iteration % task.training.checkpoint_every == 0:
             save_state(task, state, checkpoints, ranks)
     blocks = list(state.blocks().values())
-    save_model(task.folder / "model", task.embedder, state.engine.module, blocks, ranks)
+    save_model(
+        task.folder / "model", task.embedder, task.classifier, state.engine.module, blocks, ranks
+    )
     checkpoints.clear()
 
 
@@ -51,9 +53,10 @@ def build_teacher(task: Task, ranks: Ranks, device: torch.device) -> TeacherSour
     needs = task.recipe.needs
     if task.previous is None or not needs.any:
         return NoTeacher()
-    rows = task.previous.sharded_rows(ranks).to(device).requires_grad_(False)
+    rows = task.previous.frozen_rows(ranks).to(device)
     if task.teacher.mode == "online":
-        return OnlineTeacher(task.previous.embedder().to(device), rows, needs)
+        embedder = task.previous.embedder().to(device)
+        return OnlineTeacher(embedder, rows, task.previous.classifier, needs)
     views = VIEWS if task.data.augmentation.flip else VIEWS[:1]
     shards = len(task.dataset.manifest["shards"])
     return CachedTeacher(TeacherCache(task.cache, shards, views, task.previous.fingerprint), rows)

@@ -18,6 +18,7 @@ from trainer.checkpoint import (
     save_folder,
     verify_folder,
 )
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 
@@ -28,6 +29,7 @@ class Model:
 
     folder: Path
     settings: EmbedderSettings
+    classifier: ClassifierSettings
     rows: int
     """Identities it knows."""
     fingerprint: str
@@ -39,7 +41,8 @@ class Model:
         hashes = verify_folder(folder)
         card = read_card(folder)
         settings = EmbedderSettings.model_validate(card["embedder"])
-        return cls(folder, settings, card["rows"], fingerprint(hashes))
+        classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
+        return cls(folder, settings, classifier, card["rows"], fingerprint(hashes))
 
     def embedder(self) -> Embedder:
         """Its embedder, in evaluation mode, on the CPU."""
@@ -52,10 +55,17 @@ class Model:
         weight = load_rows(self.folder, "rows", 0, self.rows, ranks)["weight"]
         return ShardedRows(0, self.rows, weight, ranks)
 
+    def frozen_rows(self, ranks: Ranks) -> ShardedRows:
+        """This rank's part of its rows as its logits see them, without gradient."""
+        weight = load_rows(self.folder, "rows", 0, self.rows, ranks)["weight"]
+        frozen = ShardedRows(0, self.rows, self.classifier.directions(weight), ranks)
+        return frozen.requires_grad_(False)
+
 
 def save_model(
     folder: Path,
     settings: EmbedderSettings,
+    classifier: ClassifierSettings,
     embedder: torch.nn.Module,
     blocks: list[ShardedRows],
     ranks: Ranks,
@@ -66,5 +76,9 @@ def save_model(
     files = {rows_name("rows", ranks): {"ids": ids, "weight": weight}}
     if ranks.rank == 0:
         files["embedder"] = dict(embedder.state_dict())
-    card = {"embedder": settings.model_dump(), "rows": blocks[-1].last}
+    card = {
+        "embedder": settings.model_dump(),
+        "classifier": classifier.model_dump(),
+        "rows": blocks[-1].last,
+    }
     save_folder(folder, files, card, ranks)

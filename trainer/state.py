@@ -20,6 +20,7 @@ from trainer.checkpoint import (
     rows_tensors,
 )
 from trainer.engine import build_engine
+from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
@@ -32,6 +33,7 @@ class State:
     """What changes while training."""
 
     engine: Any
+    classifier: Classifier
     current: ShardedRows
     previous: ShardedRows | None
     embedder_optimizer: torch.optim.Optimizer
@@ -72,7 +74,8 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
     embedder_optimizer = make_optimizer(embedder.parameters(), task.training)
     engine = build_engine(embedder, embedder_optimizer, task.training.batch, ranks)
     row_optimizers = {name: RowOptimizer(rows, task.training) for name, rows in trained.items()}
-    return State(engine, fresh, previous, embedder_optimizer, row_optimizers)
+    classifier = Classifier(task.classifier, seed % 2**31, device)
+    return State(engine, classifier, fresh, previous, embedder_optimizer, row_optimizers)
 
 
 def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
@@ -82,6 +85,7 @@ def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks)
         for name, rows in state.blocks().items()
     }
     if ranks.rank == 0:
+        files["classifier"] = state.classifier.running
         files["embedder"] = dict(state.engine.module.state_dict())
         files["optimizer"] = optimizer_tensors(state.embedder_optimizer)
     checkpoints.save(state.iteration, files, {"iteration": state.iteration})
@@ -92,6 +96,8 @@ def restore_state(state: State, folder: Path, ranks: Ranks) -> None:
     state.iteration = read_card(folder)["iteration"]
     state.engine.module.load_state_dict(load_tensors(folder, "embedder"))
     load_optimizer(state.embedder_optimizer, load_tensors(folder, "optimizer"))
+    for name, value in load_tensors(folder, "classifier").items():
+        state.classifier.running[name].copy_(value)
     for name, rows in state.blocks().items():
         tensors = load_rows(folder, name, rows.first, rows.last, ranks)
         rows.weight.data.copy_(tensors["weight"])

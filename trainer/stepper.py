@@ -5,6 +5,7 @@ import torch
 from data_shards.order import rank_slice
 from data_shards.pipeline import Batch
 from trainer.heads.collectives import Ranks, gather_embeddings
+from trainer.heads.cross_entropy import Update
 from trainer.methods.recipe import Forward, Recipe
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
 from trainer.state import State
@@ -39,7 +40,16 @@ class Stepper:
             embeddings = state.engine(batch.images)
         gathered = gather_embeddings(embeddings.float(), self._ranks, self._counts)
         labels = self._ranks.gather(batch.labels, self._counts)
-        forward = Forward(gathered, labels, state.current, state.previous, teacher)
+        forward = Forward(
+            gathered,
+            labels,
+            state.current,
+            state.previous,
+            teacher,
+            state.classifier,
+            state.iteration,
+            Update(state.row_optimizers["current"], rate),
+        )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:
             numerator, denominator = term(forward)

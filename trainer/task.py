@@ -13,6 +13,7 @@ from data_shards.order import Order
 from data_shards.pipeline import Batch, PipelineSettings, Quarantine, training_batches
 from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
@@ -28,6 +29,7 @@ class Task:
     benchmark: Benchmark
     data: PipelineSettings
     embedder: EmbedderSettings
+    classifier: ClassifierSettings
     training: TrainingSettings
     teacher: TeacherSettings
     recipe: Recipe

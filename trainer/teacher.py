@@ -14,6 +14,7 @@ from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
 from trainer.backbones import Embedder
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs, Teacher
@@ -64,15 +65,19 @@ class CachedTeacher:
 class OnlineTeacher:
     """Runs the previous model on the batch."""
 
-    def __init__(self, embedder: Embedder, rows: ShardedRows, needs: Needs) -> None:
-        self._embedder, self._rows, self._needs = embedder.eval(), rows, needs
+    def __init__(
+        self, embedder: Embedder, rows: ShardedRows, classifier: ClassifierSettings, needs: Needs
+    ) -> None:
+        self._embedder, self._rows = embedder.eval(), rows
+        self._classifier, self._needs = classifier, needs
 
     @torch.no_grad()
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
         embeddings = self._rows.ranks.gather(self._embedder(batch.images), counts)
         if self._needs.neighbours is None:
             return Teacher(embeddings=embeddings, rows=self._rows)
-        classes, activations = sharded_top_k(embeddings, self._rows, self._needs.neighbours)
+        inputs = self._classifier.inputs(embeddings)
+        classes, activations = sharded_top_k(inputs, self._rows, self._needs.neighbours)
         kept = embeddings if self._needs.embeddings else None
         return Teacher(kept, classes, activations, self._rows)
 
@@ -86,14 +91,17 @@ class NoTeacher:
 
 @torch.no_grad()
 def answers(
-    embeddings: torch.Tensor, rows: ShardedRows, needs: Needs
+    embeddings: torch.Tensor, rows: ShardedRows, classifier: ClassifierSettings, needs: Needs
 ) -> dict[str, NDArray[np.generic]]:
-    """What is cached of n images ([n, d] embeddings of the previous model), by `needs`."""
+    """What is cached of n images, by `needs`.
+
+    `embeddings` [n, d], `rows` (as the logits see them) and `classifier` are the previous model's.
+    """
     out: dict[str, NDArray[np.generic]] = {}
     if needs.embeddings:
         out["embeddings"] = embeddings.float().numpy()
     if needs.neighbours is not None:
-        scores = embeddings.float() @ rows.weight.T
+        scores = classifier.inputs(embeddings.float()) @ rows.weight.T
         classes, activations = top_k(scores, rows.own_ids(), needs.neighbours)
         out["classes"] = classes.to(torch.int32).numpy()
         out["activations"] = activations.numpy()

@@ -12,6 +12,7 @@ from data_shards.pipeline import PipelineSettings
 from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings
 from trainer.engine import ensure_process_group
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.loop import train
 from trainer.methods import METHODS
@@ -61,6 +62,7 @@ def train_step(
         benchmark=benchmark,
         data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
         embedder=EmbedderSettings(width=4, dimension=8),
+        classifier=ClassifierSettings(),
         training=for_all_data(training, step) if recipe.data == "all" else training,
         teacher=TeacherSettings(mode="online"),
         recipe=recipe,

@@ -9,6 +9,7 @@ from tests.trainer import reference
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.rows import ShardedRows, own_ids
@@ -79,6 +80,11 @@ class Averaged:
             self._ranks.sum(parameter.grad).div_(self._ranks.world)
 
 
+def dense(gradient):
+    """Rows that no sample has among its neighbours have a gradient of zero."""
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
+
+
 def gradients_on_rank(names, dtype):
     """The gradients of every recipe, computed as the training loop does, on this rank.
 
@@ -104,15 +110,17 @@ def gradients_on_rank(names, dtype):
         classes, activations = sharded_top_k(old_embeddings, teacher_rows, k) if k else (None, None)
         teacher = Teacher(old_embeddings, classes, activations, teacher_rows)
         gathered = gather_embeddings(engine(images[own]), ranks, counts)
-        forward = Forward(gathered, ranks.gather(labels[own], counts), current, previous, teacher)
+        every = ranks.gather(labels[own], counts)
+        classifier = Classifier(ClassifierSettings(), 0, images.device)
+        forward = Forward(gathered, every, current, previous, teacher, classifier)
         loss = sum(t.weight * n / d for t in TERMS[name] for n, d in [t(forward)])
         engine.backward(loss)
         out[name] = {
             "loss": loss.detach(),
             "embedder": [p.grad.clone() for p in network.parameters()],
             "statistics": [b.clone() for b in network.buffers()],
-            "current": (current.own_ids(), current.weight.grad),
-            "previous": (previous.own_ids(), previous.weight.grad),
+            "current": (current.own_ids(), dense(current.weight.grad)),
+            "previous": (previous.own_ids(), dense(previous.weight.grad)),
         }
     return out
 

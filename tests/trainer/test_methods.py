@@ -8,6 +8,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import Batch, ImageStream, PipelineSettings, Request
 from launch.neighbourhoods import embed, units
 from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.neighbourhood import top_k
 from trainer.heads.rows import ShardedRows
@@ -18,6 +19,7 @@ from trainer.methods.recipe import Forward, Recipe, Teacher
 from trainer.methods.terms import Distill
 from trainer.teacher import CachedTeacher, OnlineTeacher, answers
 
+LINEAR = ClassifierSettings()
 BASIC = FlexibleDistillation(neighbours=None, relaxation=0.0)
 
 
@@ -53,7 +55,9 @@ def forward(dtype=torch.float32):
     kept = ShardedRows(0, 9, frozen, Ranks()).requires_grad_(False)
     classes, activations = top_k(old @ frozen.T, torch.arange(9), 9)
     teacher = Teacher(old, classes, activations, kept)
-    return Forward(embeddings.requires_grad_(), torch.zeros(6).long(), rows, rows, teacher)
+    classifier = Classifier(LINEAR, 0, embeddings.device)
+    labels = torch.zeros(6).long()
+    return Forward(embeddings.requires_grad_(), labels, rows, rows, teacher, classifier)
 
 
 def test_the_gathered_neighbourhood_of_all_rows_gives_the_dense_loss_and_gradients():
@@ -63,7 +67,9 @@ def test_the_gathered_neighbourhood_of_all_rows_gives_the_dense_loss_and_gradien
         given = forward(torch.float64)
         total, _ = Distill(1.0, neighbours, 0.05, 2.0)(given)
         total.backward()
-        results.append((total, given.embeddings.grad, given.previous.weight.grad))
+        rows_grad = given.previous.weight.grad
+        assert rows_grad.is_sparse == (neighbours is not None)
+        results.append((total, given.embeddings.grad, rows_grad.to_dense()))
     for dense, gathered in zip(*results, strict=True):
         torch.testing.assert_close(dense, gathered, rtol=1e-12, atol=1e-12)
 
@@ -106,11 +112,11 @@ def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_
     for view in VIEWS:
         for shard, own in units(small, samples):
             vectors = embed(network, small, own, data, 16, flipped=view == "flipped")
-            tensors = answers(torch.from_numpy(vectors), rows, recipe.needs)
+            tensors = answers(torch.from_numpy(vectors), rows, LINEAR, recipe.needs)
             path = teacher_file(tmp_path, shard, view)
             write_teacher_file(path, {"samples": own, **tensors}, "model")
     cached = CachedTeacher(TeacherCache(tmp_path, 5, VIEWS, "model"), rows)
-    online = OnlineTeacher(network, rows, recipe.needs)
+    online = OnlineTeacher(network, rows, LINEAR, recipe.needs)
     mixed = np.random.default_rng(0).permutation(samples)[:77]
     for flipped in (False, True):
         request = Request.plain(small, mixed, flipped)

@@ -5,7 +5,7 @@ import torch
 
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
-from trainer.heads.row_state import Moment, noise
+from trainer.heads.row_state import Moment, Touched, noise
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import TrainingSettings, make_optimizer
 
@@ -97,17 +97,18 @@ def test_rounding_is_unbiased(precision, positive):
         torch.rand(4, 512, generator=torch.Generator().manual_seed(0)) + 0.5,
         torch.arange(4),
     )
-    moment.write(slice(0, 4), values.clone(), ids, torch.zeros(4))
+    moment.write(Touched(slice(0, 4), ids, torch.zeros(4)), values.clone())
     for count in range(1, 501):
         faded = moment.read(slice(0, 4)) * 0.999
-        moment.write(slice(0, 4), faded, ids, torch.full((4,), count))
+        moment.write(Touched(slice(0, 4), ids, torch.full((4,), count)), faded)
     ratio = moment.read(slice(0, 4)).mean() / values.mean()
     assert ratio == pytest.approx(0.999**500, rel=0.02)
 
 
 def test_a_small_second_moment_never_becomes_zero():
     moment = Moment(torch.zeros(1, 2), "int8", positive=True)
-    moment.write(slice(0, 1), torch.tensor([[1.0, 1e-12]]), torch.zeros(1).long(), torch.zeros(1))
+    row = Touched(slice(0, 1), torch.zeros(1).long(), torch.zeros(1))
+    moment.write(row, torch.tensor([[1.0, 1e-12]]))
     assert (moment.read(slice(0, 1)) > 0).all()
 
 
@@ -128,3 +129,20 @@ def test_first_step_of_a_late_row_is_like_any_first_step():
     before = rows.weight[1].detach().clone()
     ours.update(torch.tensor([1]), torch.ones(1, DIMENSION), 0.01)
     torch.testing.assert_close(before - rows.weight[1].detach(), torch.full((DIMENSION,), 0.01))
+
+
+@pytest.mark.parametrize("row_state", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rows_that_are_not_valid_stay(optimizer, row_state):
+    """A GPU's list of drawn rows is longer than the draw."""
+    lists = {"short": (torch.tensor([1, 4]), None)}
+    lists["long"] = torch.tensor([1, 4, 6, 0]), torch.tensor([True, True, False, False])
+    after = {}
+    for name, (index, valid) in lists.items():
+        rows = ShardedRows.new(0, ROWS, DIMENSION, 0, Ranks())
+        ours = RowOptimizer(rows, settings(optimizer, row_state))
+        ours.update(slice(0, ROWS), gradients(1)[0], 0.05)
+        ours.update(index, gradients(1, 1)[0][: len(index)], 0.05, valid)
+        after[name] = {"weight": rows.weight.detach(), **ours.state}
+    for name, tensor in after["short"].items():
+        assert torch.equal(tensor, after["long"][name]), name

@@ -1,107 +1,177 @@
-"""Softmax losses over rows that no rank holds whole."""
+"""Softmax cross-entropy over rows that no rank holds whole, in one logits-sized buffer or less.
 
+The rows are walked in blocks that fit the cache. Going forward, a block's logits become
+exponentials; going back, these become the gradient of the logits, the gradient of the block's rows
+and, where the optimiser is at hand, the updated rows, all while the block is in the cache. The
+target's logit is left out of its block and treated on its own, so a margin changes [B] numbers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from trainer.heads.collectives import Ranks
-from trainer.heads.rows import ShardedRows
+from trainer.heads.precision import gradient_product, logits_product
+from trainer.heads.row_optimizers import RowOptimizer
+from trainer.heads.row_state import Index
+from trainer.heads.rows import sparse_rows
+
+_CPU_BLOCK, _GPU_BLOCK = 512, 65536
+_TINY = 1e-12
+
+Target = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""A target's logit as it would be, [B] → with its margin, and the slope between them: [B], [B]."""
 
 
-def _log_partition(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """log-sum-exp over the sharded columns of `logits` [B, own]: [B]."""
-    lowest = torch.finfo(logits.dtype).min
-    if logits.shape[1]:
-        top = logits.max(dim=1).values
-    else:
-        top = logits.new_full((len(logits),), lowest)
-    top = ranks.max(top)
-    total = ranks.sum((logits - top[:, None]).exp().sum(dim=1))
-    return top + total.log()
+@dataclass(frozen=True)
+class Update:
+    """Rows are updated in the backward pass, so that their gradient is never held."""
+
+    optimizer: RowOptimizer
+    rate: float
+
+
+@dataclass
+class Shard:
+    """This rank's part of a classification: its rows, and where each sample's target is."""
+
+    weight: torch.Tensor
+    """[own, d] this rank's rows."""
+    chosen: torch.Tensor | None
+    """[n] int64: the rows that take part; none: all of them."""
+    valid: torch.Tensor | None
+    """[n] bool: which of `chosen` really do; none: all of them."""
+    place: torch.Tensor
+    """[B] int64: the target's place among the rows that take part, -1 on another rank."""
+    ranks: Ranks
+    normalised: bool
+    """Rows are divided by their norm."""
+    half: bool
+    """Products of bf16 factors."""
+    target: Target
+    budget: int | None
+    """Bytes for logits and their likes; none: the exponentials are kept, in one buffer."""
+    update: Update | None
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Of each block, its exponentials [B, n] and the logit [B] they are relative to."""
+    inverse: list[torch.Tensor | None] = field(default_factory=list)
+    """Of each block, one over the rows' norms [n]."""
+
+    def blocks(self) -> list[tuple[int, Index]]:
+        """The blocks of participating rows: the first one's place, and their index in `weight`."""
+        batch, dimension = len(self.place), self.weight.shape[1]
+        size = _GPU_BLOCK if self.weight.is_cuda else _CPU_BLOCK
+        if self.budget is not None:
+            size = max(1, min(size, self.budget // (4 * (2 * batch + 3 * dimension))))
+        count = len(self.weight) if self.chosen is None else len(self.chosen)
+        parts = [slice(i, min(i + size, count)) for i in range(0, count, size)]
+        return [(p.start, p if self.chosen is None else self.chosen[p]) for p in parts]
+
+    def column(self, start: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which column of a block is each sample's target ([B, 1]), and whether any is."""
+        column = (self.place - start)[:, None]
+        return column.clamp(0, width - 1), (column >= 0) & (column < width) & (self.place >= 0)[
+            :, None
+        ]
+
+    def exponentials(
+        self, inputs: torch.Tensor, start: int, rows: torch.Tensor, inverse: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """exp(logit - top) of a block without targets, [B, n], and top [B], its largest logit."""
+        logits = logits_product(inputs, rows.T, self.half)
+        if inverse is not None:
+            logits.mul_(inverse)
+        column, here = self.column(start, len(rows))
+        logits.scatter_(1, column, torch.where(here, -torch.inf, logits.gather(1, column)))
+        if self.valid is not None:
+            logits.masked_fill_(~self.valid[start : start + len(rows)], -torch.inf)
+        top = logits.amax(dim=1).clamp_min(torch.finfo(logits.dtype).min)
+        return logits.sub_(top[:, None]).exp_(), top
+
+    def target_rows(self) -> torch.Tensor:
+        """Each sample's target row as the logits see it, [B, d]; any row for those elsewhere."""
+        place = self.place.clamp_min(0)
+        rows = self.weight[place if self.chosen is None else self.chosen[place]]
+        return rows * _inverse_norms(rows)[:, None] if self.normalised else rows
+
+
+def _inverse_norms(rows: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.vector_norm(rows, dim=1).clamp_min_(_TINY).reciprocal_()
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: torch.Tensor,
-        weight: torch.Tensor,
-        index: torch.Tensor,
-        owned: torch.Tensor,
-        ranks: Ranks,
-    ) -> torch.Tensor:
-        logits = embeddings @ weight.T
-        log_partition = _log_partition(logits, ranks)
-        sample = owned.nonzero()[:, 0]
-        target = torch.zeros_like(log_partition)
-        target[sample] = logits[sample, index[sample]]
-        ranks.sum(target)
-        probabilities = logits.sub_(log_partition[:, None]).exp_()
-        ctx.save_for_backward(embeddings, weight, probabilities, sample, index[sample])
-        ctx.ranks = ranks
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, shard: Shard) -> torch.Tensor:
+        sums = [inputs.new_full((len(inputs),), -torch.inf)]
+        for start, index in shard.blocks():
+            rows = shard.weight[index]
+            inverse = _inverse_norms(rows) if shard.normalised else None
+            exponentials, top = shard.exponentials(inputs, start, rows, inverse)
+            sums.append(top + exponentials.sum(dim=1).log_())
+            shard.inverse.append(inverse)
+            if shard.budget is None:
+                shard.kept.append((exponentials, top))
+        owned = shard.place >= 0
+        logit = slope = inputs.new_zeros(len(inputs))
+        if len(shard.weight):
+            logit, slope = shard.target((inputs * shard.target_rows()).sum(dim=1))
+        sums.append(torch.where(owned, logit, -torch.inf))
+        mine = torch.stack([torch.stack(sums).logsumexp(dim=0), torch.where(owned, logit, 0)])
+        every = shard.ranks.gather(mine[None], [1] * shard.ranks.world)
+        log_partition, target = every[:, 0].logsumexp(dim=0), every[:, 1].sum(dim=0)
+        ctx.save_for_backward(inputs, log_partition, target, torch.where(owned, slope, 0))
+        ctx.shard = shard
         return log_partition - target
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        embeddings, weight, grad_logits, sample, index = ctx.saved_tensors
-        grad_logits = grad_logits.clone()
-        grad_logits[sample, index] -= 1
-        grad_logits *= grad[:, None]
-        grad_embeddings = ctx.ranks.sum(grad_logits @ weight)
-        return grad_embeddings, grad_logits.T @ embeddings, None, None, None
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        inputs, log_partition, target, slope = ctx.saved_tensors
+        shard: Shard = ctx.shard
+        # d loss / d logit: the share of the partition; for the target, less 1, times the slope
+        push = (grad * (target - log_partition).expm1_() * slope)[:, None]
+        grad_inputs, parts = torch.zeros_like(inputs), []
+        for number, (start, index) in enumerate(shard.blocks()):
+            rows, inverse = shard.weight[index], shard.inverse[number]
+            if shard.kept:
+                logits_grad, top = shard.kept[number]
+                shard.kept[number] = (top, top)  # lets the exponentials go
+            else:
+                logits_grad, top = shard.exponentials(inputs, start, rows, inverse)
+            logits_grad.mul_((grad * (top - log_partition).exp_())[:, None])
+            column, here = shard.column(start, len(rows))
+            held = logits_grad.gather(1, column)
+            logits_grad.scatter_(1, column, torch.where(here, push, held))
+            if inverse is not None:
+                logits_grad.mul_(inverse)
+            grad_inputs += gradient_product(logits_grad, rows, shard.half)
+            rows_grad = gradient_product(logits_grad.T, inputs, shard.half)
+            if inverse is not None:  # a row's length does not matter: its gradient is tangential
+                along = (rows_grad * rows).sum(dim=1) * inverse.square()
+                rows_grad.addcmul_(rows, along[:, None], value=-1)
+            if shard.update is not None:
+                valid = None if shard.valid is None else shard.valid[start : start + len(rows)]
+                shard.update.optimizer.update(index, rows_grad, shard.update.rate, valid)
+            else:
+                parts.append(rows_grad)
+        grad_weight = None if shard.update else _whole_gradient(parts, shard)
+        return shard.ranks.sum(grad_inputs), grad_weight, None
 
 
-def cross_entropy(gathered: torch.Tensor, labels: torch.Tensor, rows: ShardedRows) -> torch.Tensor:
-    """Softmax cross-entropy of each sample over `rows` (Eq. 1 of the CRL paper): [B].
+def _whole_gradient(parts: list[torch.Tensor], shard: Shard) -> torch.Tensor:
+    """The gradient of this rank's rows, sparse where only some took part."""
+    values = torch.cat(parts) if parts else shard.weight[:0]
+    if shard.chosen is None:
+        return values
+    return sparse_rows(shard.chosen, values, shard.weight)
 
-    `gathered` [B, d] and `labels` [B] (global row ids within `rows`) are equal on every rank.
+
+def cross_entropy(inputs: torch.Tensor, weight: torch.nn.Parameter, shard: Shard) -> torch.Tensor:
+    """Softmax cross-entropy of each sample over the rows of all ranks (CRL paper, Eq. 1): [B].
+
+    `inputs` [B, d] are equal on every rank: embeddings, or for normalised rows unit embeddings
+    times the scale. `weight` is the parameter behind `shard`. With `shard.update`, backward leaves
+    no gradient: the rows are already updated.
     """
-    index, owned = rows.local(labels)
-    return _CrossEntropy.apply(gathered, rows.weight, index, owned, rows.ranks)
-
-
-class _Distillation(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        embeddings: torch.Tensor,
-        weight: torch.Tensor,
-        teacher: torch.Tensor,
-        temperature: float,
-        ranks: Ranks,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        student = embeddings @ weight.T / temperature
-        teacher = teacher / temperature
-        log_q = student - _log_partition(student, ranks)[:, None]
-        log_p = teacher - _log_partition(teacher, ranks)[:, None]
-        p = log_p.exp()
-        sums = ranks.sum(torch.stack([(p * log_q).sum(dim=1), (p * log_p).sum(dim=1)]))
-        ctx.save_for_backward(embeddings, weight, log_q.exp_().sub_(p))
-        ctx.temperature, ctx.ranks = temperature, ranks
-        divergence_from_entropy, entropy = -sums[0], -sums[1]
-        ctx.mark_non_differentiable(entropy)
-        return divergence_from_entropy, entropy
-
-    @staticmethod
-    def backward(
-        ctx: Any, grad: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        embeddings, weight, difference = ctx.saved_tensors
-        grad_logits = difference * (grad / ctx.temperature)[:, None]
-        grad_embeddings = ctx.ranks.sum(grad_logits @ weight)
-        return grad_embeddings, grad_logits.T @ embeddings, None, None, None
-
-
-def distillation(
-    gathered: torch.Tensor, rows: ShardedRows, teacher: torch.Tensor, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy -sum p log q over all of `rows`, and the entropy of p: two [B] tensors.
-
-    `gathered` [B, d] is equal on every rank; `teacher` [B, own] are the frozen model's activations
-    on this rank's rows. p and q are softmaxes at `temperature` of the teacher's activations and of
-    the embeddings' activations on the (trained) rows: Eq. 2 of the CRL paper, and Eq. 3 with S_i
-    all old rows.
-    """
-    return _Distillation.apply(gathered, rows.weight, teacher, temperature, rows.ranks)
+    return _CrossEntropy.apply(inputs, weight, shard)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from trainer.heads.collectives import Ranks
-from trainer.heads.rows import ShardedRows
+from trainer.heads.rows import ShardedRows, sparse_rows
 
 
 def top_k(
@@ -64,38 +64,49 @@ class _Activations(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        embeddings: torch.Tensor,
+        inputs: torch.Tensor,
         weight: torch.Tensor,
         index: torch.Tensor,
         owned: torch.Tensor,
         ranks: Ranks,
+        normalised: bool,
     ) -> torch.Tensor:
         sample, place = owned.nonzero(as_tuple=True)
-        row = index[sample, place]
-        out = embeddings.new_zeros(index.shape)
-        out[sample, place] = (embeddings[sample] * weight[row]).sum(dim=1)
-        ctx.save_for_backward(embeddings, weight, sample, place, row)
-        ctx.ranks = ranks
+        touched, pair = index[sample, place].unique(return_inverse=True)
+        rows = weight[touched]
+        inverse = rows.new_ones(len(rows))
+        if normalised:
+            inverse = torch.linalg.vector_norm(rows, dim=1).clamp_min(1e-12).reciprocal()
+        directions = rows * inverse[:, None]
+        out = inputs.new_zeros(index.shape)
+        out[sample, place] = (inputs[sample] * directions[pair]).sum(dim=1)
+        ctx.save_for_backward(inputs, directions, inverse, touched, sample, place, pair)
+        ctx.ranks, ctx.normalised, ctx.like = ranks, normalised, weight
         return ranks.sum(out)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        embeddings, weight, sample, place, row = ctx.saved_tensors
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, directions, inverse, touched, sample, place, pair = ctx.saved_tensors
         pull = grad[sample, place][:, None]
-        grad_embeddings = torch.zeros_like(embeddings)
-        grad_embeddings.index_add_(0, sample, pull * weight[row])
-        grad_weight = torch.zeros_like(weight)
-        grad_weight.index_add_(0, row, pull * embeddings[sample])
-        return ctx.ranks.sum(grad_embeddings), grad_weight, None, None, None
+        grad_inputs = torch.zeros_like(inputs)
+        grad_inputs.index_add_(0, sample, pull * directions[pair])
+        grad_rows = torch.zeros_like(directions)
+        grad_rows.index_add_(0, pair, pull * inputs[sample])
+        if ctx.normalised:
+            along = (grad_rows * directions).sum(dim=1, keepdim=True)
+            grad_rows = (grad_rows - along * directions) * inverse[:, None]
+        sparse = sparse_rows(touched, grad_rows, ctx.like)
+        return ctx.ranks.sum(grad_inputs), sparse, None, None, None, None
 
 
-def activations(gathered: torch.Tensor, rows: ShardedRows, classes: torch.Tensor) -> torch.Tensor:
+def activations(
+    inputs: torch.Tensor, rows: ShardedRows, classes: torch.Tensor, normalised: bool = False
+) -> torch.Tensor:
     """The activations of each sample on its own K rows: [B, K].
 
-    `gathered` [B, d] and `classes` [B, K] (row ids within `rows`) are equal on every rank. Each
-    rank computes the pairs whose row it owns, so only [B, K] numbers travel.
+    `inputs` [B, d] and `classes` [B, K] (row ids within `rows`) are equal on every rank. Each rank
+    computes the pairs whose row it owns, so only [B, K] numbers travel; the gradient of the rows
+    is sparse and touches the rows of `classes` only. `normalised` divides rows by their norm.
     """
     index, owned = rows.local(classes)
-    return _Activations.apply(gathered, rows.weight, index, owned, rows.ranks)
+    return _Activations.apply(inputs, rows.weight, index, owned, rows.ranks, normalised)

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from trainer.heads.row_state import Index, Moment
+from trainer.heads.row_state import Index, Moment, Touched
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import ADAM_BETAS, ADAM_EPSILON, TrainingSettings
 
@@ -63,43 +63,50 @@ class RowOptimizer:
             self.update(block, gradient[block], rate)
 
     @torch.no_grad()
-    def update(self, index: Index, gradient: torch.Tensor, rate: float) -> None:
-        """Moves some rows by their `gradient` [n, d], which is overwritten."""
+    def update(
+        self,
+        index: Index,
+        gradient: torch.Tensor,
+        rate: float,
+        valid: torch.Tensor | None = None,
+    ) -> None:
+        """Moves some rows by their `gradient` [n, d], which is overwritten.
+
+        Rows that are not `valid` [n] are left alone (a GPU cannot shorten `index` without waiting).
+        """
         settings, weight = self._settings, self.rows.weight.data
         values = weight[index]
         if settings.weight_decay and settings.optimizer != "adamw":
             gradient = gradient.add_(values, alpha=settings.weight_decay)
         counts = self._counts[index] + 1
-        self._counts[index] = counts
+        touched = Touched(index, self._ids[index], counts, valid)
+        touched.put(self._counts, counts)
         if settings.optimizer == "sgd":
-            moved = self._momentum(index, gradient, counts)
+            moved = self._momentum(touched, gradient)
         else:
             if settings.optimizer == "adamw":
                 values.mul_(1 - rate * settings.weight_decay)
-            moved = self._adam(index, gradient, counts)
-        values.sub_(moved, alpha=rate)
-        if isinstance(index, torch.Tensor):
-            weight[index] = values
+            moved = self._adam(touched, gradient)
+        touched.put(weight, values.sub_(moved, alpha=rate))
 
-    def _momentum(self, index: Index, gradient: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def _momentum(self, touched: Touched, gradient: torch.Tensor) -> torch.Tensor:
         if not self._settings.momentum:
             return gradient
         moment = self._moments["momentum"]
-        velocity = moment.read(index).mul_(self._settings.momentum).add_(gradient)
-        moment.write(index, velocity, self._ids[index], counts)
+        velocity = moment.read(touched.index).mul_(self._settings.momentum).add_(gradient)
+        moment.write(touched, velocity)
         return velocity
 
-    def _adam(self, index: Index, gradient: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    def _adam(self, touched: Touched, gradient: torch.Tensor) -> torch.Tensor:
         keep_first, keep_second = ADAM_BETAS
         first, second = self._moments["first"], self._moments["second"]
-        mean = first.read(index).lerp_(gradient, 1 - keep_first)
-        square = second.read(index).mul_(keep_second)
+        mean = first.read(touched.index).lerp_(gradient, 1 - keep_first)
+        square = second.read(touched.index).mul_(keep_second)
         square.addcmul_(gradient, gradient, value=1 - keep_second)
-        ids = self._ids[index]
-        first.write(index, mean, ids, counts)
-        second.write(index, square, ids, counts + 2**20)  # other noise than the first moment's
+        first.write(touched, mean)
+        second.write(touched, square, salt=2**20)
         # 1 - beta^count without the cancellation
         of_first, of_second = (
-            -torch.expm1(counts * math.log(keep))[:, None] for keep in ADAM_BETAS
+            -torch.expm1(touched.counts * math.log(keep))[:, None] for keep in ADAM_BETAS
         )
         return (mean / of_first).div_((square / of_second).sqrt_().add_(ADAM_EPSILON))

@@ -5,6 +5,7 @@ unbiased, so that a second moment moving by a thousandth of itself still moves, 
 at any world size and after any resume.
 """
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -26,6 +27,31 @@ def noise(ids: torch.Tensor, counts: torch.Tensor, columns: int) -> torch.Tensor
     for multiplier in (0x2C1B3C6D, 0x297A2D39):
         mixed = (mixed ^ (mixed >> 15)) * multiplier
     return (mixed >> 12) & 0xFFFF
+
+
+@dataclass(frozen=True)
+class Touched:
+    """The rows of one update."""
+
+    index: Index
+    ids: torch.Tensor
+    """[n] int64 global row ids."""
+    counts: torch.Tensor
+    """[n] their updates, this one included."""
+    valid: torch.Tensor | None = None
+    """[n] which of them really are; none: all."""
+
+    def put(self, held: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes `values` [n, ...] to these rows of `held`; what is not valid stays.
+
+        Does nothing where `values` are the storage itself.
+        """
+        if self.valid is not None:
+            kept = self.valid.view(-1, *[1] * (values.dim() - 1))
+            values = torch.where(kept, values, held[self.index])
+        elif isinstance(self.index, slice) and values.data_ptr() == held[self.index].data_ptr():
+            return
+        held[self.index] = values
 
 
 class Moment:
@@ -50,28 +76,23 @@ class Moment:
         values = values * self.tensors[".scale"][index][:, None]
         return values.square_() if self._positive else values
 
-    def write(
-        self, index: Index, values: torch.Tensor, ids: torch.Tensor, counts: torch.Tensor
-    ) -> None:
-        """Keeps the values [n, d] of some rows; `ids` and `counts` [n] decide the rounding."""
+    def write(self, touched: "Touched", values: torch.Tensor, salt: int = 0) -> None:
+        """Keeps the `values` [n, d] of some rows; other `salt`, other rounding."""
         kept = self.tensors[""]
         if self._precision == "fp32":
-            if isinstance(index, torch.Tensor):
-                kept[index] = values
-            elif values.data_ptr() != kept[index].data_ptr():
-                kept[index].copy_(values)
+            touched.put(kept, values)
             return
-        drawn = noise(ids, counts, values.shape[1])
+        drawn = noise(touched.ids, touched.counts + salt, values.shape[1])
         if self._precision == "bf16":
             bits = values.contiguous().view(torch.int32)
-            kept[index] = ((bits + drawn) & -65536).view(torch.float32).bfloat16()
+            touched.put(kept, ((bits + drawn) & -65536).view(torch.float32).bfloat16())
             return
         values = values.sqrt() if self._positive else values
         levels = 255 if self._positive else 127
         scale = values.abs().amax(dim=1) / levels
-        self.tensors[".scale"][index] = scale
+        touched.put(self.tensors[".scale"], scale)
         steps = values / scale.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
         rounded = torch.floor(steps + drawn / 65536)
         if self._positive:
             rounded = torch.maximum(rounded, (values > 0).float())
-        kept[index] = rounded.clamp_(-levels, levels).to(kept.dtype)
+        touched.put(kept, rounded.clamp_(-levels, levels).to(kept.dtype))

@@ -57,3 +57,9 @@ def own_ids(first: int, last: int, ranks: Ranks) -> torch.Tensor:
     """The ids r in [first, last) with r % world == rank, ascending."""
     start = first + (ranks.rank - first) % ranks.world
     return torch.arange(start, last, ranks.world) if start < last else torch.empty(0).long()
+
+
+def sparse_rows(index: torch.Tensor, values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Values [n, d] at rows `index` [n] as a sparse gradient for `like` [own, d]."""
+    with torch.sparse.check_sparse_tensor_invariants(False):  # or torch warns that it does not
+        return torch.sparse_coo_tensor(index[None], values, like.shape)

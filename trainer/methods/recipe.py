@@ -7,6 +7,8 @@ import torch
 
 from data_shards.files import fingerprint
 from data_shards.settings import Settings
+from trainer.heads.classifier import Classifier
+from trainer.heads.cross_entropy import Update
 from trainer.heads.rows import ShardedRows
 
 
@@ -21,7 +23,7 @@ class Teacher:
     activations: torch.Tensor | None = None
     """[B, K] float32, the previous model's activations on them."""
     rows: ShardedRows | None = None
-    """The previous model's own rows, frozen."""
+    """The previous model's own rows as its logits see them, frozen."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Forward:
     previous: ShardedRows | None
     """The trained copy of the old identities' rows."""
     teacher: Teacher
+    classifier: Classifier
+    iteration: int = 0
+    update: Update | None = None
+    """Update the current rows in the backward pass; none: leave their gradient."""
 
 
 @dataclass(frozen=True)

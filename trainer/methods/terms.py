@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from trainer.heads.cross_entropy import cross_entropy, distillation
+from trainer.heads.distillation import distillation
 from trainer.heads.neighbourhood import activations
 from trainer.losses import embedding_distance, neighbourhood_distillation, relaxed
 from trainer.methods.recipe import Forward, Needs
@@ -13,7 +13,7 @@ from trainer.methods.recipe import Forward, Needs
 
 @dataclass(frozen=True)
 class Classify:
-    """Softmax cross-entropy over the current rows (Eq. 1 of the CRL paper)."""
+    """Softmax cross-entropy over the current rows, with the classifier's margin (CRL, Eq. 1)."""
 
     weight: float = 1.0
     needs: Needs = Needs()
@@ -22,7 +22,9 @@ class Classify:
         return self
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
-        losses = cross_entropy(forward.embeddings, forward.labels, forward.current)
+        losses = forward.classifier.losses(
+            forward.embeddings, forward.labels, forward.current, forward.iteration, forward.update
+        )
         return losses.sum(), len(losses)
 
 
@@ -68,13 +70,16 @@ class Distill:
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
         student, teacher = forward.previous, forward.teacher
         assert student is not None
+        logits = forward.classifier.settings
+        inputs = logits.inputs(forward.embeddings)
         if self.neighbours is None:
             assert teacher.embeddings is not None and teacher.rows is not None
-            said = teacher.embeddings @ teacher.rows.weight.T
-            pair = distillation(forward.embeddings, student, said, self.temperature)
+            said = logits.inputs(teacher.embeddings) @ teacher.rows.weight.T
+            weight = logits.directions(student.weight)
+            pair = distillation(inputs, weight, said, self.temperature, student.ranks)
         else:
             assert teacher.classes is not None and teacher.activations is not None
-            own = activations(forward.embeddings, student, teacher.classes)
+            own = activations(inputs, student, teacher.classes, logits.scale is not None)
             pair = neighbourhood_distillation(own, teacher.activations, self.temperature)
         crossed, entropy = pair
         if self.divergence == "cross_entropy":

@@ -1,0 +1,138 @@
+"""The sharded classifier: its margin, which rows take part, and how much memory it may use."""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from data_shards.settings import Settings
+from trainer.heads.cross_entropy import Shard, Update, cross_entropy
+from trainer.heads.margins import Margin, Softmax
+from trainer.heads.row_state import noise
+from trainer.heads.rows import ShardedRows
+
+
+class ClassifierSettings(Settings):
+    """What the classifier computes, and in how much memory."""
+
+    margin: Margin = Softmax()
+    """The softmax loss: softmax (linear logits), norm_softmax, cosface, arcface, combined or
+    adaface."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the factors of its matrix products; logits, rows and sums stay in fp32."""
+    sampled: float = Field(default=1.0, gt=0, le=1)
+    """Share of the negative rows that take part in an iteration (Partial FC); 1: all of them."""
+    memory: int | None = Field(default=None, ge=1)
+    """Bytes for logits: they are then computed twice, a block at a time. None: one buffer of
+    global batch x own rows keeps them."""
+
+    @property
+    def scale(self) -> float | None:
+        """s, what cosines are multiplied by; none: logits are linear."""
+        return self.margin.scale
+
+    def inputs(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """What rows are multiplied with: [B, d] embeddings, or s times unit embeddings."""
+        return embeddings if self.scale is None else F.normalize(embeddings) * self.scale
+
+    def directions(self, weight: torch.Tensor) -> torch.Tensor:
+        """Rows [n, d] as the logits see them: as they are, or with unit length."""
+        return weight if self.scale is None else F.normalize(weight)
+
+
+class Classifier:
+    """The classification losses of `ClassifierSettings`, and the margin's running statistics."""
+
+    def __init__(self, settings: ClassifierSettings, seed: int, device: torch.device) -> None:
+        """`seed` decides which rows are drawn."""
+        self.settings, self._seed = settings, seed
+        margin = settings.margin
+        self.running: dict[str, torch.Tensor] = {}
+        if not isinstance(margin, Softmax):
+            self.running = {name: value.to(device) for name, value in margin.initial().items()}
+
+    def losses(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        rows: ShardedRows,
+        iteration: int = 0,
+        update: Update | None = None,
+    ) -> torch.Tensor:
+        """Each sample's softmax cross-entropy with the margin, over the rows of all ranks: [B].
+
+        `embeddings` [B, d] and `labels` [B] int64 (global row ids within `rows`) are equal on every
+        rank. Raises ValueError for a label beyond `rows`; on a GPU, when the device gets there.
+        """
+        check_labels(labels, rows)
+        place, owned = rows.local(labels)
+        chosen = valid = None
+        if self.settings.sampled < 1:
+            chosen, valid, place = self._draw(rows, place, owned, iteration)
+        margin, scale = self.settings.margin, self.settings.scale
+        if isinstance(margin, Softmax):
+
+            def target(logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return logit, torch.ones_like(logit)
+
+        else:
+            norms = torch.linalg.vector_norm(embeddings.detach(), dim=1)
+            margin.observe(norms, self.running)
+            assert scale is not None
+
+            def target(logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                value, slope = margin.target(logit / scale, norms, self.running)
+                return value * scale, slope
+
+        shard = Shard(
+            weight=rows.weight.detach(),
+            chosen=chosen,
+            valid=valid,
+            place=torch.where(owned, place, -1),
+            ranks=rows.ranks,
+            normalised=scale is not None,
+            half=self.settings.precision == "bf16",
+            target=target,
+            budget=self.settings.memory,
+            update=update,
+        )
+        return cross_entropy(self.settings.inputs(embeddings), rows.weight, shard)
+
+    def _draw(
+        self, rows: ShardedRows, place: torch.Tensor, owned: torch.Tensor, iteration: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        """This rank's rows that take part: all targets, and some others.
+
+        Whether a row is drawn depends on (seed, iteration, row id) alone: another draw on every
+        rank, and the same draw at any world size and after any resume. Returns the rows [n], which
+        of them are valid (none: all), and every target's place among them [B].
+        """
+        ids, rate = rows.own_ids().to(place.device), self.settings.sampled
+        count = ids.new_full((1,), (self._seed * 1_000_003 + iteration) % 2**31)
+        taken = torch.zeros(len(ids) + 1, dtype=torch.bool, device=place.device)
+        taken[:-1] = noise(ids, count, 1)[:, 0] < rate * 2**16
+        taken[torch.where(owned, place, len(ids))] = True
+        taken = taken[:-1]
+        order = taken.cumsum(0)
+        place = (order - 1)[place] if len(ids) else place
+        if not place.is_cuda:
+            return taken.nonzero()[:, 0], None, place
+        # a GPU would have to wait for the number of rows: take room for six standard deviations
+        room = len(ids) * rate + 6 * math.sqrt(len(ids) * rate * (1 - rate)) + len(place)
+        chosen = torch.argsort(~taken, stable=True)[: math.ceil(room)]
+        return chosen, taken[chosen], place
+
+
+def check_labels(labels: torch.Tensor, rows: ShardedRows) -> None:
+    """Raises ValueError for labels that are no int64 or beyond `rows`; waits for no GPU."""
+    if labels.dtype != torch.int64:
+        raise ValueError(f"labels must be int64, these are {labels.dtype}: convert them")
+    good = ((labels >= rows.first) & (labels < rows.last)).all()
+    allowed = f"a label lies beyond the classifier's rows {rows.first} to {rows.last - 1}"
+    if labels.is_cuda:
+        torch._assert_async(good, allowed)
+    elif not good:
+        wrong = labels[(labels < rows.first) | (labels >= rows.last)][0]
+        raise ValueError(f"{allowed}: {int(wrong)}; check the benchmark's split")
