@@ -44,12 +44,12 @@ class Touched:
     def put(self, held: torch.Tensor, values: torch.Tensor) -> None:
         """Writes `values` [n, ...] to these rows of `held`; what is not valid stays.
 
-        Does nothing where `values` are the storage itself.
+        Does nothing where `values` are a view of `held`, changed in place.
         """
         if self.valid is not None:
             kept = self.valid.view(-1, *[1] * (values.dim() - 1))
             values = torch.where(kept, values, held[self.index])
-        elif isinstance(self.index, slice) and values.data_ptr() == held[self.index].data_ptr():
+        elif values._base is held:
             return
         held[self.index] = values
 
