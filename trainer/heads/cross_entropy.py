@@ -8,7 +8,7 @@ target's logit is left out of its block and treated on its own, so a margin chan
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from trainer.heads.precision import gradient_product, logits_product
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.row_state import Index
 from trainer.heads.rows import sparse_rows
+from trainer.heads.softmax_kernels import exponentials, logits_gradient
 
 _CPU_BLOCK, _GPU_BLOCK = 512, 65536
 _TINY = 1e-12
@@ -25,8 +26,7 @@ Target = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """A target's logit as it would be, [B] → with its margin, and the slope between them: [B], [B]."""
 
 
-@dataclass(frozen=True)
-class Update:
+class Update(NamedTuple):
     """Rows are updated in the backward pass, so that their gradient is never held."""
 
     optimizer: RowOptimizer
@@ -69,26 +69,16 @@ class Shard:
         parts = [slice(i, min(i + size, count)) for i in range(0, count, size)]
         return [(p.start, p if self.chosen is None else self.chosen[p]) for p in parts]
 
-    def column(self, start: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which column of a block is each sample's target ([B, 1]), and whether any is."""
-        column = (self.place - start)[:, None]
-        return column.clamp(0, width - 1), (column >= 0) & (column < width) & (self.place >= 0)[
-            :, None
-        ]
+    def part(self, start: int, width: int) -> torch.Tensor | None:
+        """Which of a block's rows are valid."""
+        return None if self.valid is None else self.valid[start : start + width]
 
     def exponentials(
         self, inputs: torch.Tensor, start: int, rows: torch.Tensor, inverse: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """exp(logit - top) of a block without targets, [B, n], and top [B], its largest logit."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`softmax_kernels.exponentials` of a block's logits, without targets."""
         logits = logits_product(inputs, rows.T, self.half)
-        if inverse is not None:
-            logits.mul_(inverse)
-        column, here = self.column(start, len(rows))
-        logits.scatter_(1, column, torch.where(here, -torch.inf, logits.gather(1, column)))
-        if self.valid is not None:
-            logits.masked_fill_(~self.valid[start : start + len(rows)], -torch.inf)
-        top = logits.amax(dim=1).clamp_min(torch.finfo(logits.dtype).min)
-        return logits.sub_(top[:, None]).exp_(), top
+        return exponentials(logits, inverse, self.place - start, self.part(start, len(rows)))
 
     def target_rows(self) -> torch.Tensor:
         """Each sample's target row as the logits see it, [B, d]; any row for those elsewhere."""
@@ -108,11 +98,11 @@ class _CrossEntropy(torch.autograd.Function):
         for start, index in shard.blocks():
             rows = shard.weight[index]
             inverse = _inverse_norms(rows) if shard.normalised else None
-            exponentials, top = shard.exponentials(inputs, start, rows, inverse)
-            sums.append(top + exponentials.sum(dim=1).log_())
+            exponents, top, total = shard.exponentials(inputs, start, rows, inverse)
+            sums.append(top + total.log())
             shard.inverse.append(inverse)
             if shard.budget is None:
-                shard.kept.append((exponentials, top))
+                shard.kept.append((exponents, top))
         owned = shard.place >= 0
         logit = slope = inputs.new_zeros(len(inputs))
         if len(shard.weight):
@@ -130,29 +120,25 @@ class _CrossEntropy(torch.autograd.Function):
         inputs, log_partition, target, slope = ctx.saved_tensors
         shard: Shard = ctx.shard
         # d loss / d logit: the share of the partition; for the target, less 1, times the slope
-        push = (grad * (target - log_partition).expm1_() * slope)[:, None]
+        push = grad * (target - log_partition).expm1_() * slope
         grad_inputs, parts = torch.zeros_like(inputs), []
         for number, (start, index) in enumerate(shard.blocks()):
             rows, inverse = shard.weight[index], shard.inverse[number]
             if shard.kept:
-                logits_grad, top = shard.kept[number]
+                exponents, top = shard.kept[number]
                 shard.kept[number] = (top, top)  # lets the exponentials go
             else:
-                logits_grad, top = shard.exponentials(inputs, start, rows, inverse)
-            logits_grad.mul_((grad * (top - log_partition).exp_())[:, None])
-            column, here = shard.column(start, len(rows))
-            held = logits_grad.gather(1, column)
-            logits_grad.scatter_(1, column, torch.where(here, push, held))
-            if inverse is not None:
-                logits_grad.mul_(inverse)
+                exponents, top, _ = shard.exponentials(inputs, start, rows, inverse)
+            factor = grad * (top - log_partition).exp_()
+            logits_grad = logits_gradient(exponents, factor, push, inverse, shard.place - start)
             grad_inputs += gradient_product(logits_grad, rows, shard.half)
             rows_grad = gradient_product(logits_grad.T, inputs, shard.half)
             if inverse is not None:  # a row's length does not matter: its gradient is tangential
                 along = (rows_grad * rows).sum(dim=1) * inverse.square()
                 rows_grad.addcmul_(rows, along[:, None], value=-1)
             if shard.update is not None:
-                valid = None if shard.valid is None else shard.valid[start : start + len(rows)]
-                shard.update.optimizer.update(index, rows_grad, shard.update.rate, valid)
+                valid, (optimizer, rate) = shard.part(start, len(rows)), shard.update
+                optimizer.update(index, rows_grad, rate, valid)
             else:
                 parts.append(rows_grad)
         grad_weight = None if shard.update else _whole_gradient(parts, shard)
