@@ -12,7 +12,7 @@ import torch
 from benchmarks import interleaved, report
 from launch.neighbourhoods import fast_embedder
 from trainer.backbones import EmbedderSettings, build_embedder
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
@@ -29,7 +29,8 @@ def main() -> None:
     images = torch.randint(0, 256, (batch, 112, 112, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     with tempfile.TemporaryDirectory() as folder:
         rows = ShardedRows.new(0, 8, 256, 0, Ranks())
-        embedder, linear = build_embedder(settings), ClassifierSettings()
+        embedder = build_embedder(settings)
+        linear = Classifier(ClassifierSettings(), 0, images.device)
         save_model(Path(folder) / "m", settings, linear, embedder, [rows], Ranks())
         model = Model.open(Path(folder) / "m")
         plain = model.embedder()

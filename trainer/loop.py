@@ -43,7 +43,7 @@ def train(
             save_state(task, state, checkpoints, ranks)
     blocks = list(state.blocks().values())
     save_model(
-        task.folder / "model", task.embedder, task.classifier, state.engine.module, blocks, ranks
+        task.folder / "model", task.embedder, state.classifier, state.engine.module, blocks, ranks
     )
     checkpoints.clear()
 

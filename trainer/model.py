@@ -1,6 +1,7 @@
 """A finished model: embedder, rows and card, as a folder that anything can read.
 
-``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``card.json``: never a pickle.
+``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``classifier.safetensors``
+with the running statistics of its margin, ``card.json``: never a pickle.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from trainer.checkpoint import (
     save_folder,
     verify_folder,
 )
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 
@@ -50,6 +51,10 @@ class Model:
         embedder.load_state_dict(load_tensors(self.folder, "embedder"))
         return embedder.eval()
 
+    def running(self) -> dict[str, torch.Tensor]:
+        """The running statistics of its margin."""
+        return load_tensors(self.folder, "classifier")
+
     def sharded_rows(self, ranks: Ranks) -> ShardedRows:
         """This rank's part of its rows."""
         weight = load_rows(self.folder, "rows", 0, self.rows, ranks)["weight"]
@@ -65,7 +70,7 @@ class Model:
 def save_model(
     folder: Path,
     settings: EmbedderSettings,
-    classifier: ClassifierSettings,
+    classifier: Classifier,
     embedder: torch.nn.Module,
     blocks: list[ShardedRows],
     ranks: Ranks,
@@ -76,9 +81,10 @@ def save_model(
     files = {rows_name("rows", ranks): {"ids": ids, "weight": weight}}
     if ranks.rank == 0:
         files["embedder"] = dict(embedder.state_dict())
+        files["classifier"] = classifier.running
     card = {
         "embedder": settings.model_dump(),
-        "classifier": classifier.model_dump(),
+        "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,
     }
     save_folder(folder, files, card, ranks)

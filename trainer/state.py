@@ -75,6 +75,8 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
     engine = build_engine(embedder, embedder_optimizer, task.training.batch, ranks)
     row_optimizers = {name: RowOptimizer(rows, task.training) for name, rows in trained.items()}
     classifier = Classifier(task.classifier, seed % 2**31, device)
+    if task.previous is not None and task.recipe.start == "previous":
+        classifier.restore(task.previous.running())
     return State(engine, classifier, fresh, previous, embedder_optimizer, row_optimizers)
 
 
@@ -96,8 +98,7 @@ def restore_state(state: State, folder: Path, ranks: Ranks) -> None:
     state.iteration = read_card(folder)["iteration"]
     state.engine.module.load_state_dict(load_tensors(folder, "embedder"))
     load_optimizer(state.embedder_optimizer, load_tensors(folder, "optimizer"))
-    for name, value in load_tensors(folder, "classifier").items():
-        state.classifier.running[name].copy_(value)
+    state.classifier.restore(load_tensors(folder, "classifier"))
     for name, rows in state.blocks().items():
         tensors = load_rows(folder, name, rows.first, rows.last, ranks)
         rows.weight.data.copy_(tensors["weight"])

@@ -30,6 +30,8 @@ ALL = {
     "fkd": FlexibleDistillation(neighbours=5, relaxation=0.05),
 }
 
+LINEAR = ClassifierSettings()
+
 
 class Interrupted(Exception):
     """Raised in the middle of training."""
@@ -42,6 +44,7 @@ def train_step(
     step: int,
     iterations: int = 12,
     stop_at: int | None = None,
+    classifier: ClassifierSettings = LINEAR,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
@@ -62,7 +65,7 @@ def train_step(
         benchmark=benchmark,
         data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
         embedder=EmbedderSettings(width=4, dimension=8),
-        classifier=ClassifierSettings(),
+        classifier=classifier,
         training=for_all_data(training, step) if recipe.data == "all" else training,
         teacher=TeacherSettings(mode="online"),
         recipe=recipe,

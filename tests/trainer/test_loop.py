@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.ranks import on_ranks
-from tests.trainer.loops import ALL, Interrupted, train_step
+from tests.trainer.loops import ALL, LINEAR, Interrupted, train_step
 from trainer.checkpoint import load_tensors
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margins import AdaFace
 from trainer.model import Model
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -72,8 +74,8 @@ def test_interrupted_training_resumes_bit_for_bit(
     assert fingerprints[0] == fingerprints[1]
 
 
-def on_rank(small_folder, out, method):
-    return train_step(small_folder, out, method, 1)
+def on_rank(small_folder, out, method, classifier=LINEAR):
+    return train_step(small_folder, out, method, 1, classifier=classifier)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -85,6 +87,25 @@ def test_any_number_of_ranks_trains_alike(small_folder, first_step, tmp_path, wo
         assert losses == pytest.approx(expected, rel=1e-3)
     a, b = (Model.open(f / "1" / "model").sharded_rows(Ranks()).weight for f in (alone, out))
     torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_margins_and_drawn_rows_train_alike_on_any_number_of_ranks(small_folder, tmp_path):
+    """Two steps of FKD with AdaFace on drawn rows; interrupted, and resumed on two ranks."""
+    classifier = ClassifierSettings(margin=AdaFace(scale=16), sampled=0.5)
+    first, alone = tmp_path / "first", tmp_path / "alone"
+    train_step(small_folder, first, "fkd", 0, classifier=classifier)
+    shutil.copytree(first, alone)
+    whole = train_step(small_folder, alone, "fkd", 1, classifier=classifier)
+    linear = train_step(small_folder, Path(shutil.copytree(first, tmp_path / "l")), "fkd", 1)
+    assert whole != pytest.approx(linear, rel=0.1), "the classifier's settings matter"
+    with pytest.raises(Interrupted):
+        train_step(small_folder, first, "fkd", 1, stop_at=6, classifier=classifier)
+    arguments = (small_folder, first, "fkd", classifier)
+    for losses in on_ranks(2, on_rank, *arguments, folder=tmp_path / "store"):
+        assert losses == pytest.approx(whole[2:], rel=1e-3)
+    a, b = (load_tensors(folder / "1" / "model", "classifier") for folder in (alone, first))
+    assert a["norm_mean"] != AdaFace().initial()["norm_mean"]
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_a_run_continues_at_another_world_size(small_folder, first_step, tmp_path):

@@ -1,6 +1,7 @@
 """The sharded classifier: its margin, which rows take part, and how much memory it may use."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -52,6 +53,12 @@ class Classifier:
         self.running: dict[str, torch.Tensor] = {}
         if not isinstance(margin, Softmax):
             self.running = {name: value.to(device) for name, value in margin.initial().items()}
+
+    def restore(self, running: Mapping[str, torch.Tensor]) -> None:
+        """Puts running statistics back; those of another margin are not taken."""
+        if running.keys() == self.running.keys():
+            for name, value in running.items():
+                self.running[name].copy_(value)
 
     def losses(
         self,
