@@ -27,7 +27,7 @@ lint: setup  ## ruff and mypy
 	$(RUN)/mypy
 
 bench: setup  ## the benchmarks, quickly
-	for name in neighbourhoods data step; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in neighbourhoods data step classifier; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
 
 lock:  ## write requirements.lock from a fresh environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
