@@ -48,3 +48,4 @@ def small(small_folder: Path) -> ShardDataset:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write the golden losses anew")
+    parser.addoption("--reliability", action="store_true", help="write docs/reliability.md anew")
