@@ -18,7 +18,7 @@ from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings
 from trainer.heads.classifier import ClassifierSettings
 from trainer.methods import METHODS, Method
-from trainer.optimizers import TrainingSettings
+from trainer.optimizers import NOT_DECIDING, TrainingSettings
 from trainer.teacher import TeacherSettings
 
 
@@ -132,7 +132,7 @@ class RunConfig(Settings):
         for key in ("threads", "prefetch"):
             del values["data"][key]
         del values["classifier"]["memory"]
-        for key in ("checkpoint_every", "keep_checkpoints", "log_every"):
+        for key in NOT_DECIDING:
             del values["training"][key]
         return values
 

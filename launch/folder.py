@@ -80,7 +80,15 @@ class Run:
             previous=self.previous(chain, step),
             cache=folder / "neighbours",
             folder=folder,
+            checkpoints=self.checkpoints(chain, step),
         )
+
+    def checkpoints(self, chain: Chain, step: int) -> str:
+        """Path or URL of a learning step's checkpoints."""
+        url = self.config.training.checkpoint_url
+        if url is None:
+            return str(self.step_folder(chain, step) / "checkpoints")
+        return f"{url.rstrip('/')}/chains/{chain.name}/steps/{step}/checkpoints"
 
     def fingerprint(self, chain: Chain, step: int) -> str:
         """Equal for training phases that give the same model: same data, recipe, seed and past."""

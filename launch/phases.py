@@ -301,6 +301,9 @@ class Driver:
         for record in self._ray.get(self._mailbox.drain.remote()):
             if "error" in record:
                 raise InputError(record["error"])
+            if "notice" in record:
+                self._progress.notice(record["notice"])
+                continue
             self._progress.training(record)
             with (self._run.folder / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"time": time.time(), **record}) + "\n")

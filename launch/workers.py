@@ -43,11 +43,14 @@ def worker(spec: dict[str, Any]) -> None:
             if ranks.rank == 0:
                 mailbox.post.remote({"phase": phase, **record})
 
+        def tell(line: str) -> None:
+            mailbox.post.remote({"phase": phase, "notice": line})
+
         device = torch.device("cpu")
         if config.cluster.gpu:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
-        train(run.task(chain, step), ranks, device, metrics, report)
+        train(run.task(chain, step), ranks, device, metrics, report, tell)
     except (InputError, FloatingPointError) as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})
         raise

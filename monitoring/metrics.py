@@ -29,6 +29,29 @@ class Metrics:
             "Damaged samples replaced by the next in order.",
             registry=registry,
         )
+        self.checkpoints_saved = Counter(
+            "perennial_checkpoints_saved_total", "Checkpoints that are complete.", registry=registry
+        )
+        self.checkpoints_failed = Counter(
+            "perennial_checkpoints_failed_total",
+            "Checkpoints that could not be written; training went on.",
+            registry=registry,
+        )
+        self.checkpoints_damaged = Counter(
+            "perennial_checkpoints_damaged_total",
+            "Checkpoints and pointers to them found damaged, and passed over.",
+            registry=registry,
+        )
+        self.checkpoint_saved_at = Gauge(
+            "perennial_checkpoint_timestamp_seconds",
+            "When the newest checkpoint became complete.",
+            registry=registry,
+        )
+        self.checkpoint_pause = Counter(
+            "perennial_checkpoint_pause_seconds_total",
+            "Time that training stood still to save.",
+            registry=registry,
+        )
         self.step = Gauge("perennial_learning_step", "Learning step at work.", registry=registry)
         self.phase_started = Gauge(
             "perennial_phase_start_timestamp_seconds", "When the phase began.", registry=registry

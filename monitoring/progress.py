@@ -53,6 +53,10 @@ class RunProgress:
         detail = f"iteration {record['iteration']}/{record['of']}, {self._last}"
         self._live.update(self._task, completed=self._done + self._in_phase, detail=detail)
 
+    def notice(self, line: str) -> None:
+        """Something that the user should know; the run goes on."""
+        self._console.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
+
     def units(self, done: int, of: int) -> None:
         """Units of a CPU phase are done."""
         self._last = f"{done}/{of} units"

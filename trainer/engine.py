@@ -27,13 +27,14 @@ def ensure_process_group() -> None:
 
 
 def build_engine(
-    embedder: nn.Module, optimizer: torch.optim.Optimizer, batch: int, ranks: Ranks
+    embedder: nn.Module, optimizer: torch.optim.Optimizer, batch: int, ranks: Ranks, zero: int = 0
 ) -> Any:
     """A DeepSpeed engine that averages the embedder's gradients over the ranks.
 
     The process group must exist. `batch` is the global batch: DeepSpeed wants it for its own
-    accounting only, so uneven rank slices are fine.
+    accounting only, so uneven rank slices are fine. `zero` is the ZeRO stage, 0 to 2.
     """
+    size = sum(parameter.numel() for parameter in embedder.parameters())
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
     if shutil.which("ninja") is None:  # it comes with our environment, which need not be active
@@ -52,6 +53,12 @@ def build_engine(
                 "gradient_accumulation_steps": 1,
                 "steps_per_print": 2**31,
                 "zero_allow_untested_optimizer": True,
+                # DeepSpeed's own buckets are two gigabytes, whatever the embedder's size
+                "zero_optimization": {
+                    "stage": zero,
+                    "reduce_bucket_size": size + size % 2,
+                    "allgather_bucket_size": size + size % 2,
+                },
             },
         )
     return engine

@@ -1,5 +1,6 @@
 """One training phase: one learning step of one method, on every rank."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from trainer.task import Task, task_batches
 from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
 from trainer.watch import Watch
 
+LOG = logging.getLogger("perennial")
+
 
 def train(
     task: Task,
@@ -23,24 +26,26 @@ def train(
     device: torch.device,
     metrics: Metrics,
     report: Callable[[dict[str, Any]], None],
+    tell: Callable[[str], None] = LOG.warning,
 ) -> None:
     """Trains the phase from its newest checkpoint to its finished model.
 
-    `report` hears a record every ``log_every`` iterations on every rank. Raises
-    FloatingPointError when the loss is not finite.
+    `report` hears a record every ``log_every`` iterations on every rank, `tell` lines for the user.
+    Raises FloatingPointError when the loss is not finite.
     """
-    checkpoints = Checkpoints(task.folder / "checkpoints", task.training.keep_checkpoints, ranks)
-    state = build_state(task, ranks, device)
-    if (newest := checkpoints.newest()) is not None:
-        restore_state(state, newest, ranks)
-    teacher = build_teacher(task, ranks, device)
-    step = Stepper(task.training, task.recipe, state, teacher, ranks)
-    watch = Watch(task, metrics, report, state.iteration)
-    for batch in watch.batches(task_batches(task, state.iteration, ranks, device, metrics)):
-        losses = step(batch)
-        watch.iteration(state.iteration, losses)
-        if state.iteration % task.training.checkpoint_every == 0:
-            save_state(task, state, checkpoints, ranks)
+    location = task.checkpoints or str(task.folder / "checkpoints")
+    with Checkpoints(location, task.training, ranks, metrics, tell) as checkpoints:
+        state = build_state(task, ranks, device)
+        if (newest := checkpoints.newest()) is not None:
+            restore_state(state, newest, ranks)
+        teacher = build_teacher(task, ranks, device)
+        step = Stepper(task.training, task.recipe, state, teacher, ranks)
+        watch = Watch(task, metrics, report, state.iteration)
+        for batch in watch.batches(task_batches(task, state.iteration, ranks, device, metrics)):
+            losses = step(batch)
+            watch.iteration(state.iteration, losses)
+            if checkpoints.due(state.iteration):
+                save_state(task, state, checkpoints, ranks)
     blocks = list(state.blocks().values())
     save_model(
         task.folder / "model", task.embedder, state.classifier, state.engine.module, blocks, ranks

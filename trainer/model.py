@@ -11,14 +11,8 @@ import torch
 
 from data_shards.files import fingerprint
 from trainer.backbones import Embedder, EmbedderSettings, build_embedder
-from trainer.checkpoint import (
-    load_rows,
-    load_tensors,
-    read_card,
-    rows_name,
-    save_folder,
-    verify_folder,
-)
+from trainer.checkpoint import Folder, save_folder
+from trainer.checkpoint.rows import load_rows, part_name
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
@@ -39,30 +33,31 @@ class Model:
     @classmethod
     def open(cls, folder: Path) -> "Model":
         """Verifies a model folder. Raises DamagedError naming the file and the remedy."""
-        hashes = verify_folder(folder)
-        card = read_card(folder)
+        saved = Folder.at(folder)
+        saved.verify()
+        card = saved.card("model")
         settings = EmbedderSettings.model_validate(card["embedder"])
         classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
-        return cls(folder, settings, classifier, card["rows"], fingerprint(hashes))
+        return cls(folder, settings, classifier, card["rows"], fingerprint(saved.hashes))
 
     def embedder(self) -> Embedder:
         """Its embedder, in evaluation mode, on the CPU."""
         embedder = build_embedder(self.settings)
-        embedder.load_state_dict(load_tensors(self.folder, "embedder"))
+        embedder.load_state_dict(Folder.at(self.folder).tensors("embedder"))
         return embedder.eval()
 
     def running(self) -> dict[str, torch.Tensor]:
         """The running statistics of its margin."""
-        return load_tensors(self.folder, "classifier")
+        return Folder.at(self.folder).tensors("classifier")
 
     def sharded_rows(self, ranks: Ranks) -> ShardedRows:
         """This rank's part of its rows."""
-        weight = load_rows(self.folder, "rows", 0, self.rows, ranks)["weight"]
+        weight = load_rows(Folder.at(self.folder), "rows", 0, self.rows, ranks)["weight"]
         return ShardedRows(0, self.rows, weight, ranks)
 
     def frozen_rows(self, ranks: Ranks) -> ShardedRows:
         """This rank's part of its rows as its logits see them, without gradient."""
-        weight = load_rows(self.folder, "rows", 0, self.rows, ranks)["weight"]
+        weight = load_rows(Folder.at(self.folder), "rows", 0, self.rows, ranks)["weight"]
         frozen = ShardedRows(0, self.rows, self.classifier.directions(weight), ranks)
         return frozen.requires_grad_(False)
 
@@ -78,11 +73,12 @@ def save_model(
     """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder."""
     ids = torch.cat([block.own_ids() for block in blocks])
     weight = torch.cat([block.weight.detach().cpu() for block in blocks])
-    files = {rows_name("rows", ranks): {"ids": ids, "weight": weight}}
+    files = {part_name("rows", ranks): {"ids": ids, "weight": weight}}
     if ranks.rank == 0:
         files["embedder"] = dict(embedder.state_dict())
         files["classifier"] = classifier.running
     card = {
+        "kind": "model",
         "embedder": settings.model_dump(),
         "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,

@@ -9,6 +9,16 @@ from pydantic import Field, model_validator
 from data_shards.settings import Settings
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+NOT_DECIDING = (
+    "zero",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "checkpoint_url",
+    "keep_checkpoints",
+    "keep_every",
+    "log_every",
+)
+"""Training settings that a result does not depend on beyond float error."""
 
 
 class TrainingSettings(Settings):
@@ -35,10 +45,21 @@ class TrainingSettings(Settings):
     """L2 penalty on the embedder and the rows."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the embedder's matrix products; weights, losses and rows stay in fp32."""
+    zero: Literal[0, 1, 2] = 0
+    """DeepSpeed's ZeRO stage: the workers share out the embedder's optimiser state (1), and its
+    gradients, too (2)."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Iterations between checkpoints."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between checkpoints, in place of `checkpoint_every`; the clock is read every
+    `log_every` iterations."""
+    checkpoint_url: str | None = None
+    """Folder or fsspec URL (s3://..., gs://...) that checkpoints go to; none: the run folder."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Checkpoints kept within a phase; they are deleted once its model is written."""
+    """Newest checkpoints kept within a phase; all are deleted once its model is written."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Iterations: of each span this long, the first checkpoint is kept, too, while the phase
+    lasts."""
     log_every: int = Field(default=20, ge=1)
     """Iterations between lines of metrics.jsonl."""
 

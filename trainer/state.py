@@ -1,24 +1,17 @@
 """What changes while a phase trains: built, saved and put back."""
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from data_shards.counter import stream_key
+from data_shards.settings import InputError
 from trainer.backbones import build_embedder
 from trainer.batch_norm import synchronise_batch_norm
-from trainer.checkpoint import (
-    Checkpoints,
-    load_optimizer,
-    load_rows,
-    load_tensors,
-    optimizer_tensors,
-    read_card,
-    rows_name,
-    rows_tensors,
-)
+from trainer.checkpoint import Checkpoints, Folder
+from trainer.checkpoint.optimizer import load_optimizer, optimizer_tensors
+from trainer.checkpoint.rows import load_rows, part_name, parts, rows_tensors
 from trainer.engine import build_engine
 from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
@@ -40,6 +33,8 @@ class State:
     row_optimizers: dict[str, RowOptimizer]
     """Of the blocks that are trained, by the block's name."""
     iteration: int = 0
+    origin: dict[str, Any] = field(default_factory=dict)
+    """What must be the same for a checkpoint to be put back: dataset, seed, learning step."""
 
     def blocks(self) -> dict[str, ShardedRows]:
         """The blocks of rows by name."""
@@ -72,36 +67,70 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
         if task.recipe.needs.trained_rows:
             trained["previous"] = previous
     embedder_optimizer = make_optimizer(embedder.parameters(), task.training)
-    engine = build_engine(embedder, embedder_optimizer, task.training.batch, ranks)
+    engine = build_engine(
+        embedder, embedder_optimizer, task.training.batch, ranks, task.training.zero
+    )
     row_optimizers = {name: RowOptimizer(rows, task.training) for name, rows in trained.items()}
     classifier = Classifier(task.classifier, seed % 2**31, device)
     if task.previous is not None and task.recipe.start == "previous":
         classifier.restore(task.previous.running())
-    return State(engine, classifier, fresh, previous, embedder_optimizer, row_optimizers)
+    origin = {
+        "dataset": task.dataset.fingerprint,
+        "seed": task.seed,
+        "learning_step": task.step,
+    }
+    return State(
+        engine, classifier, fresh, previous, embedder_optimizer, row_optimizers, origin=origin
+    )
 
 
 def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
-    """Checkpoints the state before `state.iteration`."""
+    """Checkpoints the state before `state.iteration`: copied now, written in the background.
+
+    Rows that are not trained stay out: the previous model has them.
+    """
+    blocks = {name: state.blocks()[name] for name in state.row_optimizers}
     files = {
-        rows_name(name, ranks): rows_tensors(rows, state.row_optimizers.get(name))
-        for name, rows in state.blocks().items()
+        part_name(name, ranks): rows_tensors(rows, state.row_optimizers[name])
+        for name, rows in blocks.items()
     }
     if ranks.rank == 0:
         files["classifier"] = state.classifier.running
         files["embedder"] = dict(state.engine.module.state_dict())
-        files["optimizer"] = optimizer_tensors(state.embedder_optimizer)
-    checkpoints.save(state.iteration, files, {"iteration": state.iteration})
+    if ranks.rank == 0 or task.training.zero:
+        optimizer = optimizer_tensors(state.engine, state.embedder_optimizer)
+        files[part_name("optimizer", ranks)] = optimizer
+    card = {
+        "samples": state.iteration * task.training.batch,
+        "zero": task.training.zero,
+        "blocks": {name: [rows.first, rows.last] for name, rows in blocks.items()},
+        "origin": state.origin,
+    }
+    checkpoints.save(state.iteration, files, card)
 
 
-def restore_state(state: State, folder: Path, ranks: Ranks) -> None:
-    """Puts a verified checkpoint back, saved at any world size."""
-    state.iteration = read_card(folder)["iteration"]
-    state.engine.module.load_state_dict(load_tensors(folder, "embedder"))
-    load_optimizer(state.embedder_optimizer, load_tensors(folder, "optimizer"))
-    state.classifier.restore(load_tensors(folder, "classifier"))
-    for name, rows in state.blocks().items():
+def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
+    """Puts a verified checkpoint back, saved at any world size and ZeRO stage.
+
+    Raises InputError when it was saved by another phase.
+    """
+    card = folder.card("checkpoint")
+    for key, own in state.origin.items():
+        if card["origin"][key] != own:
+            raise InputError(
+                f"{folder} was saved for {key} {card['origin'][key]}, this phase has {key} {own}: "
+                "use another --out or training.checkpoint_url, or delete it"
+            )
+    state.iteration = card["iteration"]
+    state.engine.module.load_state_dict(folder.tensors("embedder"))
+    state.classifier.restore(folder.tensors("classifier"))
+    pieces: dict[str, torch.Tensor] = {}
+    for name, _, _ in parts(folder, "optimizer"):
+        pieces |= folder.tensors(name)
+    load_optimizer(state.engine, state.embedder_optimizer, pieces)
+    for name, optimizer in state.row_optimizers.items():
+        rows = state.blocks()[name]
         tensors = load_rows(folder, name, rows.first, rows.last, ranks)
         rows.weight.data.copy_(tensors["weight"])
-        if name in state.row_optimizers:
-            for key, held in state.row_optimizers[name].state.items():
-                held.copy_(tensors[f"state.{key}"])
+        for key, held in optimizer.state.items():
+            held.copy_(tensors[f"state.{key}"])

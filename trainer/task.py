@@ -41,7 +41,9 @@ class Task:
     cache: Path
     """Folder of the cached teacher's files."""
     folder: Path
-    """Where the step's checkpoints and model go."""
+    """Where the step's model goes."""
+    checkpoints: str = ""
+    """Path or fsspec URL of the step's checkpoints; empty: in `folder`."""
 
 
 def task_batches(

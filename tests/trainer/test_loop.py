@@ -9,7 +9,7 @@ import torch
 
 from tests.ranks import on_ranks
 from tests.trainer.loops import ALL, LINEAR, Interrupted, train_step
-from trainer.checkpoint import load_tensors
+from trainer.checkpoint import Folder
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.margins import AdaFace
@@ -55,7 +55,7 @@ def test_lwf_trains_as_basic_does_bit_for_bit(small_folder, first_step, tmp_path
     for method in ("lwf", "basic"):
         out = Path(shutil.copytree(first_step[0], tmp_path / method))
         train_step(small_folder, out, method, 1)
-        models.append(load_tensors(out / "1" / "model", "embedder"))
+        models.append(Folder.at(out / "1" / "model").tensors("embedder"))
     for name, tensor in models[0].items():
         assert torch.equal(tensor, models[1][name]), name
 
@@ -103,7 +103,7 @@ def test_margins_and_drawn_rows_train_alike_on_any_number_of_ranks(small_folder,
     arguments = (small_folder, first, "fkd", classifier)
     for losses in on_ranks(2, on_rank, *arguments, folder=tmp_path / "store"):
         assert losses == pytest.approx(whole[2:], rel=1e-3)
-    a, b = (load_tensors(folder / "1" / "model", "classifier") for folder in (alone, first))
+    a, b = (Folder.at(folder / "1" / "model").tensors("classifier") for folder in (alone, first))
     assert a["norm_mean"] != AdaFace().initial()["norm_mean"]
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 

@@ -1,0 +1,175 @@
+"""A saved folder, a checkpoint or a model: safetensors, a card, and a manifest of their sha256.
+
+``manifest.json`` is written last, so a folder with one is complete. Nothing is deserialised before
+its hash is checked.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from safetensors.torch import load
+
+from data_shards.settings import InputError
+
+VERSIONS = {"model": 1, "checkpoint": 2}
+"""Of each kind of folder; a card without a kind is from before there were two."""
+MANIFEST, CARD = "manifest.json", "card.json"
+BLOCK = 4 << 20
+"""Bytes hashed and written at a time, so that they are still in the cache when written."""
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class DamagedError(InputError):
+    """A checkpoint or model folder is incomplete or was changed."""
+
+
+def tensors_name(name: str) -> str:
+    """The file that tensors called `name` are in."""
+    return f"{name}.safetensors"
+
+
+def encode(tensors: Mapping[str, torch.Tensor]) -> list[memoryview]:
+    """A safetensors file as buffers that share the memory of `tensors` (contiguous, on the host).
+
+    The safetensors library would copy everything twice while holding the interpreter's lock, which
+    the training loop waits for.
+    """
+    header: dict[str, Any] = {}
+    buffers, end = [], 0
+    # the largest elements first: every tensor stays aligned
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        tensor = tensors[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+        buffers.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *buffers]
+
+
+def encode_json(value: Any) -> list[memoryview]:
+    """A JSON file, indented for people, as buffers."""
+    return [memoryview((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())]
+
+
+def blocks(buffers: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The same bytes in pieces of at most `BLOCK`."""
+    for buffer in buffers:
+        for start in range(0, len(buffer), BLOCK):
+            yield buffer[start : start + BLOCK]
+
+
+class Folder:
+    """A saved folder on any file system, read through its manifest."""
+
+    def __init__(self, files: fsspec.AbstractFileSystem, path: str) -> None:
+        self._files, self.path = files, path.rstrip("/")
+
+    @classmethod
+    def at(cls, location: str | Path) -> "Folder":
+        """The folder at a path or any fsspec URL."""
+        return cls(*file_system(location))
+
+    def __str__(self) -> str:
+        return self._files.unstrip_protocol(self.path).removeprefix("file://")
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The sha256 of each file. Raises DamagedError when there is no readable manifest."""
+        try:
+            hashes: dict[str, str] = json.loads(self._files.cat_file(f"{self.path}/{MANIFEST}"))
+            if not isinstance(hashes, dict):
+                raise ValueError("not a mapping")
+        except (OSError, ValueError) as error:
+            raise DamagedError(f"{self} is not complete: delete it and run again") from error
+        return hashes
+
+    def complete(self) -> bool:
+        """Whether its manifest was written."""
+        return bool(self._files.exists(f"{self.path}/{MANIFEST}"))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises OSError."""
+        return int(self._files.size(f"{self.path}/{name}"))
+
+    def damaged(self, name: str) -> bool:
+        """Whether a file is missing or is not what was written."""
+        digest = hashlib.sha256()
+        try:
+            with self._files.open(f"{self.path}/{name}", "rb") as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+        except OSError:
+            return True
+        return digest.hexdigest() != self.hashes[name]
+
+    def verify(self) -> None:
+        """Compares every file with the manifest. Raises DamagedError naming the first damaged."""
+        for name in self.hashes:
+            if self.damaged(name):
+                raise self._damage(name)
+
+    def read(self, name: str) -> bytes:
+        """A file's verified content. Raises DamagedError."""
+        if name not in self.hashes:
+            raise DamagedError(f"{self} has no {name}: delete it and run again")
+        try:
+            content: bytes = self._files.cat_file(f"{self.path}/{name}")
+        except OSError as error:
+            raise self._damage(name) from error
+        if hashlib.sha256(content).hexdigest() != self.hashes[name]:
+            raise self._damage(name)
+        return content
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of one safetensors file. Raises DamagedError."""
+        return load(self.read(tensors_name(name)))
+
+    def card(self, kind: str) -> dict[str, Any]:
+        """Its card. Raises DamagedError when it is of another version or not of this `kind`."""
+        card: dict[str, Any] = json.loads(self.read(CARD))
+        version, reads = card["version"], VERSIONS[kind]
+        if version != reads:
+            raise DamagedError(
+                f"{self} has version {version}, this program reads {reads}: delete it"
+            )
+        if card.get("kind", kind) != kind:
+            raise DamagedError(f"{self} is a {card['kind']}, not a {kind}: give another folder")
+        return card
+
+    def _damage(self, name: str) -> DamagedError:
+        return DamagedError(f"{self}/{name} is missing or damaged: delete {self}, run again")
+
+
+def file_system(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system and the path on it of a path or URL. Raises InputError."""
+    try:
+        files, path = fsspec.core.url_to_fs(str(location))
+    except (ImportError, ValueError) as error:
+        raise InputError(f"cannot open {location}: {error}") from error
+    return files, path
