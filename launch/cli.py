@@ -101,6 +101,23 @@ def status(folder: RunFolder) -> None:
 
 
 @app.command()
+def inspect(
+    location: Annotated[
+        str, typer.Argument(help="Checkpoint or model folder, or folder of checkpoints, or URL.")
+    ],
+) -> None:
+    """Say what a checkpoint or model holds, and compare every file with its sha256."""
+    from launch.inspection import inspection_tables
+    from trainer.checkpoint.inspection import inspect as look
+
+    found = look(location)
+    for table in inspection_tables(found):
+        console.print(table)
+    if found.damaged:
+        raise InputError(f"{found.folder}: damaged or missing: {', '.join(found.damaged)}")
+
+
+@app.command()
 def config(
     file: Annotated[
         Path | None, typer.Argument(help="Print this file's configuration, resolved.")

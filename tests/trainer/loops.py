@@ -1,5 +1,6 @@
 """Two learning steps of any method on the small dataset, in this process or on ranks."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from trainer.backbones import EmbedderSettings
 from trainer.engine import ensure_process_group
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
-from trainer.loop import train
+from trainer.loop import LOG, train
 from trainer.methods import METHODS
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.model import Model
@@ -45,10 +46,16 @@ def train_step(
     iterations: int = 12,
     stop_at: int | None = None,
     classifier: ClassifierSettings = LINEAR,
+    seed: int = 0,
+    metrics: Metrics | None = None,
+    tell: Callable[[str], None] = LOG.warning,
+    losses: list[float] | None = None,
+    **overrides: Any,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
-    `stop_at` raises Interrupted at that iteration instead of going on.
+    `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
+    them; `overrides` are training settings.
     """
     torch.set_num_threads(1)
     ensure_process_group()
@@ -56,9 +63,8 @@ def train_step(
     benchmark = build_benchmark(
         opened, BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
     )
-    training = TrainingSettings(
-        iterations=iterations, batch=20, milestones=(8,), checkpoint_every=5, log_every=2
-    )
+    settings = {"batch": 20, "milestones": (8,), "checkpoint_every": 5, "log_every": 2}
+    training = TrainingSettings(iterations=iterations, **{**settings, **overrides})
     recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
     task = Task(
         dataset=opened,
@@ -69,18 +75,20 @@ def train_step(
         training=for_all_data(training, step) if recipe.data == "all" else training,
         teacher=TeacherSettings(mode="online"),
         recipe=recipe,
-        seed=0,
+        seed=seed,
         step=step,
         previous=Model.open(out / "0" / "model") if step else None,
         cache=out / str(step) / "neighbours",
         folder=out / str(step),
+        checkpoints=f"{training.checkpoint_url}/{step}" if training.checkpoint_url else "",
     )
-    losses: list[float] = []
+    losses = [] if losses is None else losses
 
     def report(record: dict[str, Any]) -> None:
         losses.append(record["loss"])
         if stop_at is not None and record["iteration"] >= stop_at:
             raise Interrupted
 
-    train(task, Ranks.default(), torch.device("cpu"), Metrics(), report)
+    ranks, device = Ranks.default(), torch.device("cpu")
+    train(task, ranks, device, metrics or Metrics(), report, tell)
     return losses

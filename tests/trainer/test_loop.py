@@ -108,16 +108,6 @@ def test_margins_and_drawn_rows_train_alike_on_any_number_of_ranks(small_folder,
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_run_continues_at_another_world_size(small_folder, first_step, tmp_path):
-    whole, parts = copy(first_step, tmp_path / "a"), copy(first_step, tmp_path / "b")
-    expected = train_step(small_folder, whole, "fkd", 1)
-    with pytest.raises(Interrupted):
-        train_step(small_folder, parts, "fkd", 1, stop_at=6)
-    for losses in on_ranks(2, on_rank, small_folder, parts, "fkd", folder=tmp_path / "store"):
-        # resumed from iteration 5; the first record averages over one iteration, at 6
-        assert losses == pytest.approx(expected[2:], rel=1e-3)
-
-
 def test_a_loss_that_is_not_finite_stops_with_an_explanation(
     small_folder, first_step, tmp_path, monkeypatch
 ):

@@ -73,10 +73,17 @@ def encode_json(value: Any) -> list[memoryview]:
 
 
 def blocks(buffers: Iterable[memoryview]) -> Iterator[memoryview]:
-    """The same bytes in pieces of at most `BLOCK`."""
+    """The same bytes in pieces of about `BLOCK`: small buffers together, large ones in parts."""
+    small = bytearray()
     for buffer in buffers:
+        if len(small) + len(buffer) <= BLOCK:
+            small += buffer
+            continue
+        yield memoryview(small)
+        small = bytearray()
         for start in range(0, len(buffer), BLOCK):
             yield buffer[start : start + BLOCK]
+    yield memoryview(small)
 
 
 class Folder:

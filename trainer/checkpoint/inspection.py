@@ -1,0 +1,134 @@
+"""What is inside a saved folder, and whether it is as it was written."""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from data_shards.files import fingerprint
+from data_shards.settings import InputError
+from trainer.checkpoint.checkpoints import POINTER
+from trainer.checkpoint.format import CARD, Folder
+from trainer.checkpoint.store import open_store
+
+_ROWS = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a saved folder."""
+
+    name: str
+    bytes: int | None
+    """None: it is missing."""
+    damaged: bool
+    content: str
+    """In words; empty when damaged."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A saved folder, looked at."""
+
+    folder: Folder
+    facts: dict[str, str]
+    """What its card says; empty when that is damaged."""
+    files: list[File]
+
+    @property
+    def damaged(self) -> list[str]:
+        """The names of the damaged files."""
+        return [file.name for file in self.files if file.damaged]
+
+
+def inspect(location: str) -> Inspection:
+    """Looks at a checkpoint, a model, or the newest of a folder of checkpoints.
+
+    Verifies every file. Raises InputError where there is none, DamagedError when the manifest
+    cannot be read.
+    """
+    folder = _resolve(location)
+    files = [_file(folder, name) for name in folder.hashes]
+    card: dict[str, Any] = {}
+    if not any(file.damaged for file in files if file.name == CARD):
+        card = json.loads(folder.read(CARD))
+    return Inspection(folder, _facts(card, folder, files), files)
+
+
+def _resolve(location: str) -> Folder:
+    folder = Folder.at(location)
+    if folder.complete():
+        return folder
+    store = open_store(location)
+    saved = list(map(str, store.saved()))
+    if not saved:
+        raise InputError(
+            f"{location} holds no checkpoint or model: give a folder with a manifest.json, or one "
+            "of checkpoints"
+        )
+    named = (store.read(POINTER) or b"").decode(errors="replace").strip()
+    return store.folder(named if named in saved else saved[-1])
+
+
+def _file(folder: Folder, name: str) -> File:
+    try:
+        size: int | None = folder.size(name)
+    except OSError:
+        size = None
+    damaged = folder.damaged(name)
+    return File(name, size, damaged, "" if damaged else _content(folder, name))
+
+
+def _content(folder: Folder, name: str) -> str:
+    if not name.endswith(".safetensors"):
+        return "card"
+    try:
+        tensors = load(folder.read(name))
+    except SafetensorError:
+        return "not safetensors"
+    if (part := _ROWS.fullmatch(name)) is None:
+        count = sum(tensor.numel() for tensor in tensors.values())
+        return f"{len(tensors)} tensors, {count:,} numbers"
+    if "ids" not in tensors:
+        keys = sorted({key.rsplit(".", 2)[1] for key in tensors})
+        parameters = {key.rsplit(".", 2)[0] for key in tensors}
+        return f"{', '.join(keys) or 'nothing'} of {len(parameters)} parameters"
+    ids, weight = tensors["ids"], tensors["weight"]
+    state = [
+        f"{key.removeprefix('state.')} ({str(tensor.dtype).removeprefix('torch.')})"
+        for key, tensor in sorted(tensors.items())
+        if key.startswith("state.")
+    ]
+    span = f"{int(ids[0])} to {int(ids[-1])}, " if len(ids) else ""
+    held = f"{span}{' × '.join(map(str, weight.shape))}"
+    return f"rows of {part[1]}: {held}" + (f"; state: {', '.join(state)}" if state else "")
+
+
+def _facts(card: dict[str, Any], folder: Folder, files: list[File]) -> dict[str, str]:
+    if not card:
+        return {}
+    kind = card.get("kind", "checkpoint" if "iteration" in card else "model")
+    facts = {
+        "kind": kind,
+        "version": str(card["version"]),
+        "bytes": f"{sum(file.bytes or 0 for file in files):,}",
+        "fingerprint": fingerprint(folder.hashes),
+    }
+    if kind == "model":
+        embedder = ", ".join(f"{key} {value}" for key, value in card["embedder"].items())
+        return facts | {"identities": f"{card['rows']:,}", "embedder": embedder}
+    facts |= {"iteration": f"{card['iteration']:,}"}
+    if "world" in card:  # not in version 1
+        facts |= {
+            "samples seen": f"{card['samples']:,}",
+            "saved by": f"{card['world']} ranks, ZeRO {card['zero']}",
+            **{key.replace("_", " "): str(value) for key, value in card["origin"].items()},
+            **{
+                f"rows of {name}": f"{first} to {last - 1}"
+                for name, (first, last) in card["blocks"].items()
+            },
+        }
+    return facts
