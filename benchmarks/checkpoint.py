@@ -8,8 +8,6 @@ start to its first iteration.
 
 import argparse
 import json
-import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from benchmarks import interleaved, report
@@ -116,14 +115,16 @@ def resuming(folder: Path, workers: int) -> dict[str, float]:
     def until(condition: Callable[[], bool]) -> float:
         """Runs the command until `condition`, then kills all of it; when it was given."""
         given = time.time()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             while not condition():
                 if process.poll() is not None:
                     raise RuntimeError(f"{' '.join(command)} ended")
                 time.sleep(0.02)
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            for member in psutil.Process(process.pid).children(recursive=True):
+                member.kill()
+            process.kill()
             process.wait()
         return given
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.heads.collectives import Ranks
+from trainer.kernels import load_cpu_kernel
 
 
 def ensure_process_group() -> None:
@@ -24,6 +25,22 @@ def ensure_process_group() -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         os.environ["LOCAL_RANK"] = "0"
+
+
+def prepare_deepspeed() -> Any:
+    """The module, quiet, with its kernel built."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if shutil.which("ninja") is None:  # it comes with our environment, which need not be active
+        os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
+    for name in ("DeepSpeed", "torch.utils.cpp_extension"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with redirect_stdout(io.StringIO()):
+        import deepspeed  # reads DS_ACCELERATOR when it is imported
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        load_cpu_kernel()
+    return deepspeed
 
 
 def build_engine(
@@ -35,16 +52,8 @@ def build_engine(
     accounting only, so uneven rank slices are fine. `zero` is the ZeRO stage, 0 to 2.
     """
     size = sum(parameter.numel() for parameter in embedder.parameters())
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    if shutil.which("ninja") is None:  # it comes with our environment, which need not be active
-        os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
-    for name in ("DeepSpeed", "torch.utils.cpp_extension"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    deepspeed = prepare_deepspeed()
     with redirect_stdout(io.StringIO()):  # DeepSpeed prints how it built its own kernels
-        import deepspeed  # reads DS_ACCELERATOR when it is imported
-
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         engine, *_ = deepspeed.initialize(
             model=embedder,
             optimizer=optimizer,

@@ -33,8 +33,8 @@ def test_killed_at_every_write_boundary_of_a_checkpoint(small_folder, tmp_path, 
     for kind in ("embedder", "optimizer", "current", "card", "manifest", "latest"):
         assert kind in files
     for death in deaths:
-        # it trained one iteration from the newest whole checkpoint, and saved before the next
-        assert death["iterations"] == 1
+        # it went on from the newest whole checkpoint, and died while saving the one after it
+        assert death["iterations"] in (1, 2)
         assert death["after"] - death["before"] in (0, 1)
     published = [death["after"] > death["before"] for death in deaths]
     assert published == sorted(published), "once renamed, a checkpoint stays"
