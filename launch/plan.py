@@ -19,6 +19,7 @@ from trainer.footprint import (
     online_teacher_operations,
     row_blocks,
     rows_by_rank,
+    saved_bytes,
 )
 from trainer.methods.recipe import Needs, Recipe
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -125,7 +126,8 @@ class _Planner:
         self.world = max(1, config.cluster.workers)
         self._config, self._split, self._machine = config, split, machine
         self._online = config.teacher.mode == "online"
-        given = (config.embedder, split.size, config.training, self.world)
+        self._device = "cuda" if config.cluster.gpu else "cpu"
+        given = (config.embedder, split.size, config.training, self.world, self._device)
         self._embedder = embedder_footprint(*given)
         self._asking = online_teacher_operations(*given) if self._online else []
 
@@ -146,9 +148,12 @@ class _Planner:
         old, last, whole = self._old(step), split.rows[step], recipe.data == "all"
         training = for_all_data(config.training, step) if whole else config.training
         images = sum(split.images[: step + 1]) if whole else split.images[step]
-        dimension, online = config.embedder.dimension, self._online
-        head = head_footprint(recipe, old, last, dimension, training, online, world)
-        alone = head_footprint(recipe, old, last, dimension, training, online, 1)
+        dimension = config.embedder.dimension
+        head = head_footprint(
+            *(recipe, old, last, dimension, config.classifier, training),
+            *(self._online, world, self._device),
+        )
+        saved = saved_bytes(recipe, old, last, dimension, training)
         calls = {**self._embedder.calls, **head.calls}
         blocks = row_blocks(recipe, old, last).values()
         owned = zip(*(rows_by_rank(b.start, b.stop, world) for b in blocks), strict=True)
@@ -164,7 +169,7 @@ class _Planner:
             images_by_rank=tuple(images_by_rank(training.batch, world)),
             memory=self._memory(head, recipe.needs),
             calls=_sent(calls, world),
-            disk=self._disk(alone, recipe.needs, training, old, images),
+            disk=self._disk(saved, recipe.needs, training, old, images),
             seconds=self._seconds(head, recipe.needs, calls, training),
         )
 
@@ -195,11 +200,16 @@ class _Planner:
         return {**lasting, **passing, "peak": sum(lasting.values()) + most}
 
     def _disk(
-        self, head: HeadFootprint, needs: Needs, training: TrainingSettings, old: int, images: int
+        self,
+        saved: tuple[int, int],
+        needs: Needs,
+        training: TrainingSettings,
+        old: int,
+        images: int,
     ) -> dict[str, int]:
-        """`head` is a single rank's, with all rows."""
-        model = self._embedder.parameters + head.saved_rows
-        checkpoint = model + self._embedder.optimizer + head.saved_optimizer
+        rows, state = saved
+        model = self._embedder.parameters + rows
+        checkpoint = model + self._embedder.optimizer + state
         # while one is written, all that are kept lie beside it
         number = min(
             training.keep_checkpoints + 1, training.iterations // training.checkpoint_every

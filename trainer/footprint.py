@@ -11,7 +11,9 @@ from data_shards.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.checkpoint import optimizer_tensors
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks, gather_embeddings
+from trainer.heads.cross_entropy import Update
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
@@ -47,13 +49,10 @@ class HeadFootprint:
     frozen: int
     """The previous model, as far as the teacher keeps it on the device."""
     optimizer: int
-    saved_optimizer: int
-    """What checkpoints keep of it."""
     gradients: int
+    """Those that wait for the optimiser; blocks that are updated at once leave none."""
     peak: int
-    """The most that the losses and their backward pass hold beyond rows: logits, row gradients."""
-    saved_rows: int
-    """Weights and ids, as a model's files hold them."""
+    """The most that losses, backward pass and update hold beyond rows: logits, row gradients."""
     operations: list[Operation]
     calls: Calls
 
@@ -78,18 +77,22 @@ def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, range]:
 
 
 def embedder_footprint(
-    settings: EmbedderSettings, size: tuple[int, int], training: TrainingSettings, world: int
+    settings: EmbedderSettings,
+    size: tuple[int, int],
+    training: TrainingSettings,
+    world: int,
+    device: str = "cpu",
 ) -> EmbedderFootprint:
     """Rehearses the embedder on images of `size` (height, width)."""
     counts = images_by_rank(training.batch, world)
     ranks = RehearsedRanks(counts.index(max(counts)), world)
-    with Rehearsal() as rehearsal:
+    with Rehearsal(device) as rehearsal:
         network = build_embedder(settings).train()
         synchronise_batch_norm(network, ranks)
         optimizer = make_optimizer(network.parameters(), training)
         images = _images(max(counts), size)
         before = rehearsal.mark()
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=training.precision == "bf16"):
             embeddings = network(images)
         activations = rehearsal.held - before
         embeddings.float().backward(torch.empty(embeddings.shape))
@@ -112,10 +115,14 @@ def embedder_footprint(
 
 
 def online_teacher_operations(
-    settings: EmbedderSettings, size: tuple[int, int], training: TrainingSettings, world: int
+    settings: EmbedderSettings,
+    size: tuple[int, int],
+    training: TrainingSettings,
+    world: int,
+    device: str = "cpu",
 ) -> list[Operation]:
     """The forward pass of a frozen embedder of the same kind, beside training."""
-    with Rehearsal() as rehearsal, torch.no_grad():
+    with Rehearsal(device) as rehearsal, torch.no_grad():
         network = build_embedder(settings).eval()
         images = _images(max(images_by_rank(training.batch, world)), size)
         rehearsal.mark()
@@ -128,22 +135,26 @@ def head_footprint(
     old: int,
     last: int,
     dimension: int,
+    settings: ClassifierSettings,
     training: TrainingSettings,
     online: bool,
     world: int,
+    device: str = "cpu",
 ) -> HeadFootprint:
     """Rehearses the Terms of `recipe` (as it applies at the step) and their backward pass."""
     blocks = row_blocks(recipe, old, last)
-    held = [sum(own) for own in zip(*(_owned(b, world) for b in blocks.values()), strict=True)]
+    owned = {name: rows_by_rank(b.start, b.stop, world) for name, b in blocks.items()}
+    held = [sum(own) for own in zip(*owned.values(), strict=True)]
     ranks = RehearsedRanks(held.index(max(held)), world)
     counts = images_by_rank(training.batch, world)
-    with Rehearsal() as rehearsal:
+    with Rehearsal(device) as rehearsal:
         rows = {name: _rows(block, dimension, ranks) for name, block in blocks.items()}
         trained = {"current"} | ({"previous"} if recipe.needs.trained_rows else set())
         without = rehearsal.mark()
-        optimizers = [RowOptimizer(rows[name], training) for name in rows if name in trained]
+        optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
         kept = rehearsal.held - without
         frozen = _rows(range(old), dimension, ranks) if recipe.needs.any else None
+        classifier = Classifier(settings, 0, torch.device(device))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
         before = rehearsal.mark()
         teacher = Teacher()
@@ -153,29 +164,44 @@ def head_footprint(
         gathered = gather_embeddings(embeddings, ranks, counts)
         labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
         gathering = _taken(ranks)
-        rehearsal.hits = 1 / world  # of the batch's labels, those that this rank owns
-        forward = Forward(gathered, labels, rows["current"], rows.get("previous"), teacher)
+        drawn = settings.sampled + training.batch / world / owned["current"][ranks.rank]
+        rehearsal.hits = {1: min(1.0, drawn), 2: 1 / world}
+        rehearsal.values = owned.get("previous", held)[ranks.rank]
+        update = Update(optimizers["current"], 0.1)
+        forward = Forward(
+            gathered, labels, rows["current"], rows.get("previous"), teacher, classifier, 0, update
+        )
         total = gathered.new_zeros(())
         for term in recipe.terms:
             numerator, denominator = term(forward)
             total = total + term.weight * (numerator / denominator)
         total.backward()
-        peak = rehearsal.peak - before
-        gradients = [r.weight.grad for r in rows.values() if r.weight.grad is not None]
-        weights = [r.weight for r in rows.values()]
-        state = _bytes(*(t for optimizer in optimizers for t in optimizer.state.values()))
-        update = Operation(0, 3 * _bytes(*gradients) + 2 * state)
+        gradients = [_bytes(r.weight.grad) for r in rows.values() if r.weight.grad is not None]
+        for optimizer in optimizers.values():
+            optimizer.step(0.1)
         return HeadFootprint(
-            rows=_bytes(*weights),
+            rows=_bytes(*(r.weight for r in rows.values())),
             frozen=_bytes(frozen.weight) if frozen is not None else 0,
             optimizer=kept,
-            saved_optimizer=state,
-            gradients=_bytes(*gradients),
-            peak=peak,
-            saved_rows=_bytes(*weights, *(r.own_ids() for r in rows.values())),
-            operations=[*rehearsal.operations, update],
+            gradients=sum(gradients),
+            peak=rehearsal.peak - before,
+            operations=rehearsal.operations,
             calls={"embeddings and labels": gathering, "teacher": asked, "losses": _taken(ranks)},
         )
+
+
+def saved_bytes(
+    recipe: Recipe, old: int, last: int, dimension: int, training: TrainingSettings
+) -> tuple[int, int]:
+    """Of all ranks' rows with their ids, as models keep them, and of their optimisers' state."""
+    rows = state = 0
+    with Rehearsal():
+        for name, block in row_blocks(recipe, old, last).items():
+            whole = _rows(block, dimension, Ranks())
+            rows += _bytes(whole.weight, whole.own_ids())
+            if name == "current" or recipe.needs.trained_rows:
+                state += _bytes(*RowOptimizer(whole, training).state.values())
+    return rows, state
 
 
 def _teacher(
@@ -203,10 +229,6 @@ def _taken(ranks: RehearsedRanks) -> list[Collective]:
     return calls
 
 
-def _owned(block: range, world: int) -> list[int]:
-    return rows_by_rank(block.start, block.stop, world)
-
-
 def _rows(block: range, dimension: int, ranks: Ranks) -> ShardedRows:
     own = len(own_ids(block.start, block.stop, ranks))
     return ShardedRows(block.start, block.stop, torch.empty((own, dimension)), ranks)
@@ -217,4 +239,7 @@ def _images(count: int, size: tuple[int, int]) -> torch.Tensor:
 
 
 def _bytes(*tensors: torch.Tensor) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    dense = [
+        part for t in tensors for part in ((t._indices(), t._values()) if t.is_sparse else (t,))
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in dense)

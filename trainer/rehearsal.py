@@ -72,17 +72,22 @@ class Operation:
 
 
 class Rehearsal(TorchDispatchMode):
-    """Within it, PyTorch's operations are counted and compute nothing."""
+    """Within it, PyTorch's operations are counted and compute nothing.
 
-    def __init__(self) -> None:
+    New tensors lie on a `device` ("cpu" or "cuda") that need not be there.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
         super().__init__()
-        self.hits = 0.0
-        """The share of a mask that ``nonzero`` finds, for it cannot look."""
         self.operations: list[Operation] = []
         """Those since the last `mark`."""
         self.held, self.peak = 0, 0
         """Bytes of all tensors that are alive, and the most since the last `mark`."""
-        self._fake = FakeTensorMode()
+        self.hits: dict[int, float] = {}
+        """The share of a mask that ``nonzero`` finds, by the mask's dimensions: it cannot look."""
+        self.values = 0
+        """How many different values ``unique`` can find at most."""
+        self._modes = FakeTensorMode(), torch.device(device)
         self._known: set[int] = set()
 
     def mark(self) -> int:
@@ -91,28 +96,42 @@ class Rehearsal(TorchDispatchMode):
         return self.held
 
     def __enter__(self) -> "Rehearsal":
-        self._fake.__enter__()
+        for mode in self._modes:
+            mode.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._fake.__exit__(*error)
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.ops.aten.nonzero.default:
-            (mask,) = args
-            out = mask.new_empty((round(mask.numel() * self.hits), mask.dim()), dtype=torch.int64)
-        else:
-            out = func(*args, **kwargs)
+        decided = self._decided(func, args)
+        out = func(*args, **kwargs) if decided is None else decided
         made = _tensors(out)
         for tensor in made:
-            self._hold(tensor.untyped_storage())
+            if not tensor.is_sparse:  # its parts are held already
+                self._hold(tensor.untyped_storage())
         if not _only_looks(func):
             self._count(func, args, kwargs, out, made)
         return out
+
+    def _decided(self, func: Any, args: tuple) -> Any:
+        """The result of an operation whose shape or value depends on data; else None."""
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return True  # what is asked of data is whether it is right
+        if func is torch.ops.aten.nonzero.default:
+            (mask,) = args
+            found = round(mask.numel() * self.hits.get(mask.dim(), 0.0))
+            return mask.new_empty((found, mask.dim()), dtype=torch.int64)
+        if func is torch.ops.aten._unique2.default:
+            given = args[0]
+            different = given.new_empty(min(given.numel(), self.values))
+            return different, torch.empty_like(given), given.new_empty(0)
+        return None
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
@@ -131,14 +150,22 @@ class Rehearsal(TorchDispatchMode):
     def _count(
         self, func: Any, args: tuple, kwargs: dict[str, Any], out: Any, made: list[torch.Tensor]
     ) -> None:
-        moved = sum(t.numel() * t.element_size() for t in [*_tensors((args, kwargs)), *made])
+        given = _tensors((args, kwargs))
+        moved = sum(t.numel() * t.element_size() for t in [*given, *made])
         flops = flop_registry.get(func._overloadpacket)
         if flops is None:
             self.operations.append(Operation(0, moved))
             return
-        full: Precision = "tf32" if "convolution" in func.name() else "fp32"
-        precision: Precision = "bf16" if made[0].dtype == torch.bfloat16 else full
+        precision: Precision = "tf32" if "convolution" in func.name() else "fp32"
+        if given[0].dtype == torch.bfloat16 or _rounded_factors():
+            precision = "bf16"
         self.operations.append(Operation(flops(*args, **kwargs, out_val=out), moved, precision))
+
+
+def _rounded_factors() -> bool:
+    """Whether oneDNN is told to round fp32 factors of products to bf16."""
+    setting: str = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    return setting == "bf16"
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
