@@ -4,6 +4,7 @@ Sizes are of the fullest rank: the one with the most images, and the one with th
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -63,10 +64,10 @@ def images_by_rank(batch: int, world: int) -> list[int]:
     return [part.stop - part.start for part in parts]
 
 
-def rows_by_rank(first: int, last: int, world: int) -> list[int]:
+@cache
+def rows_by_rank(first: int, last: int, world: int) -> tuple[int, ...]:
     """The rows first <= r < last that each rank owns."""
-    with Rehearsal():  # ids of millions of rows need no memory there
-        return [len(own_ids(first, last, Ranks(rank, world))) for rank in range(world)]
+    return tuple(len(own_ids(first, last, Ranks(rank, world))) for rank in range(world))
 
 
 def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, range]:

@@ -136,27 +136,25 @@ def test_counts_are_those_of_the_dataset(small, small_folder, config):
 def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp_path, config):
     train_step(small_folder, tmp_path, "finetune", 0, iterations=9)
     settings = BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
-    samples = build_benchmark(small, settings).steps[1]
+    shard, samples = units(small, build_benchmark(small, settings).steps[1])[0]
     actor = OldModel(small_folder, 1, tmp_path / "target.json", "0")
+    plan = planned(
+        config,
+        "benchmark={steps: 2, test_identities: 24, pairs: 40, seen_identities: 6}",
+        "data={image_size: [16, 16], augmentation: {flip: true}}",
+        "embedder={width: 4, dimension: 8}",
+        "methods={lwf: {}, fkd: {neighbours: 5}}",
+        counts={"identities": 60, "images": 240},
+    )
     for name, needs in {
         "lwf": Needs(embeddings=True, trained_rows=True),
         "fkd": Needs(neighbours=5, trained_rows=True),
     }.items():
-        out = tmp_path / name
-        for shard, own in units(small, samples):
-            for view in VIEWS:
-                given = (PipelineSettings(), TeacherSettings(batch=8))
-                actor.neighbours(tmp_path / "0" / "model", out, shard, view, own, needs, *given)
-        plan = planned(
-            config,
-            "benchmark={steps: 2, test_identities: 24, pairs: 40, seen_identities: 6}",
-            "data={image_size: [16, 16], augmentation: {flip: true}}",
-            "embedder={width: 4, dimension: 8}",
-            "methods={lwf: {}, fkd: {neighbours: 5}}",
-            counts={"identities": 60, "images": 240},
-        )
+        given = (needs, PipelineSettings(), TeacherSettings(batch=8))
+        actor.neighbours(tmp_path / "0" / "model", tmp_path, shard, name, samples, *given)
         (step,) = [s for s in plan.steps if s.step == 1 and s.methods == (name,)]
-        assert step.disk["neighbourhoods"] == sum(map(tensor_bytes, out.iterdir()))
+        image = tensor_bytes(tmp_path / f"shard-{shard:05d}-{name}.safetensors") / len(samples)
+        assert step.disk["neighbourhoods"] == len(VIEWS) * step.images * image
 
 
 @pytest.mark.parametrize(
@@ -250,12 +248,12 @@ def test_the_tables_fit_eighty_columns(config):
     counts = {"identities": 12_000_000, "images": 900_000_000}
     text = written(planned(config, "cluster.workers=512", machine=MACHINES["h100"], counts=counts))
     assert "…" not in text
-    for word in ("3,999,500", "embedder gradients", "neighbourhoods", "images/s", "at least"):
+    for word in ("3,999,834", "embedder gradients", "neighbourhoods", "images/s", "at least"):
         assert word in text
 
 
 def test_what_does_not_fit_is_said(config):
-    overrides = "embedder.dimension=1000000", "methods={finetune: {}}"
+    overrides = "embedder.dimension=4000000", "methods={finetune: {}}"
     text = written(planned(config, *overrides, machine=MACHINES["h100"]))
     assert "does not fit: a rank holds" in text
     assert "does not fit" not in written(planned(config, machine=MACHINES["h100"]))
