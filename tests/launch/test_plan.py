@@ -22,10 +22,14 @@ from launch.neighbourhoods import OldModel, units
 from launch.plan import plan_run, split_of
 from launch.plan_tables import plan_tables, size_text, time_text
 from launch.run import execute
-from tests.trainer.loops import train_step
 from tests.trainer.test_footprint import tensor_bytes
+from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.footprint import images_by_rank, rows_by_rank
+from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
+from trainer.model import save_model
 from trainer.rehearsal import Collective, Operation
 from trainer.teacher import TeacherSettings
 
@@ -134,8 +138,11 @@ def test_counts_are_those_of_the_dataset(small, small_folder, config):
 
 
 def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp_path, config):
-    train_step(small_folder, tmp_path, "finetune", 0, iterations=9)
     settings = BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
+    embedder, ranks = EmbedderSettings(width=4, dimension=8), Ranks()
+    rows = ShardedRows.new(0, 18, 8, 0, ranks)
+    network = build_embedder(embedder)
+    save_model(tmp_path / "model", embedder, ClassifierSettings(), network, [rows], ranks)
     shard, samples = units(small, build_benchmark(small, settings).steps[1])[0]
     actor = OldModel(small_folder, 1, tmp_path / "target.json", "0")
     plan = planned(
@@ -151,7 +158,7 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
         "fkd": Needs(neighbours=5, trained_rows=True),
     }.items():
         given = (needs, PipelineSettings(), TeacherSettings(batch=8))
-        actor.neighbours(tmp_path / "0" / "model", tmp_path, shard, name, samples, *given)
+        actor.neighbours(tmp_path / "model", tmp_path, shard, name, samples, *given)
         (step,) = [s for s in plan.steps if s.step == 1 and s.methods == (name,)]
         image = tensor_bytes(tmp_path / f"shard-{shard:05d}-{name}.safetensors") / len(samples)
         assert step.disk["neighbourhoods"] == len(VIEWS) * step.images * image
