@@ -1,6 +1,7 @@
 """Identities to learning steps, and the fixed test sets: pure functions of (dataset, settings)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -147,6 +148,39 @@ def _seen_split(
     return np.concatenate([empty, *query]), np.concatenate([empty, *gallery])
 
 
+def _rows_after(learned: int, evaluated: int, settings: BenchmarkSettings) -> tuple[int, ...]:
+    """The classifier rows after each learning step. Raises InputError when there are too few."""
+    if learned < settings.steps or evaluated == 0:
+        raise InputError(
+            f"{learned} identities cannot fill benchmark.steps = {settings.steps}, or none is "
+            f"left to evaluate on ({evaluated}): change benchmark's counts"
+        )
+    parts = np.array_split(np.arange(learned), settings.steps)
+    return tuple(int(part[-1]) + 1 for part in parts)
+
+
+def counted_split(
+    identities: int, images: int, settings: BenchmarkSettings
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`Benchmark.rows`, and the training images of each step, of a dataset that is not at hand.
+
+    As if every identity had two cameras and as many images as any other. Raises InputError as
+    `build_benchmark` does.
+    """
+    draw, everyone = np.uint64(0), np.arange(identities)
+    chosen, pool = _choose(draw, everyone, settings.test_identities, "test_identities")
+    wanted = len(pool) if settings.train_identities is None else settings.train_identities
+    learned, _ = _choose(draw, pool, wanted, "train_identities")
+    if settings.evaluate == "validation":
+        chosen, learned = _choose(
+            draw, learned, settings.validation_identities, "validation_identities"
+        )
+    rows = _rows_after(len(learned), len(chosen), settings)
+    counts = [images * (last - first) // identities for first, last in pairwise((0, *rows))]
+    held_out = min(settings.seen_identities, rows[0]) if images >= 2 * identities else 0
+    return rows, (counts[0] - held_out, *counts[1:])
+
+
 def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
     """The learning steps and test sets of `dataset` under `settings`.
 
@@ -175,15 +209,9 @@ def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Bench
         draw = stream_key(seed, "validation")
         chosen, rest = _choose(draw, able, settings.validation_identities, "validation_identities")
         learned = np.sort(np.concatenate([rest, learned[~several[learned]]]))
-    if len(learned) < settings.steps or len(chosen) == 0:
-        raise InputError(
-            f"{len(learned)} identities cannot fill benchmark.steps = {settings.steps}, or none is "
-            f"left to evaluate on ({len(chosen)}): change benchmark's counts"
-        )
+    rows = _rows_after(len(learned), len(chosen), settings)
     row = np.full(count, -1, dtype=np.int64)
     row[shuffled(stream_key(seed, "steps"), learned)] = np.arange(len(learned))
-    parts = np.array_split(np.arange(len(learned)), settings.steps)
-    rows = tuple(int(part[-1]) + 1 for part in parts)
     sample_rows = row[dataset.identity]
     step_of = np.where(sample_rows < 0, -1, np.searchsorted(rows, sample_rows, side="right"))
     seen_query, seen_gallery = _seen_split(dataset, np.flatnonzero(step_of == 0), settings)

@@ -118,6 +118,43 @@ def inspect(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    world: Annotated[
+        int | None, typer.Option(min=1, help="Ranks; default cluster.workers. 64 nodes × 8 = 512.")
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option(min=1, help="Of a dataset that need not exist; with --images.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Of that dataset.")] = None,
+    machine: Annotated[
+        str | None, typer.Option(help="Estimate times: this (measured), a100, h100 or h200.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, ranks one by one.")] = False,
+) -> None:
+    """Work out memory, messages, disk and time of every learning step, without training."""
+    from launch.config import load_config
+    from launch.machines import machine as machine_of
+    from launch.plan import plan_run, split_of
+    from launch.plan_tables import plan_tables
+
+    ranks = [] if world is None else [f"cluster.workers={world}"]
+    settings = load_config(config, [*(overrides or []), *ranks])
+    split = split_of(settings, identities, images)
+    cluster = settings.cluster
+    chosen = (
+        machine_of(machine, cluster.worker_threads(), max(1, cluster.workers)) if machine else None
+    )
+    planned = plan_run(settings, split, chosen)
+    if as_json:
+        print(json.dumps(planned.values(), indent=1))
+        return
+    for part in plan_tables(planned):
+        console.print(part)
+
+
+@app.command()
 def config(
     file: Annotated[
         Path | None, typer.Argument(help="Print this file's configuration, resolved.")

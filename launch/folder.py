@@ -1,11 +1,13 @@
 """The layout of a run folder, and what identifies each phase's work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
+from data_shards.settings import InputError
 from launch.config import RunConfig
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
@@ -98,3 +100,23 @@ class Run:
         teacher = deciding["teacher"] if recipe.needs.any else None
         past = self.fingerprint(chain, step - 1) if step else self.dataset.fingerprint
         return fingerprint([common, recipe.fingerprint(), teacher, chain.seed, step, past])
+
+
+def check_steps(rows: Sequence[int], images: Sequence[int], workers: int) -> None:
+    """Raises InputError when a learning step has fewer identities than workers, or no image.
+
+    `rows` are the identities learned after each step, `images` those to train on in each.
+    """
+    first = 0
+    for step, (last, count) in enumerate(zip(rows, images, strict=True)):
+        if last - first < workers:
+            raise InputError(
+                f"learning step {step} has {last - first} identities, fewer than cluster.workers = "
+                f"{workers}: lower the workers or benchmark.steps, or raise train_identities"
+            )
+        if count == 0:
+            raise InputError(
+                f"learning step {step} has no image left to train on: lower "
+                "benchmark.seen_identities or benchmark.steps"
+            )
+        first = last

@@ -17,7 +17,7 @@ from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
 from launch.cluster import cluster
 from launch.config import RunConfig, differences
-from launch.folder import Run
+from launch.folder import Run, check_steps
 from launch.ledger import Ledger
 from launch.phases import Driver, pending, phases
 from monitoring.progress import RunProgress
@@ -84,25 +84,6 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def _check_steps(run: Run) -> None:
-    """Raises InputError when a learning step has fewer identities or images than workers."""
-    workers, first = run.config.cluster.workers, 0
-    for step, (last, samples) in enumerate(
-        zip(run.benchmark.rows, run.benchmark.steps, strict=True)
-    ):
-        if last - first < workers:
-            raise InputError(
-                f"learning step {step} has {last - first} identities, fewer than cluster.workers = "
-                f"{workers}: lower the workers or benchmark.steps, or raise train_identities"
-            )
-        if len(samples) == 0:
-            raise InputError(
-                f"learning step {step} has no image left to train on: lower "
-                "benchmark.seen_identities or benchmark.steps"
-            )
-        first = last
-
-
 def execute(config: RunConfig, folder: Path, console: Console) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
@@ -112,7 +93,8 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         build_glyphs(config.glyphs, config.dataset, console)
     with locked(folder):
         run = Run.open(folder, config)
-        _check_steps(run)
+        samples = [len(own) for own in run.benchmark.steps]
+        check_steps(run.benchmark.rows, samples, config.cluster.workers)
         _settle_configuration(config, folder)
         ledger = Ledger(folder / "ledger.jsonl")
         todo = pending(run, ledger)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,6 +14,9 @@ from PIL import Image
 from data_shards.dataset import ShardDataset
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
+
+hypothesis.settings.register_profile("perennial", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("perennial")
 
 
 def jpeg(identity: int, camera: int, size: int = 16) -> bytes:

@@ -85,3 +85,70 @@ def test_an_identity_without_image_is_named(small):
     without[without == 7] = 8
     with pytest.raises(InputError, match=r"identity 'id-7' .* has no image"):
         build_benchmark(dataclasses.replace(small, identity=without), SETTINGS)
+
+
+def test_identities_of_one_camera_are_trained_on_and_never_tested(small):
+    camera = np.where(small.identity < 30, small.camera, 0)
+    benchmark = build_benchmark(dataclasses.replace(small, camera=camera), SETTINGS)
+    tested = small.identity[np.concatenate([benchmark.query, benchmark.gallery])]
+    assert (tested < 30).all()
+    assert (benchmark.row[30:] >= 0).all()
+
+
+@pytest.mark.parametrize("cameras", [2, 3])
+def test_one_camera_is_always_left_to_be_found(small, cameras):
+    few = dataclasses.replace(small, camera=small.camera % cameras)
+    wanted = SETTINGS.model_copy(update={"query_cameras": 9})
+    benchmark = build_benchmark(few, wanted)
+    searched, held = (small.identity[part] for part in (benchmark.query, benchmark.gallery))
+    assert set(searched) == set(held)
+    for identity in set(held):
+        assert len(set(few.camera[benchmark.gallery[held == identity]])) == 1
+
+
+def test_the_tested_identities_change_with_the_seed(small):
+    first, second = (
+        build_benchmark(small, SETTINGS.model_copy(update={"seed": seed})) for seed in (0, 1)
+    )
+    assert set(small.identity[first.query]) != set(small.identity[second.query])
+
+
+def test_the_image_held_out_of_step_0_is_any_one_and_not_searched_in(small):
+    benchmark = build_benchmark(small, SETTINGS)
+    assert len(benchmark.seen_query) == SETTINGS.seen_identities
+    assert not set(benchmark.seen_query) & set(benchmark.seen_gallery)
+    assert set(benchmark.seen_gallery) < set(benchmark.steps[0])
+    people = small.identity[benchmark.seen_query]
+    assert set(small.identity[benchmark.seen_gallery]) == set(people)
+    places = [
+        np.flatnonzero(small.identity == who).tolist().index(sample)
+        for who, sample in zip(people, benchmark.seen_query, strict=True)
+    ]
+    assert len(set(places)) > 1
+
+
+def test_an_only_image_is_not_held_out(small):
+    alone = np.flatnonzero(small.identity < 40)[::4]
+    keep = np.sort(np.concatenate([alone, np.flatnonzero(small.identity >= 40)]))
+    columns = ("shard", "offset", "size", "identity", "camera", "crc32")
+    few = dataclasses.replace(small, **{name: getattr(small, name)[keep] for name in columns})
+    settings = BenchmarkSettings(steps=1, test_identities=20, pairs=20, seen_identities=40)
+    benchmark = build_benchmark(few, settings)
+    assert len(benchmark.seen_query) == 0
+    assert set(few.identity[benchmark.steps[0]]) == set(range(40))
+
+
+def test_a_step_has_its_own_samples_or_all_so_far(small):
+    benchmark = build_benchmark(small, SETTINGS)
+    assert np.array_equal(benchmark.step_samples(2, False), benchmark.steps[2])
+    assert np.array_equal(benchmark.step_samples(2, True), np.concatenate(benchmark.steps[:3]))
+
+
+def test_identities_that_cannot_be_validated_on_stay_in_training(small):
+    camera = np.where(small.identity < 50, small.camera, 0)
+    wanted = {"evaluate": "validation", "validation_identities": 20, "steps": 2}
+    benchmark = build_benchmark(
+        dataclasses.replace(small, camera=camera), SETTINGS.model_copy(update=wanted)
+    )
+    assert (benchmark.row[50:] >= 0).all()
+    assert benchmark.rows[-1] == 60 - 22 - 20

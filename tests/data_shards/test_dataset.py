@@ -1,5 +1,6 @@
 """Written datasets: readable by others, and damage of any kind is noticed."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.settings import InputError
@@ -91,6 +93,23 @@ def test_a_missing_or_truncated_file_is_named_with_the_remedy(copy, name):
         ShardDataset.open(copy)
 
 
+def test_a_changed_samples_table_is_noticed_when_it_is_opened(copy):
+    """Not only by verify: every rank reads the table, and it decides who is who."""
+    table = copy / "samples.parquet"
+    content = bytearray(table.read_bytes())
+    content[len(content) // 2] ^= 1
+    table.write_bytes(content)
+    with pytest.raises(InputError, match=r"samples\.parquet was changed"):
+        ShardDataset.open(copy)
+
+
+def test_verifying_reports_the_bytes_done(small):
+    heard = []
+    small.verify(heard.append)
+    sizes = [facts["bytes"] for facts in small.manifest["files"].values()]
+    assert heard == np.cumsum(sizes).tolist()
+
+
 def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no dataset"):
         ShardDataset.open(tmp_path)
@@ -107,12 +126,14 @@ def test_another_version_is_refused(copy):
 
 
 def bad_images():
-    good = jpeg(0, 0)
+    good, png = jpeg(0, 0), io.BytesIO()
+    Image.open(io.BytesIO(good)).save(png, "PNG")
     return {
         "empty": b"",
         "text": b"not an image",
-        "truncated": good[: len(good) // 2],
-        "png": b"\x89PNG\r\n\x1a\n" + bytes(64),
+        "truncated in the header": good[: len(good) // 2],
+        "truncated in the picture": good[:-12],
+        "png": png.getvalue(),
     }
 
 

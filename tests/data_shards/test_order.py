@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,3 +42,23 @@ def test_augmentation_depends_on_sample_and_epoch_alone():
     assert 180 < whole.flipped.sum() < 320
     assert set(np.unique(whole.shift)) == set(range(-3, 4))
     assert not np.array_equal(whole.flipped[:250], whole.flipped[250:])
+
+
+def test_half_of_the_images_are_mirrored_and_the_axes_move_apart():
+    samples = np.arange(10_000)
+    settings = AugmentationSettings(flip=True, shift=3)
+    drawn = augment(settings, 0, np.zeros_like(samples), samples)
+    assert abs(drawn.flipped.mean() - 0.5) < 0.02
+    down, right = drawn.shift.T
+    assert abs(np.corrcoef(down, right)[0, 1]) < 0.05
+    assert abs(np.corrcoef(down, drawn.flipped)[0, 1]) < 0.05
+
+
+def test_positions_know_their_epoch():
+    order = Order(SAMPLES, 0)
+    assert order.epoch(np.array([0, 136, 137, 273, 274])).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_an_order_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one sample"):
+        Order(SAMPLES[:0], 0)

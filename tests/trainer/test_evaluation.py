@@ -1,11 +1,16 @@
 """Each protocol against a brute-force version of itself."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from trainer.evaluation import EvaluationSettings
+from trainer.evaluation.protocol import evaluate, samples_to_embed
 from trainer.evaluation.retrieval import nearest, retrieve
 from trainer.evaluation.verification import best_threshold, ten_fold_accuracy
 
@@ -81,3 +86,54 @@ def test_random_embeddings_verify_at_chance():
     rng = np.random.default_rng(0)
     accuracy = ten_fold_accuracy(rng.random(6000), np.arange(6000) % 2 == 0, np.arange(6000) // 600)
     assert 0.47 < accuracy < 0.53
+
+
+@pytest.fixture(scope="module")
+def tested(small):
+    """A benchmark, and embeddings of its tested samples that say whom they show, with noise."""
+    benchmark = build_benchmark(
+        small, BenchmarkSettings(steps=2, test_identities=24, pairs=200, seen_identities=10)
+    )
+    samples = samples_to_embed(benchmark)
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(60, 6))
+    vectors = centres[small.identity[samples]] + rng.normal(size=(len(samples), 6))
+    vectors *= rng.uniform(0.2, 5, (len(samples), 1))  # so that cosine and Euclidean differ
+    return benchmark, samples, vectors.astype(np.float32)
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+def test_an_evaluation_puts_each_samples_own_embedding_to_each_test(small, tested, distance):
+    benchmark, samples, vectors = tested
+    found = evaluate(small, benchmark, samples, vectors, EvaluationSettings(distance=distance))
+    if distance == "cosine":
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    of = dict(zip(samples.tolist(), torch.from_numpy(vectors).double(), strict=True))
+
+    def search(query, gallery):
+        parts = [torch.stack([of[s] for s in part.tolist()]) for part in (query, gallery)]
+        people = [small.identity[part] for part in (query, gallery)]
+        cameras = [small.camera[part] for part in (query, gallery)]
+        return brute_force(*parts, *people, *cameras, 10)
+
+    cmc, precision, penalty, skipped = search(benchmark.query, benchmark.gallery)
+    expected = [cmc[0], precision, penalty, skipped]
+    names = ("top1", "map", "minp", "queries_without_match")
+    assert [found[name] for name in names] == pytest.approx(expected)
+    assert found["cmc"] == pytest.approx(cmc.tolist())
+    seen = search(benchmark.seen_query, benchmark.seen_gallery)
+    assert found["seen_top1"] == pytest.approx(seen[0][0])
+    assert found["seen_top1"] != found["top1"]
+    apart = [((of[a] - of[b]) ** 2).sum().item() for a, b in benchmark.pairs.tolist()]
+    accuracy = ten_fold_accuracy(np.array(apart), benchmark.same, benchmark.folds)
+    assert found["verification"] == pytest.approx(accuracy)
+
+
+def test_queries_that_can_find_nothing_are_counted(small, tested):
+    benchmark, samples, vectors = tested
+    lonely = small.identity[benchmark.query[0]]
+    kept = benchmark.gallery[small.identity[benchmark.gallery] != lonely]
+    without = dataclasses.replace(benchmark, gallery=kept)
+    found = evaluate(small, without, samples, vectors, EvaluationSettings())
+    count = (small.identity[benchmark.query] == lonely).sum()
+    assert found["queries_without_match"] == count > 0

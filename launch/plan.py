@@ -1,0 +1,248 @@
+"""What a run would take, worked out without data, GPUs or other machines."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from data_shards.benchmark import counted_split
+from data_shards.neighbours import VIEWS
+from data_shards.settings import InputError
+from launch.config import RunConfig
+from launch.folder import Run, check_steps
+from launch.machines import Machine
+from trainer.footprint import (
+    Calls,
+    HeadFootprint,
+    embedder_footprint,
+    head_footprint,
+    images_by_rank,
+    online_teacher_operations,
+    row_blocks,
+    rows_by_rank,
+    saved_bytes,
+)
+from trainer.methods.recipe import Needs, Recipe
+from trainer.optimizers import TrainingSettings, for_all_data
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many identities and images each learning step has."""
+
+    rows: tuple[int, ...]
+    """Identities learned after each step."""
+    images: tuple[int, ...]
+    """Training images of each step."""
+    size: tuple[int, int]
+    """Height and width of the images, pixels."""
+    shards: int | None
+    """Bytes of the dataset, where it exists."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One learning step of the methods that train it alike. Sizes in bytes, of the fullest rank."""
+
+    methods: tuple[str, ...]
+    step: int
+    old_identities: int
+    new_identities: int
+    images: int
+    """To train on."""
+    iterations: int
+    epochs: float
+    rows_by_rank: tuple[int, ...]
+    images_by_rank: tuple[int, ...]
+    """Of each global batch."""
+    memory: dict[str, int]
+    """What is held, by what it is; ``peak`` is the most at one time, less than the sum."""
+    calls: dict[str, dict[str, int]]
+    """Collectives of an iteration: ``calls`` and ``bytes`` that each rank sends."""
+    disk: dict[str, int]
+    seconds: dict[str, float] | None
+    """At best: ``compute`` and ``communication`` of an iteration, ``step`` altogether."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's learning steps, for one seed."""
+
+    world: int
+    seeds: int
+    machine: Machine | None
+    shards: int | None
+    steps: list[StepPlan]
+
+    def values(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def split_of(config: RunConfig, identities: int | None, images: int | None) -> Split:
+    """The split of a dataset of that many `identities` and `images`, or of the one that exists.
+
+    Raises InputError when there is neither, or when the benchmark asks for more than there is.
+    """
+    if identities is None and images is None:
+        if not (config.dataset / "manifest.json").exists():
+            raise InputError(
+                f"{config.dataset} holds no dataset to read counts from: say --identities and "
+                "--images, or build it"
+            )
+        run = Run.open(config.dataset, config)
+        size = config.data.image_size or run.dataset.manifest["image_size"]
+        files = run.dataset.manifest["files"].values()
+        samples = tuple(len(own) for own in run.benchmark.steps)
+        shards = sum(facts["bytes"] for facts in files)
+        return Split(run.benchmark.rows, samples, _known(size), shards)
+    if identities is None or images is None:
+        raise InputError("--identities and --images go together: say both, or neither")
+    rows, samples = counted_split(identities, images, config.benchmark)
+    size = config.data.image_size
+    if size is None and config.glyphs is not None:
+        size = (config.glyphs.image_size, config.glyphs.image_size)
+    return Split(rows, samples, _known(size), None)
+
+
+def _known(size: Any) -> tuple[int, int]:
+    if size is None:
+        raise InputError("the images' size is not known: set data.image_size=[H,W]")
+    height, width = size
+    return height, width
+
+
+def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
+    """Plans every learning step. Raises InputError for what a run would refuse, too."""
+    check_steps(split.rows, split.images, config.cluster.workers)
+    planner = _Planner(config, split, machine)
+    steps = [step for number in range(len(split.rows)) for step in planner.steps(number)]
+    return Plan(planner.world, len(config.seeds), machine, split.shards, steps)
+
+
+class _Planner:
+    """Plans one step after the other; the embedder is the same in all of them."""
+
+    def __init__(self, config: RunConfig, split: Split, machine: Machine | None) -> None:
+        self.world = max(1, config.cluster.workers)
+        self._config, self._split, self._machine = config, split, machine
+        self._online = config.teacher.mode == "online"
+        self._device = "cuda" if config.cluster.gpu else "cpu"
+        given = (config.embedder, split.size, config.training, self.world, self._device)
+        self._embedder = embedder_footprint(*given)
+        self._asking = online_teacher_operations(*given) if self._online else []
+
+    def steps(self, step: int) -> Iterator[StepPlan]:
+        """The plans of a learning step, one for each recipe that some methods share."""
+        groups: dict[str, tuple[Recipe, list[str]]] = {}
+        for name, method in self._config.methods.items():
+            recipe = method.recipe().at(step, self._old(step))
+            groups.setdefault(recipe.fingerprint(), (recipe, []))[1].append(name)
+        for recipe, methods in groups.values():
+            yield self._step(step, recipe, tuple(methods))
+
+    def _old(self, step: int) -> int:
+        return self._split.rows[step - 1] if step else 0
+
+    def _step(self, step: int, recipe: Recipe, methods: tuple[str, ...]) -> StepPlan:
+        config, split, world = self._config, self._split, self.world
+        old, last, whole = self._old(step), split.rows[step], recipe.data == "all"
+        training = for_all_data(config.training, step) if whole else config.training
+        images = sum(split.images[: step + 1]) if whole else split.images[step]
+        dimension = config.embedder.dimension
+        head = head_footprint(
+            *(recipe, old, last, dimension, config.classifier, training),
+            *(self._online, world, self._device),
+        )
+        saved = saved_bytes(recipe, old, last, dimension, training)
+        calls = {**self._embedder.calls, **head.calls}
+        blocks = row_blocks(recipe, old, last).values()
+        owned = zip(*(rows_by_rank(b.start, b.stop, world) for b in blocks), strict=True)
+        return StepPlan(
+            methods=methods,
+            step=step,
+            old_identities=old,
+            new_identities=last - old,
+            images=images,
+            iterations=training.iterations,
+            epochs=training.iterations * training.batch / images,
+            rows_by_rank=tuple(map(sum, owned)),
+            images_by_rank=tuple(images_by_rank(training.batch, world)),
+            memory=self._memory(head, recipe.needs),
+            calls=_sent(calls, world),
+            disk=self._disk(saved, recipe.needs, training, old, images),
+            seconds=self._seconds(head, recipe.needs, calls, training),
+        )
+
+    def _memory(self, head: HeadFootprint, needs: Needs) -> dict[str, int]:
+        embedder, (height, width) = self._embedder, self._split.size
+        images = max(images_by_rank(self._config.training.batch, self.world))
+        lasting = {
+            "embedder": embedder.parameters,
+            "embedder optimiser": embedder.optimizer,
+            "rows": head.rows,
+            "row optimiser": head.optimizer,
+            "previous model": head.frozen + embedder.parameters * (self._online and needs.any),
+            "images": 3 * height * width * images * (1 + self._config.data.prefetch),
+        }
+        # DeepSpeed copies the gradients into one buffer before it averages them
+        buffers = embedder.gradients * (1 if self.world == 1 else 2)
+        passing = {
+            "activations": embedder.activations,
+            "embedder gradients": buffers,
+            "logits": head.peak - head.gradients,
+            "row gradients": head.gradients,
+        }
+        most = max(
+            embedder.activations + head.peak,
+            embedder.peak + head.gradients,
+            buffers + head.gradients,
+        )
+        return {**lasting, **passing, "peak": sum(lasting.values()) + most}
+
+    def _disk(
+        self,
+        saved: tuple[int, int],
+        needs: Needs,
+        training: TrainingSettings,
+        old: int,
+        images: int,
+    ) -> dict[str, int]:
+        rows, state = saved
+        model = self._embedder.parameters + rows
+        checkpoint = model + self._embedder.optimizer + state
+        # while one is written, all that are kept lie beside it
+        number = min(
+            training.keep_checkpoints + 1, training.iterations // training.checkpoint_every
+        )
+        disk = {"model": model, "checkpoints": number * checkpoint}
+        if needs.any and not self._online:
+            views = len(VIEWS) if self._config.data.augmentation.flip else 1
+            answer = 4 * self._config.embedder.dimension if needs.embeddings else 0
+            answer += 8 * min(needs.neighbours or 0, old)
+            disk["neighbourhoods"] = views * images * (8 + answer)
+        return disk
+
+    def _seconds(
+        self, head: HeadFootprint, needs: Needs, calls: Calls, training: TrainingSettings
+    ) -> dict[str, float] | None:
+        if self._machine is None:
+            return None
+        asking = self._asking if needs.any else []
+        compute = self._machine.compute_seconds(
+            [*self._embedder.operations, *asking, *head.operations]
+        )
+        every = [call for made in calls.values() for call in made]
+        communication = self._machine.communication_seconds(every, self.world)
+        return {
+            "compute": compute,
+            "communication": communication,
+            "step": training.iterations * (compute + communication),
+        }
+
+
+def _sent(calls: Calls, world: int) -> dict[str, dict[str, int]]:
+    return {
+        what: {"calls": len(made), "bytes": round(sum(call.sent(world) for call in made))}
+        for what, made in calls.items()
+        if made
+    }

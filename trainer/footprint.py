@@ -1,0 +1,246 @@
+"""What one iteration takes on a rank: memory, work and communication, found by rehearsing it.
+
+Sizes are of the fullest rank: the one with the most images, and the one with the most rows.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from data_shards.order import rank_slice
+from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.batch_norm import synchronise_batch_norm
+from trainer.checkpoint import optimizer_tensors
+from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.heads.collectives import Ranks, gather_embeddings
+from trainer.heads.cross_entropy import Update
+from trainer.heads.neighbourhood import sharded_top_k
+from trainer.heads.row_optimizers import RowOptimizer
+from trainer.heads.rows import ShardedRows, own_ids
+from trainer.methods.recipe import Forward, Recipe, Teacher
+from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.rehearsal import Collective, Operation, Rehearsal, RehearsedRanks
+
+Calls = dict[str, list[Collective]]
+"""The collectives of an iteration by what they are for."""
+
+
+@dataclass(frozen=True)
+class EmbedderFootprint:
+    """The embedder's part of an iteration. Sizes in bytes."""
+
+    parameters: int
+    """With the running statistics."""
+    gradients: int
+    optimizer: int
+    activations: int
+    """Kept from the forward to the backward pass."""
+    peak: int
+    """The most that both passes hold beyond parameters: activations, gradients, temporaries."""
+    operations: list[Operation]
+    calls: Calls
+
+
+@dataclass(frozen=True)
+class HeadFootprint:
+    """The part of an iteration from embeddings to row gradients. Sizes in bytes."""
+
+    rows: int
+    frozen: int
+    """The previous model, as far as the teacher keeps it on the device."""
+    optimizer: int
+    gradients: int
+    """Those that wait for the optimiser; blocks that are updated at once leave none."""
+    peak: int
+    """The most that losses, backward pass and update hold beyond rows: logits, row gradients."""
+    operations: list[Operation]
+    calls: Calls
+
+
+def images_by_rank(batch: int, world: int) -> list[int]:
+    """The images of a global batch that each rank takes."""
+    parts = [rank_slice(batch, rank, world) for rank in range(world)]
+    return [part.stop - part.start for part in parts]
+
+
+@cache
+def rows_by_rank(first: int, last: int, world: int) -> tuple[int, ...]:
+    """The rows first <= r < last that each rank owns."""
+    return tuple(len(own_ids(first, last, Ranks(rank, world))) for rank in range(world))
+
+
+def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, range]:
+    """The blocks of rows that a step holds: of `old` identities before it and `last` after it."""
+    if not old or recipe.data == "all":
+        return {"current": range(last)}
+    return {"previous": range(old), "current": range(old, last)}
+
+
+def embedder_footprint(
+    settings: EmbedderSettings,
+    size: tuple[int, int],
+    training: TrainingSettings,
+    world: int,
+    device: str = "cpu",
+) -> EmbedderFootprint:
+    """Rehearses the embedder on images of `size` (height, width)."""
+    counts = images_by_rank(training.batch, world)
+    ranks = RehearsedRanks(counts.index(max(counts)), world)
+    with Rehearsal(device) as rehearsal:
+        network = build_embedder(settings).train()
+        synchronise_batch_norm(network, ranks)
+        optimizer = make_optimizer(network.parameters(), training)
+        images = _images(max(counts), size)
+        before = rehearsal.mark()
+        with torch.autocast(device, torch.bfloat16, enabled=training.precision == "bf16"):
+            embeddings = network(images)
+        activations = rehearsal.held - before
+        embeddings.float().backward(torch.empty(embeddings.shape))
+        peak = rehearsal.peak - before
+        gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        optimizer.step()
+        held = network.state_dict().values()
+        calls = {"batch normalisation": ranks.calls}
+        if world > 1:
+            calls["embedder gradients"] = [Collective("all-reduce", _bytes(*gradients))]
+        return EmbedderFootprint(
+            _bytes(*held),
+            _bytes(*gradients),
+            _bytes(*optimizer_tensors(optimizer).values()),
+            activations,
+            peak,
+            rehearsal.operations,
+            calls,
+        )
+
+
+def online_teacher_operations(
+    settings: EmbedderSettings,
+    size: tuple[int, int],
+    training: TrainingSettings,
+    world: int,
+    device: str = "cpu",
+) -> list[Operation]:
+    """The forward pass of a frozen embedder of the same kind, beside training."""
+    with Rehearsal(device) as rehearsal, torch.no_grad():
+        network = build_embedder(settings).eval()
+        images = _images(max(images_by_rank(training.batch, world)), size)
+        rehearsal.mark()
+        network(images)
+        return rehearsal.operations
+
+
+def head_footprint(
+    recipe: Recipe,
+    old: int,
+    last: int,
+    dimension: int,
+    settings: ClassifierSettings,
+    training: TrainingSettings,
+    online: bool,
+    world: int,
+    device: str = "cpu",
+) -> HeadFootprint:
+    """Rehearses the Terms of `recipe` (as it applies at the step) and their backward pass."""
+    blocks = row_blocks(recipe, old, last)
+    owned = {name: rows_by_rank(b.start, b.stop, world) for name, b in blocks.items()}
+    held = [sum(own) for own in zip(*owned.values(), strict=True)]
+    ranks = RehearsedRanks(held.index(max(held)), world)
+    counts = images_by_rank(training.batch, world)
+    with Rehearsal(device) as rehearsal:
+        rows = {name: _rows(block, dimension, ranks) for name, block in blocks.items()}
+        trained = {"current"} | ({"previous"} if recipe.needs.trained_rows else set())
+        without = rehearsal.mark()
+        optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
+        kept = rehearsal.held - without
+        frozen = _rows(range(old), dimension, ranks) if recipe.needs.any else None
+        classifier = Classifier(settings, 0, torch.device(device))
+        embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
+        before = rehearsal.mark()
+        teacher = Teacher()
+        if frozen is not None:
+            teacher = _teacher(recipe, frozen.requires_grad_(False), ranks, counts, online)
+        asked = _taken(ranks)
+        gathered = gather_embeddings(embeddings, ranks, counts)
+        labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
+        gathering = _taken(ranks)
+        drawn = settings.sampled + training.batch / world / owned["current"][ranks.rank]
+        rehearsal.hits = {1: min(1.0, drawn), 2: 1 / world}
+        rehearsal.values = owned.get("previous", held)[ranks.rank]
+        update = Update(optimizers["current"], 0.1)
+        forward = Forward(
+            gathered, labels, rows["current"], rows.get("previous"), teacher, classifier, 0, update
+        )
+        total = gathered.new_zeros(())
+        for term in recipe.terms:
+            numerator, denominator = term(forward)
+            total = total + term.weight * (numerator / denominator)
+        total.backward()
+        gradients = [_bytes(r.weight.grad) for r in rows.values() if r.weight.grad is not None]
+        for optimizer in optimizers.values():
+            optimizer.step(0.1)
+        return HeadFootprint(
+            rows=_bytes(*(r.weight for r in rows.values())),
+            frozen=_bytes(frozen.weight) if frozen is not None else 0,
+            optimizer=kept,
+            gradients=sum(gradients),
+            peak=rehearsal.peak - before,
+            operations=rehearsal.operations,
+            calls={"embeddings and labels": gathering, "teacher": asked, "losses": _taken(ranks)},
+        )
+
+
+def saved_bytes(
+    recipe: Recipe, old: int, last: int, dimension: int, training: TrainingSettings
+) -> tuple[int, int]:
+    """Of all ranks' rows with their ids, as models keep them, and of their optimisers' state."""
+    rows = state = 0
+    with Rehearsal():
+        for name, block in row_blocks(recipe, old, last).items():
+            whole = _rows(block, dimension, Ranks())
+            rows += _bytes(whole.weight, whole.own_ids())
+            if name == "current" or recipe.needs.trained_rows:
+                state += _bytes(*RowOptimizer(whole, training).state.values())
+    return rows, state
+
+
+def _teacher(
+    recipe: Recipe, rows: ShardedRows, ranks: Ranks, counts: list[int], online: bool
+) -> Teacher:
+    """What the previous model says, as `CachedTeacher` and `OnlineTeacher` gather it."""
+    needs, own, (_, dimension) = recipe.needs, counts[ranks.rank], rows.weight.shape
+    embeddings = classes = activations = None
+    if needs.embeddings or online:
+        embeddings = ranks.gather(torch.empty((own, dimension)), counts)
+    if needs.neighbours is not None and online:
+        assert embeddings is not None
+        with torch.no_grad():
+            classes, activations = sharded_top_k(embeddings, rows, needs.neighbours)
+    elif needs.neighbours is not None:
+        classes = ranks.gather(torch.empty((own, needs.neighbours), dtype=torch.int64), counts)
+        activations = ranks.gather(torch.empty((own, needs.neighbours)), counts)
+    return Teacher(embeddings if needs.embeddings else None, classes, activations, rows)
+
+
+def _taken(ranks: RehearsedRanks) -> list[Collective]:
+    """The calls since the last look."""
+    calls = list(ranks.calls)
+    ranks.calls.clear()
+    return calls
+
+
+def _rows(block: range, dimension: int, ranks: Ranks) -> ShardedRows:
+    own = len(own_ids(block.start, block.stop, ranks))
+    return ShardedRows(block.start, block.stop, torch.empty((own, dimension)), ranks)
+
+
+def _images(count: int, size: tuple[int, int]) -> torch.Tensor:
+    return torch.empty((count, *size, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    dense = [
+        part for t in tensors for part in ((t._indices(), t._values()) if t.is_sparse else (t,))
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in dense)
