@@ -11,7 +11,6 @@ import torch
 from data_shards.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
-from trainer.checkpoint import optimizer_tensors
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
@@ -107,7 +106,9 @@ def embedder_footprint(
         return EmbedderFootprint(
             _bytes(*held),
             _bytes(*gradients),
-            _bytes(*optimizer_tensors(optimizer).values()),
+            _bytes(
+                *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))
+            ),
             activations,
             peak,
             rehearsal.operations,
