@@ -59,13 +59,21 @@ class Shard:
     inverse: list[torch.Tensor | None] = field(default_factory=list)
     """Of each block, one over the rows' norms [n]."""
 
+    def count(self) -> int:
+        """How many rows take part."""
+        return len(self.weight) if self.chosen is None else len(self.chosen)
+
+    def gradient(self) -> torch.Tensor | None:
+        """Room for the gradient of the participating rows, unless they are updated right away."""
+        return None if self.update else self.weight.new_empty(self.count(), self.weight.shape[1])
+
     def blocks(self) -> list[tuple[int, Index]]:
         """The blocks of participating rows: the first one's place, and their index in `weight`."""
         batch, dimension = len(self.place), self.weight.shape[1]
         size = _GPU_BLOCK if self.weight.is_cuda else _CPU_BLOCK
         if self.budget is not None:
             size = max(1, min(size, self.budget // (4 * (2 * batch + 3 * dimension))))
-        count = len(self.weight) if self.chosen is None else len(self.chosen)
+        count = self.count()
         parts = [slice(i, min(i + size, count)) for i in range(0, count, size)]
         return [(p.start, p if self.chosen is None else self.chosen[p]) for p in parts]
 
@@ -121,7 +129,7 @@ class _CrossEntropy(torch.autograd.Function):
         shard: Shard = ctx.shard
         # d loss / d logit: the share of the partition; for the target, less 1, times the slope
         push = grad * (target - log_partition).expm1_() * slope
-        grad_inputs, parts = torch.zeros_like(inputs), []
+        grad_inputs, gradient = torch.zeros_like(inputs), shard.gradient()
         for number, (start, index) in enumerate(shard.blocks()):
             rows, inverse = shard.weight[index], shard.inverse[number]
             if shard.kept:
@@ -139,18 +147,11 @@ class _CrossEntropy(torch.autograd.Function):
             if shard.update is not None:
                 valid, (optimizer, rate) = shard.part(start, len(rows)), shard.update
                 optimizer.update(index, rows_grad, rate, valid)
-            else:
-                parts.append(rows_grad)
-        grad_weight = None if shard.update else _whole_gradient(parts, shard)
-        return shard.ranks.sum(grad_inputs), grad_weight, None
-
-
-def _whole_gradient(parts: list[torch.Tensor], shard: Shard) -> torch.Tensor:
-    """The gradient of this rank's rows, sparse where only some took part."""
-    values = torch.cat(parts) if parts else shard.weight[:0]
-    if shard.chosen is None:
-        return values
-    return sparse_rows(shard.chosen, values, shard.weight)
+            elif gradient is not None:
+                gradient[start : start + len(rows)] = rows_grad
+        if gradient is not None and shard.chosen is not None:
+            gradient = sparse_rows(shard.chosen, gradient, shard.weight)
+        return shard.ranks.sum(grad_inputs), gradient, None
 
 
 def cross_entropy(inputs: torch.Tensor, weight: torch.nn.Parameter, shard: Shard) -> torch.Tensor:
