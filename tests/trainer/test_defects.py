@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.checkpoint import Checkpoints, load_rows, rows_name, rows_tensors
+from trainer.checkpoint import Folder, save_folder
+from trainer.checkpoint.rows import load_rows, part_name, rows_tensors
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.margins import ArcFace
@@ -53,12 +54,11 @@ class Sound:
         return SETTINGS.margin.target(cosine, torch.ones_like(cosine), {})[0]
 
     def save(self, folder):
-        files = {rows_name("rows", self.ranks): rows_tensors(self.rows, self.optimizer)}
-        Checkpoints(folder, 1, self.ranks).save(1, files, {"iteration": 1})
+        files = {part_name("rows", self.ranks): rows_tensors(self.rows, self.optimizer)}
+        save_folder(folder, files, {"kind": "checkpoint"}, self.ranks)
 
     def load(self, folder):
-        newest = Checkpoints(folder, 1, Ranks()).newest()
-        weight = load_rows(newest, "rows", 0, CLASSES, self.ranks)["weight"]
+        weight = load_rows(Folder.at(folder), "rows", 0, CLASSES, self.ranks)["weight"]
         self.rows.weight.data.copy_(weight)
 
 
