@@ -1,10 +1,11 @@
 """Optimisers and learning-rate schedule of a training phase."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_shards.settings import Settings
 
@@ -62,6 +63,12 @@ class TrainingSettings(Settings):
     lasts."""
     log_every: int = Field(default=20, ge=1)
     """Iterations between lines of metrics.jsonl."""
+
+    @field_validator("checkpoint_url")
+    @classmethod
+    def _path_from_anywhere(cls, url: str | None) -> str | None:
+        """Workers have working directories of their own."""
+        return url if url is None or "://" in url else str(Path(url).absolute())
 
     @model_validator(mode="after")
     def _milestones_come_in_order(self) -> "TrainingSettings":

@@ -30,7 +30,7 @@ def test_killed_at_every_write_boundary_of_a_checkpoint(small_folder, tmp_path, 
     kinds = {death["boundary"].split()[0] for death in deaths}
     assert kinds == set(kills.BOUNDARIES)
     files = " ".join(death["boundary"] for death in deaths)
-    for kind in ("embedder", "optimizer", "current", "card", "manifest", "latest"):
+    for kind in ("embedder", "optimizer", "classifier", "current", "card", "manifest", "latest"):
         assert kind in files
     for death in deaths:
         # it went on from the newest whole checkpoint, and died while saving the one after it
@@ -73,7 +73,9 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["embedder", "optimizer", "current", "card", "manifest"])
+@pytest.mark.parametrize(
+    "kind", ["embedder", "optimizer", "classifier", "current", "card", "manifest"]
+)
 def test_a_flipped_bit_in_a_file(small_folder, interrupted, tmp_path, record_fault, kind):
     out = shutil.copytree(interrupted[0], tmp_path / "run")
     (file,) = (out / "0" / "checkpoints" / "10").glob(f"{kind}*")

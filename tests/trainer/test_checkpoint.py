@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from data_shards.settings import InputError
 from monitoring.metrics import Metrics
 from tests.ranks import on_ranks
 from trainer.checkpoint import Checkpoints, DamagedError, Folder
@@ -220,6 +221,17 @@ def test_due_in_iterations_or_in_minutes(tmp_path):
     always = Opened(tmp_path, checkpoint_minutes=1e-9, log_every=10)
     assert [i for i in range(1, 40) if never.due(i)] == []
     assert [i for i in range(1, 40) if always.due(i)] == [10, 20, 30]
+
+
+def test_checkpoints_go_to_the_same_place_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert TrainingSettings(checkpoint_url="c").checkpoint_url == str(tmp_path / "c")
+    assert TrainingSettings(checkpoint_url="memory://c").checkpoint_url == "memory://c"
+
+
+def test_a_url_that_nothing_can_open_is_one_clear_line():
+    with pytest.raises(InputError, match="cannot open nothing://c"):
+        Opened("nothing://c")
 
 
 def test_an_incomplete_folder_is_named(tmp_path):
