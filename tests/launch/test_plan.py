@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -25,7 +26,7 @@ from launch.run import execute
 from tests.trainer.test_footprint import tensor_bytes
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.footprint import images_by_rank, rows_by_rank
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
@@ -142,7 +143,8 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
     embedder, ranks = EmbedderSettings(width=4, dimension=8), Ranks()
     rows = ShardedRows.new(0, 18, 8, 0, ranks)
     network = build_embedder(embedder)
-    save_model(tmp_path / "model", embedder, ClassifierSettings(), network, [rows], ranks)
+    classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+    save_model(tmp_path / "model", embedder, classifier, network, [rows], ranks)
     shard, samples = units(small, build_benchmark(small, settings).steps[1])[0]
     actor = OldModel(small_folder, 1, tmp_path / "target.json", "0")
     plan = planned(
