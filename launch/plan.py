@@ -10,6 +10,7 @@ from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Run, check_steps
 from launch.machines import Machine
+from trainer.checkpoint.policy import superfluous
 from trainer.footprint import (
     Calls,
     HeadFootprint,
@@ -184,7 +185,7 @@ class _Planner:
             "previous model": head.frozen + embedder.parameters * (self._online and needs.any),
             "images": 3 * height * width * images * (1 + self._config.data.prefetch),
         }
-        # DeepSpeed copies the gradients into one buffer before it averages them
+        # DeepSpeed copies the gradients into one bucket before it averages them
         buffers = embedder.gradients * (1 if self.world == 1 else 2)
         passing = {
             "activations": embedder.activations,
@@ -207,14 +208,14 @@ class _Planner:
         old: int,
         images: int,
     ) -> dict[str, int]:
-        rows, state = saved
-        model = self._embedder.parameters + rows
-        checkpoint = model + self._embedder.optimizer + state
+        rows, trained_rows = saved
+        embedder = self._embedder
+        checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
+        made = [*range(0, training.iterations + 1, training.checkpoint_every)][1:]
+        kept = len(made) - len(superfluous(made, training.keep_checkpoints, training.keep_every))
         # while one is written, all that are kept lie beside it
-        number = min(
-            training.keep_checkpoints + 1, training.iterations // training.checkpoint_every
-        )
-        disk = {"model": model, "checkpoints": number * checkpoint}
+        number = min(kept + 1, len(made))
+        disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
         if needs.any and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
             answer = 4 * self._config.embedder.dimension if needs.embeddings else 0

@@ -3,6 +3,7 @@
 Sizes are of the fullest rank: the one with the most images, and the one with the most rows.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,6 +34,9 @@ class EmbedderFootprint:
     """With the running statistics."""
     gradients: int
     optimizer: int
+    """Under ZeRO 1 and 2 a rank's share, and a copy of the parameters that it belongs to."""
+    saved_optimizer: int
+    """What checkpoints keep of it, of all ranks."""
     activations: int
     """Kept from the forward to the backward pass."""
     peak: int
@@ -99,20 +103,23 @@ def embedder_footprint(
         peak = rehearsal.peak - before
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         optimizer.step()
-        held = network.state_dict().values()
+        states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
+        state, trained = _bytes(*states), _bytes(*gradients)
+        shared = math.ceil(trained / world), math.ceil(state / world)
         calls = {"batch normalisation": ranks.calls}
         if world > 1:
-            calls["embedder gradients"] = [Collective("all-reduce", _bytes(*gradients))]
+            calls["embedder gradients"] = [Collective("all-reduce", trained)]
+            if training.zero:
+                calls["embedder weights"] = [Collective("all-gather", shared[0])]
         return EmbedderFootprint(
-            _bytes(*held),
-            _bytes(*gradients),
-            _bytes(
-                *(t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t))
-            ),
-            activations,
-            peak,
-            rehearsal.operations,
-            calls,
+            parameters=_bytes(*network.state_dict().values()),
+            gradients=trained,
+            optimizer=sum(shared) if training.zero else state,
+            saved_optimizer=state,
+            activations=activations,
+            peak=peak,
+            operations=rehearsal.operations,
+            calls=calls,
         )
 
 
@@ -195,15 +202,19 @@ def head_footprint(
 def saved_bytes(
     recipe: Recipe, old: int, last: int, dimension: int, training: TrainingSettings
 ) -> tuple[int, int]:
-    """Of all ranks' rows with their ids, as models keep them, and of their optimisers' state."""
-    rows = state = 0
+    """Of all ranks' rows: as a model keeps them, and as a checkpoint does.
+
+    A checkpoint has the trained rows only, with their optimiser's state.
+    """
+    model = checkpoint = 0
     with Rehearsal():
         for name, block in row_blocks(recipe, old, last).items():
-            whole = _rows(block, dimension, Ranks())
-            rows += _bytes(whole.weight, whole.own_ids())
+            rows = _rows(block, dimension, Ranks())
+            size = _bytes(rows.weight, rows.own_ids())
+            model += size
             if name == "current" or recipe.needs.trained_rows:
-                state += _bytes(*RowOptimizer(whole, training).state.values())
-    return rows, state
+                checkpoint += size + _bytes(*RowOptimizer(rows, training).state.values())
+    return model, checkpoint
 
 
 def _teacher(

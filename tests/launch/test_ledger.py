@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from data_shards.settings import InputError
@@ -12,8 +14,18 @@ def test_what_is_recorded_is_found_again(tmp_path):
     ledger = Ledger(path)
     assert ledger.has(RECORD["phase"], "abc")
     assert not ledger.has(RECORD["phase"], "other")
+    assert not ledger.has("fkd/seed-0/step-2/train", "abc")
     assert ledger.twin("abc") == RECORD
     assert ledger.twin("other") is None
+
+
+def test_what_is_recorded_is_known_at_once_and_on_the_disk(tmp_path, monkeypatch):
+    """A twin later in the same run is linked to it, and a power cut does not lose it."""
+    ledger, forced = Ledger(tmp_path / "ledger.jsonl"), []
+    monkeypatch.setattr(os, "fsync", lambda file: forced.append(os.fstat(file).st_size))
+    ledger.add(RECORD)
+    assert ledger.twin("abc") == RECORD
+    assert forced == [ledger.path.stat().st_size] != [0]
 
 
 def test_a_line_cut_short_by_a_crash_is_dropped_and_the_next_is_whole(tmp_path):

@@ -167,9 +167,9 @@ def test_a_checkpoint_and_a_model_take_the_planned_bytes(small_folder, rows, tmp
     (checkpoint,) = (tmp_path / "1" / "checkpoints").glob("[0-9]*")
     embedder = embedder_footprint(EMBEDDER, SIZE, TRAINING, 1)
     recipe = ALL[method].recipe().at(1, rows[0])
-    saved = sum(saved_bytes(recipe, *rows, EMBEDDER.dimension, TRAINING))
+    _, saved = saved_bytes(recipe, *rows, EMBEDDER.dimension, TRAINING)
     written = sum(map(tensor_bytes, checkpoint.glob("*.safetensors")))
-    assert written == saved + embedder.parameters + embedder.optimizer
+    assert written == saved + embedder.parameters + embedder.saved_optimizer
     saved, _ = saved_bytes(recipe.at(0, 0), 0, rows[0], EMBEDDER.dimension, TRAINING)
     written = sum(map(tensor_bytes, (tmp_path / "0" / "model").glob("*.safetensors")))
     assert written == saved + embedder.parameters
@@ -205,6 +205,24 @@ def test_what_is_sent_is_what_is_planned(small_folder, rows, tmp_path):
     for found in counted:
         # single numbers, by which ranks agree on something, are not planned
         assert {call: n for call, n in found.items() if call[1] > 16} == planned
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_zero_shares_out_the_optimisers_state_and_gathers_the_weights(optimizer):
+    """DeepSpeed 0.19 sends the same at stages 1 and 2: gradients whole, and shares of weights."""
+    plans = [
+        embedder_footprint(
+            EMBEDDER, SIZE, TrainingSettings(batch=20, zero=zero, optimizer=optimizer), 4
+        )
+        for zero in (0, 1, 2)
+    ]
+    whole, shared, _ = plans
+    assert shared.saved_optimizer == whole.saved_optimizer == whole.optimizer
+    assert shared.optimizer == pytest.approx((whole.optimizer + whole.gradients) / 4, abs=2)
+    assert "embedder weights" not in whole.calls
+    (gather,) = shared.calls["embedder weights"]
+    assert gather.bytes == pytest.approx(whole.gradients / 4, abs=1)
+    assert plans[1] == plans[2]
 
 
 def test_one_rank_sends_nothing(rows):
