@@ -137,3 +137,10 @@ def test_queries_that_can_find_nothing_are_counted(small, tested):
     found = evaluate(small, without, samples, vectors, EvaluationSettings())
     count = (small.identity[benchmark.query] == lonely).sum()
     assert found["queries_without_match"] == count > 0
+
+
+def test_a_fold_has_no_say_in_its_own_threshold():
+    same = np.tile([True, False], 20)
+    folds = np.repeat([0, 1], 20)
+    distance = np.where(same, 0.0, 1.0) + 2 * folds  # each fold is perfect under its own
+    assert ten_fold_accuracy(distance, same, folds) == 0.5
