@@ -55,14 +55,14 @@ def train_step(
     terms: tuple[Any, ...] | None = None,
     events: list[dict[str, Any]] | None = None,
     records: list[dict[str, Any]] | None = None,
-    pulse: Pulse | None = None,
+    preempt_at: int | None = None,
     **overrides: Any,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
-    them; `terms` replace the recipe's; `events` and `records` take what was reported;
-    `overrides` are training settings.
+    them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
+    `records` take what was reported; `overrides` are training settings.
     """
     torch.set_num_threads(1)
     ensure_process_group()
@@ -92,6 +92,7 @@ def train_step(
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
     )
     losses = [] if losses is None else losses
+    ranks, pulse = Ranks.default(), Pulse()
 
     def report(record: dict[str, Any]) -> None:
         if "event" in record:
@@ -99,9 +100,12 @@ def train_step(
             return
         (records if records is not None else []).append(record)
         losses.append(record["loss"])
+        asked = preempt_at is not None and record["iteration"] >= preempt_at
+        if asked and ranks.rank == ranks.world - 1:
+            pulse.stop.set()
         if stop_at is not None and record["iteration"] >= stop_at:
             raise Interrupted
 
-    ranks, device = Ranks.default(), torch.device("cpu")
+    device = torch.device("cpu")
     train(task, ranks, device, metrics or Metrics(), report, tell, pulse)
     return losses
