@@ -25,7 +25,8 @@ class Stepper:
     """One optimiser update: the embedder's forward, the terms, backward, both optimisers.
 
     An update that the guard refuses leaves everything as it was, except the iteration's number
-    (and, when only the embedder's gradient is not finite, the rows, which go first). What is refused is decided for all ranks together, by two all-reduces of a few numbers.
+    (and, when only the embedder's gradient is not finite, the rows, which go first).
+    What is refused is decided for all ranks together, by two all-reduces of a few numbers.
     """
 
     def __init__(

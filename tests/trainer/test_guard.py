@@ -16,12 +16,15 @@ from trainer import loop
 from trainer.checkpoint import load_tensors
 from trainer.gradients import Gradients, LossScale
 from trainer.guard import Guard, GuardSettings, robust_score
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margins import AdaFace
 from trainer.methods.recipe import Needs
 from trainer.methods.terms import Classify
 from trainer.model import Model
 from trainer.rewinds import Rewinds
 
+ADAFACE = ClassifierSettings(margin=AdaFace())
 SETTINGS = GuardSettings(spike=8.0, window=10, rewind_after=3, max_rewinds=1)
 values = st.floats(0.1, 100)
 
@@ -138,7 +141,7 @@ class Faulty:
             elif self.kind == "spike":
                 numerator = numerator * 1e6
             elif self.kind == "gradient":
-                numerator.register_hook(lambda grad: grad * math.inf)
+                forward.embeddings.register_hook(lambda grad: grad * math.inf)
             elif self.kind == "weights":
                 forward.current.weight.data[0, 0] = math.nan
         return numerator, denominator
@@ -151,7 +154,8 @@ def train(folder, out, *terms, events=None, **training):
 
 def model(out):
     return load_tensors(out / "0" / "model", "embedder") | {
-        "rows": Model.open(out / "0" / "model").sharded_rows(Ranks()).weight.detach()
+        "rows": Model.open(out / "0" / "model").sharded_rows(Ranks()).weight.detach(),
+        **Model.open(out / "0" / "model").running(),
     }
 
 
@@ -163,9 +167,10 @@ def faulty_rank(folder, out, term, training):
     """What was told, the records, and this rank's own embedder at the end."""
     events, records, kept, save = [], [], {}, loop.save_model
 
-    def keep(path, settings, module, *rest):
+    def keep(*given):
+        (module,) = (thing for thing in given if isinstance(thing, torch.nn.Module))
         kept.update({name: tensor.clone() for name, tensor in module.state_dict().items()})
-        save(path, settings, module, *rest)
+        save(*given)
 
     loop.save_model = keep  # in this process alone, which ends with this function
     train(folder, out, term.at(0), events=events, records=records, **training)
@@ -188,12 +193,20 @@ def test_a_fault_on_one_rank_is_skipped_by_all(small_folder, tmp_path, kind):
 
 
 def test_a_skipped_update_changes_nothing(small_folder, tmp_path):
-    """Weights, momentum, rows and batch-norm statistics: the fault in the last iteration."""
-    train(small_folder, tmp_path / "a", Classify(), iterations=11, milestones=(8,))
-    for kind in ("loss", "gradient"):
-        out = tmp_path / kind
-        train(small_folder, out, Faulty(kind, (11,)).at(0), iterations=12, milestones=(8,))
-        assert alike(model(tmp_path / "a"), model(out))
+    """Weights, rows, the statistics of batch norm and margin: the fault in the last iteration."""
+    train(small_folder, tmp_path / "a", Classify(), iterations=11, classifier=ADAFACE)
+    out, fault = tmp_path / "b", Faulty("loss", (11,)).at(0)
+    train(small_folder, out, fault, iterations=12, classifier=ADAFACE)
+    assert alike(model(tmp_path / "a"), model(out))
+
+
+def test_an_overflow_leaves_the_rows_alone_too(small_folder, tmp_path):
+    training = {"precision": "fp16", "classifier": ADAFACE}
+    train(small_folder, tmp_path / "a", Classify(), iterations=11, **training)
+    fault = Faulty("gradient", (11,)).at(0)
+    train(small_folder, tmp_path / "b", fault, iterations=12, **training)
+    assert fault.seen == [12]
+    assert alike(model(tmp_path / "a"), model(tmp_path / "b"))
 
 
 def test_weights_that_break_are_rewound_and_their_samples_left_out(small_folder, tmp_path):
