@@ -62,7 +62,7 @@ class Heartbeat:
             try:
                 if ray.get(self._mailbox.beat.remote(self._beat())):
                     self._pulse.stop.set()
-            except ray.exceptions.RayError:
+            except Exception:  # Ray's own while it shuts down are of many kinds
                 return  # the driver is gone, and Ray ends this worker, too
             if self._ended.wait(_SECONDS):
                 return
