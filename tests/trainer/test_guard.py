@@ -13,7 +13,7 @@ from data_shards.settings import InputError
 from tests.ranks import on_ranks
 from tests.trainer.loops import Interrupted, train_step
 from trainer import loop
-from trainer.checkpoint import load_tensors
+from trainer.checkpoint import Folder
 from trainer.gradients import Gradients, LossScale
 from trainer.guard import Guard, GuardSettings, robust_score
 from trainer.heads.classifier import ClassifierSettings
@@ -153,7 +153,7 @@ def train(folder, out, *terms, events=None, **training):
 
 
 def model(out):
-    return load_tensors(out / "0" / "model", "embedder") | {
+    return Folder.at(out / "0" / "model").tensors("embedder") | {
         "rows": Model.open(out / "0" / "model").sharded_rows(Ranks()).weight.detach(),
         **Model.open(out / "0" / "model").running(),
     }
