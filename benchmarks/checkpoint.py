@@ -28,6 +28,8 @@ from trainer.checkpoint import Checkpoints
 from trainer.checkpoint.optimizer import optimizer_tensors
 from trainer.checkpoint.rows import part_name, rows_tensors
 from trainer.engine import build_engine, ensure_process_group
+from trainer.gradients import Gradients
+from trainer.guard import Guard
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
@@ -57,7 +59,8 @@ def saving(rows: int, dimension: int, folder: Path, rounds: int) -> dict[str, An
     current = ShardedRows.new(0, rows, dimension, 0, ranks)
     row_optimizers = {"current": RowOptimizer(current, training)}
     classifier = Classifier(ClassifierSettings(), 0, current.weight.device)
-    state = State(engine, classifier, current, None, optimizer, row_optimizers)
+    gradients, guard = Gradients(embedder.parameters()), Guard(training.guard)
+    state = State(engine, classifier, current, None, optimizer, row_optimizers, gradients, guard)
     step = Stepper(training, Finetune().recipe().at(0, 0), state, NoTeacher(), ranks)
     images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(0, rows, (BATCH,))

@@ -17,6 +17,8 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import Batch
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.engine import build_engine, ensure_process_group
+from trainer.gradients import Gradients
+from trainer.guard import Guard
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
@@ -56,6 +58,7 @@ def main() -> None:
     embedder = build_embedder(EmbedderSettings(architecture="resnet50", dimension=DIMENSION))
     optimizer = make_optimizer(embedder.parameters(), training)
     engine = build_engine(embedder.train(), optimizer, batch, ranks)
+    gradients = Gradients(embedder.parameters())
     images = torch.randint(0, 256, (batch, 112, 112, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     samples = np.arange(batch)
     fkd = FlexibleDistillation(neighbours=NEIGHBOURS)
@@ -81,7 +84,16 @@ def main() -> None:
                 teacher = CachedTeacher(cache(folder, batch, old, recipe), frozen)
             row_optimizers = {k: RowOptimizer(rows, training) for k, rows in trained.items()}
             classifier = Classifier(ClassifierSettings(), 0, images.device)
-            state = State(engine, classifier, current, previous, optimizer, row_optimizers)
+            state = State(
+                engine,
+                classifier,
+                current,
+                previous,
+                optimizer,
+                row_optimizers,
+                gradients,
+                Guard(training.guard),
+            )
             step = Stepper(training, recipe, state, teacher, ranks)
             labels = torch.randint(old, old + NEW, (batch,))
             given = Batch(images, labels, samples, np.zeros(batch, dtype=bool))

@@ -20,6 +20,7 @@ from data_shards.settings import InputError, Settings
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
+_NONE = np.empty(0, dtype=np.int64)
 fn: Any = _fn  # DALI's stubs describe neither its types nor its operators' outputs well
 types: Any = _types
 
@@ -87,11 +88,19 @@ def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, 
 
 
 class Quarantine:
-    """Lists samples that could not be read; above its budget the run stops."""
+    """Lists samples that could not be read; above its budget the run stops.
+
+    `suspects` [s] are left out as well: readable samples that training was rewound because of.
+    """
 
     def __init__(
-        self, path: Path | None, budget: int, count: Callable[[], None] = lambda: None
+        self,
+        path: Path | None,
+        budget: int,
+        count: Callable[[], None] = lambda: None,
+        suspects: NDArray[np.int64] = _NONE,
     ) -> None:
+        self.suspects = suspects
         self._path, self._budget, self._count = path, budget, count
         self._known: set[int] = set()
 
@@ -203,17 +212,29 @@ def readable(
     """The `samples` at `positions` ([b]) and their bytes, each damaged one replaced by the next.
 
     The next in order, that is: it depends on the data alone, so every world size takes the same.
+    Suspects come in whole batches and are replaced by the sample as many positions on as there are
+    suspects; the next one good for all would fill a batch with copies of itself.
     """
+    positions, samples = positions.copy(), samples.copy()
+
+    def move(which: NDArray[np.bool_], by: int) -> None:
+        positions[which] += by
+        samples[which] = order.at(positions[which])
+        while (suspected := np.isin(samples, quarantine.suspects) & which).any():
+            positions[suspected] += len(quarantine.suspects)
+            samples[suspected] = order.at(positions[suspected])
+
+    if len(quarantine.suspects):
+        move(np.isin(samples, quarantine.suspects), 0)
     jpegs: list[Any] = dataset.images(samples)
     for i in [i for i, jpeg in enumerate(jpegs) if jpeg is None]:
-        position = positions[i : i + 1]
+        this = np.arange(len(samples)) == i
         while jpegs[i] is None:
             try:
                 jpegs[i] = dataset.image(int(samples[i]))
             except SampleError as error:
                 quarantine.add(int(samples[i]), str(error))
-                position = position + 1
-                samples[i] = order.at(position)[0]
+                move(this, 1)
     return samples, jpegs
 
 

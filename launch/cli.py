@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
+from launch.preemption import EXIT_CODE, Preempted
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
@@ -247,11 +248,13 @@ def shards_info(
 
 
 def main() -> None:
-    """Entry point: errors the user can mend are one line, Ctrl-C says how to go on."""
+    """Entry point: errors the user can mend are one line, Ctrl-C and SIGTERM say how to go on."""
     try:
         app()
     except InputError as error:
         _stop(f"error: {error}", 2)
+    except Preempted as ended:
+        _stop(str(ended), EXIT_CODE)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
             _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)

@@ -14,6 +14,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives `shutdown` must not start Ray anew
     "RAY_TQDM": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }

@@ -38,6 +38,12 @@ class ClusterSettings(Settings):
     """CPU threads of each training worker; none: this machine's cores shared out."""
     max_failures: int = Field(default=3, ge=0)
     """Restarts of a training phase's workers before the run gives up."""
+    silent_seconds: float = Field(default=60.0, gt=1)
+    """A training worker that has not been heard of for so long is frozen: it is ended, and the
+    group restarted. Workers are heard of once a second, whatever they do."""
+    stalled_seconds: float = Field(default=600.0, gt=1)
+    """The same for a worker that has been doing one thing (reading input, waiting for the others
+    within a collective, saving) for so long. Twice this is the process group's own time-out."""
     metrics_port: int | None = None
     """First port for Prometheus, one a rank (on localhost unless `address` is set); none: any."""
 
@@ -134,6 +140,7 @@ class RunConfig(Settings):
         del values["classifier"]["memory"]
         for key in NOT_DECIDING:
             del values["training"][key]
+        del values["training"]["guard"]["max_rewinds"]
         return values
 
 

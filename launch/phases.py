@@ -1,6 +1,5 @@
 """The phases of a run, and walking through them: each is done once, however often it stops."""
 
-import json
 import os
 import shutil
 import threading
@@ -17,9 +16,9 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.settings import InputError
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
-from launch.mailbox import Mailbox
 from launch.neighbourhoods import OldModel, neighbour_examples, units
-from launch.workers import worker
+from launch.preemption import Preempted
+from launch.training import TrainingPhases
 from monitoring.progress import RunProgress
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
@@ -101,19 +100,28 @@ def _link(source: Path, target: Path) -> None:
 class Driver:
     """Walks a run's phases on a Ray cluster and records them in the ledger."""
 
-    def __init__(self, run: Run, ledger: Ledger, ray: Any, progress: RunProgress) -> None:
+    def __init__(
+        self, run: Run, ledger: Ledger, ray: Any, progress: RunProgress, stop: threading.Event
+    ) -> None:
+        """`stop` is set to end the walk early, with nothing lost."""
         self._run, self._ledger, self._ray, self._progress = run, ledger, ray, progress
         self._actors: list[Any] = []
-        self._mailbox: Any = None
+        self._stop = stop
+        self._training: TrainingPhases | None = None
 
     def walk(self, todo: list[Phase]) -> None:
-        """Does `todo` in order. Raises InputError with the workers' own words."""
+        """Does `todo` in order.
+
+        Raises InputError with the workers' own words, Preempted when `stop` was set.
+        """
         works: dict[str, Callable[[Phase], str]] = {
             "neighbours": self._neighbours,
             "train": self._train,
             "evaluate": self._evaluate,
         }
         for phase in todo:
+            if self._stop.is_set():
+                raise Preempted(phase.name)
             self._progress.begin(phase.name)
             started = time.time()
             twin = self._ledger.twin(phase.fingerprint)
@@ -175,6 +183,8 @@ class Driver:
         idle, waiting, done = list(self._pool()), list(enumerate(calls)), 0
         running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:
+            if self._stop.is_set():
+                raise Preempted("a CPU phase")
             while waiting and idle:
                 number, call = waiting.pop(0)
                 actor = idle.pop()
@@ -239,75 +249,11 @@ class Driver:
         write_json(phase.output, measured)
         return f"top-1 {measured['top1']:.1%}, mAP {measured['map']:.1%}"
 
-    # Training
-
     def _train(self, phase: Phase) -> str:
         self._close_pool()
-        if self._mailbox is None:
-            self._mailbox = self._ray.remote(Mailbox).options(num_cpus=0).remote()
-        spec = {
-            "config": self._run.config.model_dump(mode="json"),
-            "folder": self._run.folder.resolve(),
-            "method": phase.chain.method,
-            "seed": phase.chain.seed,
-            "step": phase.step,
-            "phase": phase.name,
-            "mailbox": self._mailbox,
-        }
-        spec["config"]["dataset"] = str(self._run.config.dataset.resolve())
-        failure: list[BaseException] = []
-        thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
-            self._read_mail()
-        self._read_mail()
-        if failure:
-            raise InputError(
-                f"{phase.name} failed more often than cluster.max_failures = "
-                f"{self._run.config.cluster.max_failures}: {_last_line(failure[0])}"
-            ) from failure[0]
+        if self._training is None:
+            self._training = TrainingPhases(self._run, self._ray, self._progress, self._stop)
+        self._training.train(phase.name, phase.chain, phase.step)
+        if not phase.output.exists():
+            raise Preempted(phase.name)
         return ""
-
-    def _fit(self, spec: dict[str, Any], failure: list[BaseException]) -> None:
-        """Runs `worker` on every rank and waits; what it raises goes into `failure`."""
-        try:
-            if self._run.config.cluster.workers == 0:
-                worker(spec)
-            else:
-                self._trainer(spec).fit()
-        except BaseException as error:  # handed to the driver's thread
-            failure.append(error)
-
-    def _trainer(self, spec: dict[str, Any]) -> Any:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        cluster = self._run.config.cluster
-        return TorchTrainer(
-            worker,
-            train_loop_config=spec,
-            torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
-            scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu),
-            run_config=RunConfig(
-                name=f"train-{os.getpid()}-{time.time_ns()}",
-                storage_path=str(self._run.folder.resolve() / ".ray"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-            ),
-        )
-
-    def _read_mail(self) -> None:
-        """Shows and keeps what the workers reported. Raises InputError for a posted error."""
-        for record in self._ray.get(self._mailbox.drain.remote()):
-            if "error" in record:
-                raise InputError(record["error"])
-            if "notice" in record:
-                self._progress.notice(record["notice"])
-                continue
-            self._progress.training(record)
-            with (self._run.folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps({"time": time.time(), **record}) + "\n")
-
-
-def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -20,6 +20,7 @@ from launch.config import RunConfig, differences
 from launch.folder import Run, check_steps
 from launch.ledger import Ledger
 from launch.phases import Driver, pending, phases
+from launch.preemption import sigterm
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
@@ -87,7 +88,8 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
 def execute(config: RunConfig, folder: Path, console: Console) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
-    Raises InputError for anything that the user can mend; what is finished stays.
+    Raises InputError for anything that the user can mend, Preempted after SIGTERM; what is
+    finished stays.
     """
     if not (config.dataset / "manifest.json").exists() and config.glyphs is not None:
         build_glyphs(config.glyphs, config.dataset, console)
@@ -110,8 +112,9 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
             with (
                 cluster(config.cluster) as ray,
                 RunProgress(console, iterations, len(todo)) as progress,
+                sigterm() as stop,  # after Ray, which has a handler of its own
             ):
-                Driver(run, ledger, ray, progress).walk(todo)
+                Driver(run, ledger, ray, progress, stop).walk(todo)
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
         draw(folder)

@@ -43,6 +43,9 @@ def status_table(folder: Path) -> Iterator[Any]:
         table.add_row(chain.name, *cells)
     yield table
     yield f"{len(every) - len(todo)} of {len(every)} phases are done"
+    told = [event for event in read_jsonl(folder / "events.jsonl") if "message" in event]
+    if told:
+        yield f"{len(told)} events, the newest: {told[-1]['message']}"
     records = read_jsonl(folder / "metrics.jsonl")
     if records and todo:
         last = records[-1]

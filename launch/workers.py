@@ -8,19 +8,23 @@ import torch
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Chain, Run
+from launch.heartbeat import Heartbeat
 from monitoring.exporter import serve_metrics
 from monitoring.metrics import Metrics
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
 from trainer.loop import train
+from trainer.pulse import Pulse
 
 
 def worker(spec: dict[str, Any]) -> None:
     """Trains one learning step on this rank.
 
     Errors that repeating cannot mend are posted too, so that the driver stops the run for them
-    instead of letting Ray restart the group.
+    instead of letting Ray restart the group. Asked to stop, it saves a checkpoint and returns.
     """
+    import ray  # the driver sets the environment that it reads when it is imported
+
     config = RunConfig.model_validate(spec["config"])
     torch.set_num_threads(config.cluster.worker_threads())
     ensure_process_group()
@@ -32,6 +36,12 @@ def worker(spec: dict[str, Any]) -> None:
         metrics = Metrics()
         metrics.step.set(step)
         metrics.phase_started.set_to_current_time()
+        restarts = ray.get(mailbox.start.remote(phase, ranks.rank))
+        metrics.restarts.inc(restarts)
+        start = {"event": "restart" if restarts else "start", "rank": ranks.rank}
+        if restarts and ranks.rank == 0:
+            start["message"] = f"{phase}: the workers were started again ({restarts})"
+        mailbox.post.remote({"phase": phase, "pid": os.getpid(), **start})
         serve_metrics(
             metrics.registry,
             run.folder / "targets" / f"trainer-{ranks.rank}.json",
@@ -41,7 +51,7 @@ def worker(spec: dict[str, Any]) -> None:
 
         def report(record: dict[str, Any]) -> None:
             if ranks.rank == 0:
-                mailbox.post.remote({"phase": phase, **record})
+                mailbox.post.remote({"phase": phase, "restarts": restarts, **record})
 
         def tell(line: str) -> None:
             mailbox.post.remote({"phase": phase, "notice": line})
@@ -50,7 +60,9 @@ def worker(spec: dict[str, Any]) -> None:
         if config.cluster.gpu:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
-        train(run.task(chain, step), ranks, device, metrics, report, tell)
-    except (InputError, FloatingPointError) as error:
+        pulse = Pulse()
+        with Heartbeat(mailbox, phase, ranks.rank, pulse):
+            train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
+    except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})
         raise

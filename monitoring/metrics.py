@@ -52,6 +52,25 @@ class Metrics:
             "Time that training stood still to save.",
             registry=registry,
         )
+        self.skipped = Counter(
+            "perennial_skipped_updates_total",
+            "Updates not made because of the loss, a spike, a gradient or a float16 overflow.",
+            ["reason"],
+            registry=registry,
+        )
+        self.rewinds = Counter(
+            "perennial_rewinds_total",
+            "Times that the phase went back to a checkpoint, over all its restarts.",
+            registry=registry,
+        )
+        self.restarts = Counter(
+            "perennial_restarts_total",
+            "Times that the phase's workers were started again since the driver started it.",
+            registry=registry,
+        )
+        self.loss_scale = Gauge(
+            "perennial_loss_scale", "Multiplier of float16 gradients.", registry=registry
+        )
         self.step = Gauge("perennial_learning_step", "Learning step at work.", registry=registry)
         self.phase_started = Gauge(
             "perennial_phase_start_timestamp_seconds", "When the phase began.", registry=registry

@@ -50,6 +50,9 @@ class RunProgress:
             f"loss {record['loss']:.3f}, {record['images_per_second']:,.0f} images/s, "
             f"data wait {record['data_wait_share']:.0%}"
         )
+        for count in ("skipped", "rewinds", "restarts"):
+            if record.get(count):
+                self._last += f", {count} {record[count]}"
         detail = f"iteration {record['iteration']}/{record['of']}, {self._last}"
         self._live.update(self._task, completed=self._done + self._in_phase, detail=detail)
 

@@ -27,6 +27,16 @@ def ensure_process_group() -> None:
         os.environ["LOCAL_RANK"] = "0"
 
 
+def discard_gradients(engine: Any) -> None:
+    """Throws away what `engine.backward` has gathered, at any ZeRO stage: `step` will not follow.
+
+    ZeRO 1 and 2 keep averaged gradients of their own.
+    """
+    engine.zero_grad()
+    averaged = getattr(engine.optimizer, "averaged_gradients", {})
+    averaged.update(dict.fromkeys(averaged))
+
+
 def prepare_deepspeed() -> Any:
     """The module, quiet, with its kernel built."""
     if not torch.cuda.is_available():

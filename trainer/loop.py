@@ -1,19 +1,24 @@
 """One training phase: one learning step of one method, on every rank."""
 
+import gc
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from data_shards.neighbours import VIEWS, TeacherCache
 from monitoring.metrics import Metrics
 from trainer.checkpoint import Checkpoints
+from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 from trainer.model import save_model
-from trainer.state import build_state, restore_state, save_state
+from trainer.pulse import Pulse
+from trainer.rewinds import Rewinds
+from trainer.state import State, build_state, restore_state, save_state
 from trainer.stepper import Stepper
-from trainer.task import Task, task_batches
+from trainer.task import Task, task_batches, task_samples
 from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
 from trainer.watch import Watch
 
@@ -27,30 +32,77 @@ def train(
     metrics: Metrics,
     report: Callable[[dict[str, Any]], None],
     tell: Callable[[str], None] = LOG.warning,
-) -> None:
+    pulse: Pulse | None = None,
+) -> bool:
     """Trains the phase from its newest checkpoint to its finished model.
 
-    `report` hears a record every ``log_every`` iterations on every rank, `tell` lines for the user.
-    Raises FloatingPointError when the loss is not finite.
+    `report` hears a record every ``log_every`` iterations on every rank, and of skipped updates
+    and rewinds as ``event``s; `tell` hears lines for the user. Returns False when `pulse` of any
+    rank asked for a stop: the iteration is then finished and a checkpoint saved. Raises InputError
+    when training had to be rewound more often than allowed.
     """
-    location = task.checkpoints or str(task.folder / "checkpoints")
-    with Checkpoints(location, task.training, ranks, metrics, tell) as checkpoints:
-        state = build_state(task, ranks, device)
-        if (newest := checkpoints.newest()) is not None:
-            restore_state(state, newest, ranks)
-        teacher = build_teacher(task, ranks, device)
-        step = Stepper(task.training, task.recipe, state, teacher, ranks)
-        watch = Watch(task, metrics, report, state.iteration)
-        for batch in watch.batches(task_batches(task, state.iteration, ranks, device, metrics)):
-            losses = step(batch)
-            watch.iteration(state.iteration, losses)
-            if checkpoints.due(state.iteration):
-                save_state(task, state, checkpoints, ranks)
+    pulse = pulse or Pulse()
+    rewinds = Rewinds(task.folder / "rewinds.jsonl", ranks)
+    watch = Watch(task, metrics, report, pulse, len(rewinds))
+    while True:
+        location = task.checkpoints or str(task.folder / "checkpoints")
+        with Checkpoints(location, task.training, ranks, metrics, tell) as checkpoints:
+            ended = attempt(task, ranks, device, checkpoints, watch, rewinds, pulse)
+        if ended != "rewound":
+            return ended == "finished"
+        gc.collect()  # DeepSpeed's engine refers to itself
+
+
+def attempt(
+    task: Task,
+    ranks: Ranks,
+    device: torch.device,
+    checkpoints: Checkpoints,
+    watch: Watch,
+    rewinds: Rewinds,
+    pulse: Pulse,
+) -> Literal["finished", "stopped", "rewound"]:
+    """Trains from the newest checkpoint, until something ends it."""
+    pulse.turn("preparing")
+    state = build_state(task, ranks, device)
+    if (newest := checkpoints.newest()) is not None:
+        restore_state(state, newest, ranks)
+    teacher = build_teacher(task, ranks, device)
+    step = Stepper(task.training, task.recipe, state, teacher, ranks, pulse)
+    quarantine = watch.quarantine(rewinds.suspects)
+    watch.begin(state.iteration)
+    for batch in watch.batches(task_batches(task, state.iteration, ranks, device, quarantine)):
+        losses = step(batch)
+        watch.iteration(state, losses, step.fault)
+        due = step.stopping or checkpoints.due(state.iteration)
+        if (why := reason_to_rewind(step, state, due, task, ranks)) is not None:
+            samples = np.concatenate([np.empty(0, dtype=np.int64), *step.suspects])
+            available, limit = len(task_samples(task)), task.training.guard.max_rewinds
+            rewinds.add(state.iteration, why, samples, available, limit)
+            watch.rewound(state.iteration, why)
+            return "rewound"
+        if due and state.guard.streak == 0:
+            pulse.turn("saving a checkpoint")
+            save_state(task, state, checkpoints, ranks)
+        if step.stopping:
+            return "stopped"
+    pulse.turn("saving the model")
     blocks = list(state.blocks().values())
     save_model(
         task.folder / "model", task.embedder, state.classifier, state.engine.module, blocks, ranks
     )
     checkpoints.clear()
+    return "finished"
+
+
+def reason_to_rewind(
+    step: Stepper, state: State, due: bool, task: Task, ranks: Ranks
+) -> Fault | None:
+    """Why the state must not be trained on, or not be saved when a checkpoint or the end is due."""
+    if state.guard.rewinds:
+        return step.fault
+    kept = due or state.iteration == task.training.iterations
+    return "weights" if kept and not state.finite(ranks) else None
 
 
 def build_teacher(task: Task, ranks: Ranks, device: torch.device) -> TeacherSource:

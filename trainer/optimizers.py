@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 
 from data_shards.settings import Settings
+from trainer.guard import GuardSettings
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
 NOT_DECIDING = (
@@ -44,8 +45,9 @@ class TrainingSettings(Settings):
     """Of SGD."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """L2 penalty on the embedder and the rows."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the embedder's matrix products; weights, losses and rows stay in fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the embedder's matrix products; weights, losses and rows stay in fp32. `fp16` comes with a
+    loss scale that adapts itself, for all workers together."""
     zero: Literal[0, 1, 2] = 0
     """DeepSpeed's ZeRO stage: the workers share out the embedder's optimiser state (1), and its
     gradients, too (2)."""
@@ -63,6 +65,8 @@ class TrainingSettings(Settings):
     lasts."""
     log_every: int = Field(default=20, ge=1)
     """Iterations between lines of metrics.jsonl."""
+    guard: GuardSettings = GuardSettings()
+    """What happens when the loss or a gradient is not finite, or the loss jumps."""
 
     @field_validator("checkpoint_url")
     @classmethod

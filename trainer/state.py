@@ -13,6 +13,8 @@ from trainer.checkpoint import Checkpoints, Folder
 from trainer.checkpoint.optimizer import load_optimizer, optimizer_tensors
 from trainer.checkpoint.rows import load_rows, part_name, parts, rows_tensors
 from trainer.engine import build_engine
+from trainer.gradients import Gradients, LossScale
+from trainer.guard import Guard
 from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
@@ -32,9 +34,20 @@ class State:
     embedder_optimizer: torch.optim.Optimizer
     row_optimizers: dict[str, RowOptimizer]
     """Of the blocks that are trained, by the block's name."""
+    gradients: Gradients
+    """On their way into the embedder."""
+    guard: Guard
+    shared: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Small tensors that are equal on every rank and change with the iterations."""
     iteration: int = 0
     origin: dict[str, Any] = field(default_factory=dict)
     """What must be the same for a checkpoint to be put back: dataset, seed, learning step."""
+
+    def finite(self, ranks: Ranks) -> bool:
+        """Whether every weight of the embedder and the rows is finite, on all ranks."""
+        weights = [*self.engine.module.parameters(), *(r.weight for r in self.blocks().values())]
+        fine = all(bool(torch.isfinite(weight).all()) for weight in weights)
+        return not ranks.max(weights[0].new_tensor(float(not fine))).item()
 
     def blocks(self) -> dict[str, ShardedRows]:
         """The blocks of rows by name."""
@@ -66,6 +79,9 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
         previous.to(device)
         if task.recipe.needs.trained_rows:
             trained["previous"] = previous
+    scale = LossScale() if task.training.precision == "fp16" else None
+    gradients, guard = Gradients(embedder.parameters(), scale), Guard(task.training.guard)
+    shared = {**guard.tensors, **gradients.tensors}
     embedder_optimizer = make_optimizer(embedder.parameters(), task.training)
     engine = build_engine(
         embedder, embedder_optimizer, task.training.batch, ranks, task.training.zero
@@ -80,7 +96,16 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
         "learning_step": task.step,
     }
     return State(
-        engine, classifier, fresh, previous, embedder_optimizer, row_optimizers, origin=origin
+        engine,
+        classifier,
+        fresh,
+        previous,
+        embedder_optimizer,
+        row_optimizers,
+        gradients,
+        guard,
+        shared,
+        origin=origin,
     )
 
 
@@ -97,6 +122,7 @@ def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks)
     if ranks.rank == 0:
         files["classifier"] = state.classifier.running
         files["embedder"] = dict(state.engine.module.state_dict())
+        files["shared"] = state.shared
     if ranks.rank == 0 or task.training.zero:
         optimizer = optimizer_tensors(state.engine, state.embedder_optimizer)
         files[part_name("optimizer", ranks)] = optimizer
@@ -128,6 +154,8 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
     for name, _, _ in parts(folder, "optimizer"):
         pieces |= folder.tensors(name)
     load_optimizer(state.engine, state.embedder_optimizer, pieces)
+    for key, tensor in folder.tensors("shared").items():
+        state.shared[key].copy_(tensor)
     for name, optimizer in state.row_optimizers.items():
         rows = state.blocks()[name]
         tensors = load_rows(folder, name, rows.first, rows.last, ranks)

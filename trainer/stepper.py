@@ -1,19 +1,33 @@
 """One iteration of training."""
 
+import math
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_shards.order import rank_slice
 from data_shards.pipeline import Batch
+from trainer.engine import discard_gradients
+from trainer.guard import Fault
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.methods.recipe import Forward, Recipe
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
+from trainer.pulse import Pulse
 from trainer.state import State
 from trainer.teacher import TeacherSource
 
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Stepper:
-    """One optimiser update: the embedder's forward, the terms, backward, both optimisers."""
+    """One optimiser update: the embedder's forward, the terms, backward, both optimisers.
+
+    An update that the guard refuses leaves everything as it was, except the iteration's number
+    (and, when only the embedder's gradient is not finite, the rows, which go first).
+    What is refused is decided for all ranks together, by two all-reduces of a few numbers.
+    """
 
     def __init__(
         self,
@@ -22,24 +36,63 @@ class Stepper:
         state: State,
         teacher: TeacherSource,
         ranks: Ranks,
+        pulse: Pulse | None = None,
     ) -> None:
         self._training, self._recipe = training, recipe
         self._state, self._teacher, self._ranks = state, teacher, ranks
+        self._pulse = pulse or Pulse()
         batch, world = training.batch, ranks.world
         parts = [rank_slice(batch, rank, world) for rank in range(world)]
         self._counts = [part.stop - part.start for part in parts]
+        self._buffers = [*state.engine.module.buffers(), *state.classifier.running.values()]
+        self._kept = [buffer.clone() for buffer in self._buffers]
+        self.fault: Fault | None = None
+        """Why the last iteration made no update."""
+        self.stopping = False
+        """Whether any rank was asked to stop."""
+        self.suspects: list[NDArray[np.int64]] = []
+        """The global batches' samples of the updates skipped in a row."""
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Returns each term's mean over the global batch, and their weighted sum as ``loss``."""
         state = self._state
         rate = learning_rate(self._training, state.iteration)
         set_learning_rate(state.embedder_optimizer, rate)
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(buffer)
+        losses, total = self._losses(batch, rate)
+        loss = self._agree(total)
+        self.fault = state.guard.judge(loss)
+        if self.fault is None:
+            self._pulse.turn("backward")
+            state.engine.backward(total)
+            self.fault = self._judge_gradients()
+        self._pulse.turn("update")
+        if self.fault is None:
+            state.engine.step()
+            for optimizer in state.row_optimizers.values():
+                optimizer.step(rate)
+            self._accept(loss)
+        else:
+            self._skip(batch)
+        state.iteration += 1
+        return {**losses, "loss": total.detach()}
+
+    def _losses(self, batch: Batch, rate: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Each term's mean, and their weighted sum with autograd."""
+        state, half = self._state, _HALF.get(self._training.precision)
+        self._pulse.turn("teacher")
         teacher = self._teacher(batch, self._counts)
-        half = self._training.precision == "bf16"
-        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=half):
+        self._pulse.turn("forward")
+        with torch.autocast(batch.images.device.type, half, enabled=half is not None):
             embeddings = state.engine(batch.images)
-        gathered = gather_embeddings(embeddings.float(), self._ranks, self._counts)
+        embeddings = state.gradients.enter(embeddings.float())
+        self._pulse.turn("gathering embeddings")
+        gathered = gather_embeddings(embeddings, self._ranks, self._counts)
         labels = self._ranks.gather(batch.labels, self._counts)
+        # a float16 overflow shows after the rows' gradients only: they must not be used up by then
+        fused = None if state.gradients.scale else Update(state.row_optimizers["current"], rate)
+        self._pulse.turn("loss")
         forward = Forward(
             gathered,
             labels,
@@ -48,7 +101,7 @@ class Stepper:
             teacher,
             state.classifier,
             state.iteration,
-            Update(state.row_optimizers["current"], rate),
+            fused,
         )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:
@@ -56,9 +109,49 @@ class Stepper:
             mean = numerator / denominator
             losses[type(term).__name__.lower()] = mean.detach()
             total = total + term.weight * mean
-        state.engine.backward(total)
-        state.engine.step()
-        for optimizer in state.row_optimizers.values():
-            optimizer.step(rate)
-        state.iteration += 1
-        return {**losses, "loss": total.detach()}
+        return losses, total
+
+    def _agree(self, total: torch.Tensor) -> float:
+        """One loss for all ranks, NaN when any rank's is not finite; and whether any must stop."""
+        finite = total.detach().isfinite()
+        flags = torch.stack(
+            [
+                (~finite).double(),
+                torch.where(finite, total.detach().double(), -math.inf),
+                total.new_tensor(float(self._pulse.stop.is_set()), dtype=torch.float64),
+            ]
+        )
+        bad, loss, stopping = self._ranks.max(flags).tolist()
+        self.stopping = bool(stopping)
+        return math.nan if bad else loss
+
+    def _judge_gradients(self) -> Fault | None:
+        state = self._state
+        finite = state.gradients.finite(state.blocks().values())
+        if not self._ranks.max((~finite).float()).item():
+            return None
+        scale = state.gradients.scale
+        return "overflow" if scale is not None and scale.overflow() else "gradient"
+
+    def _accept(self, loss: float) -> None:
+        state = self._state
+        state.guard.accept(loss)
+        if state.gradients.scale is not None:
+            state.gradients.scale.good()
+        self.suspects.clear()
+
+    def _skip(self, batch: Batch) -> None:
+        """Puts running statistics back and drops the gradients.
+
+        Rows that were updated within the backward pass stay so: their loss was finite.
+        """
+        state = self._state
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            buffer.copy_(kept)
+        discard_gradients(state.engine)
+        for rows in state.blocks().values():
+            rows.weight.grad = None
+        if self.fault != "overflow":  # what the loss scale is for, not a sign of trouble
+            state.guard.reject()
+            samples = torch.from_numpy(batch.samples).to(batch.labels.device)
+            self.suspects.append(self._ranks.gather(samples, self._counts).cpu().numpy())

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
 from data_shards.counter import stream_key
 from data_shards.dataset import ShardDataset
 from data_shards.order import Order
 from data_shards.pipeline import Batch, PipelineSettings, Quarantine, training_batches
-from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
@@ -46,19 +47,20 @@ class Task:
     """Path or fsspec URL of the step's checkpoints; empty: in `folder`."""
 
 
+def task_samples(task: Task) -> NDArray[np.int64]:
+    """The dataset rows [n] that the phase trains on."""
+    return task.benchmark.step_samples(task.step, task.recipe.data == "all")
+
+
 def task_batches(
-    task: Task, start: int, ranks: Ranks, device: torch.device, metrics: Metrics
+    task: Task, start: int, ranks: Ranks, device: torch.device, quarantine: Quarantine
 ) -> Iterator[Batch]:
     """This rank's batches from iteration `start` on."""
     seed = int(stream_key(task.seed, "order", task.step) >> 1)
-    samples = task.benchmark.step_samples(task.step, task.recipe.data == "all")
-    quarantine = Quarantine(
-        task.folder / "quarantine.jsonl", task.data.max_quarantined, metrics.quarantined.inc
-    )
     return training_batches(
         task.dataset,
         task.benchmark.row,
-        Order(samples, seed),
+        Order(task_samples(task), seed),
         seed,
         range(start, task.training.iterations),
         task.training.batch,

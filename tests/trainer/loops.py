@@ -1,6 +1,7 @@
 """Two learning steps of any method on the small dataset, in this process or on ranks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.methods import METHODS
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.pulse import Pulse
 from trainer.task import Task
 from trainer.teacher import TeacherSettings
 
@@ -50,12 +52,17 @@ def train_step(
     metrics: Metrics | None = None,
     tell: Callable[[str], None] = LOG.warning,
     losses: list[float] | None = None,
+    terms: tuple[Any, ...] | None = None,
+    events: list[dict[str, Any]] | None = None,
+    records: list[dict[str, Any]] | None = None,
+    preempt_at: int | None = None,
     **overrides: Any,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
-    them; `overrides` are training settings.
+    them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
+    `records` take what was reported; `overrides` are training settings.
     """
     torch.set_num_threads(1)
     ensure_process_group()
@@ -63,16 +70,18 @@ def train_step(
     benchmark = build_benchmark(
         opened, BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
     )
-    settings = {"batch": 20, "milestones": (8,), "checkpoint_every": 5, "log_every": 2}
-    training = TrainingSettings(iterations=iterations, **{**settings, **overrides})
+    schedule = {"batch": 20, "milestones": (8,), "checkpoint_every": 5, "log_every": 2}
+    settings = TrainingSettings(**{**schedule, "iterations": iterations, **overrides})
     recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
+    if terms is not None:
+        recipe = replace(recipe, terms=terms)
     task = Task(
         dataset=opened,
         benchmark=benchmark,
         data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
         embedder=EmbedderSettings(width=4, dimension=8),
         classifier=classifier,
-        training=for_all_data(training, step) if recipe.data == "all" else training,
+        training=for_all_data(settings, step) if recipe.data == "all" else settings,
         teacher=TeacherSettings(mode="online"),
         recipe=recipe,
         seed=seed,
@@ -80,15 +89,23 @@ def train_step(
         previous=Model.open(out / "0" / "model") if step else None,
         cache=out / str(step) / "neighbours",
         folder=out / str(step),
-        checkpoints=f"{training.checkpoint_url}/{step}" if training.checkpoint_url else "",
+        checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
     )
     losses = [] if losses is None else losses
+    ranks, pulse = Ranks.default(), Pulse()
 
     def report(record: dict[str, Any]) -> None:
+        if "event" in record:
+            (events if events is not None else []).append(record)
+            return
+        (records if records is not None else []).append(record)
         losses.append(record["loss"])
+        asked = preempt_at is not None and record["iteration"] >= preempt_at
+        if asked and ranks.rank == ranks.world - 1:
+            pulse.stop.set()
         if stop_at is not None and record["iteration"] >= stop_at:
             raise Interrupted
 
-    ranks, device = Ranks.default(), torch.device("cpu")
-    train(task, ranks, device, metrics or Metrics(), report, tell)
+    device = torch.device("cpu")
+    train(task, ranks, device, metrics or Metrics(), report, tell, pulse)
     return losses

@@ -1,0 +1,108 @@
+"""Workers say what they do, once a second; the driver finds out who holds the others up."""
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from trainer.pulse import Doing, Pulse
+
+_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A worker's sign of life."""
+
+    phase: str
+    rank: int
+    node: str
+    """Ray's id of its machine."""
+    pid: int
+    born: float
+    """When its process started: tells it from a later one with the same pid."""
+    doing: Doing
+    silent: float = 0.0
+    """Seconds since it was received, when it is read."""
+
+
+class Heartbeat:
+    """A thread beside the training that sends beats; a context manager."""
+
+    def __init__(self, mailbox: Any, phase: str, rank: int, pulse: Pulse) -> None:
+        import ray  # the driver sets the environment that it reads when it is imported
+
+        self._mailbox, self._phase, self._rank, self._pulse = mailbox, phase, rank, pulse
+        self._node = ray.get_runtime_context().get_node_id()
+        self._born = psutil.Process().create_time()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._mailbox.leave.remote(self._beat())
+
+    def _beat(self) -> Beat:
+        now = self._pulse.read()
+        return Beat(self._phase, self._rank, self._node, os.getpid(), self._born, now)
+
+    def _run(self) -> None:
+        import ray
+
+        while True:
+            try:
+                if ray.get(self._mailbox.beat.remote(self._beat())):
+                    self._pulse.stop.set()
+            except Exception:  # Ray's own while it shuts down are of many kinds
+                return  # the driver is gone, and Ray ends this worker, too
+            if self._ended.wait(_SECONDS):
+                return
+
+
+def diagnose(
+    beats: Sequence[Beat], silent_seconds: float, stalled_seconds: float
+) -> tuple[list[Beat], str]:
+    """Who holds the group up, and the words for it; nobody while all is well.
+
+    That is whoever is not heard of; or else, when some have been doing one thing for too long,
+    those who got least far: the others wait for them.
+    """
+    silent = [beat for beat in beats if beat.silent > silent_seconds]
+    least = min((beat.doing.turns for beat in beats), default=0)
+    stalled = [b for b in beats if b.doing.turns == least and b.doing.seconds > stalled_seconds]
+    guilty = silent or stalled
+    if not guilty:
+        return [], ""
+    first = guilty[0]
+    if silent:
+        sign = f"silent for {first.silent:.0f} s in {first.phase} while '{first.doing.what}'"
+    else:
+        sign = f"at '{first.doing.what}' in {first.phase} for {first.doing.seconds:.0f} s"
+    waiting = [beat for beat in beats if beat not in guilty]
+    waits = f"; rank {waiting[0].rank} is at '{waiting[0].doing.what}'" if waiting else ""
+    return guilty, f"{_ranks(guilty)} been {sign}{waits}"
+
+
+def _ranks(beats: Sequence[Beat]) -> str:
+    numbers = ", ".join(str(beat.rank) for beat in sorted(beats, key=lambda beat: beat.rank))
+    return f"rank {numbers} has" if len(beats) == 1 else f"ranks {numbers} have"
+
+
+def end_process(pid: int, born: float) -> bool:
+    """Kills a process of this machine, frozen or not; False when it is gone already."""
+    try:
+        if psutil.Process(pid).create_time() != born:
+            return False
+        os.kill(pid, signal.SIGKILL)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return False
+    return True

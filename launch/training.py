@@ -1,0 +1,146 @@
+"""A training phase on Ray Train: workers started, heard, and ended when they hold others up."""
+
+import json
+import os
+import threading
+import time
+from typing import Any
+
+from data_shards.settings import InputError
+from launch.folder import Chain, Run
+from launch.heartbeat import Beat, diagnose, end_process
+from launch.mailbox import Mailbox
+from launch.workers import worker
+from monitoring.progress import RunProgress
+
+_POLL_SECONDS = 0.2
+
+
+class TrainingPhases:
+    """Runs training phases one after another, and keeps what their workers say.
+
+    Records go to metrics.jsonl, what went wrong and was mended to events.jsonl.
+    """
+
+    def __init__(self, run: Run, ray: Any, progress: RunProgress, stop: threading.Event) -> None:
+        self._run, self._ray, self._progress, self._stop = run, ray, progress, stop
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+        self._ended: set[tuple[int, float]] = set()
+        self._diagnosis = ""
+
+    def train(self, name: str, chain: Chain, step: int) -> None:
+        """Trains until the phase is finished, or a checkpoint is saved after the stop was set.
+
+        Raises InputError with the workers' own words.
+        """
+        spec = {
+            "config": self._run.config.model_dump(mode="json"),
+            "folder": self._run.folder.resolve(),
+            "method": chain.method,
+            "seed": chain.seed,
+            "step": step,
+            "phase": name,
+            "mailbox": self._mailbox,
+        }
+        spec["config"]["dataset"] = str(self._run.config.dataset.resolve())
+        failure: list[BaseException] = []
+        thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            if self._stop.is_set():
+                self._mailbox.stop.remote()
+            self._end_stuck(name, self._read_mail())
+        self._read_mail()
+        if failure and not self._stop.is_set():
+            raise InputError(
+                f"{name} failed more often than cluster.max_failures = "
+                f"{self._run.config.cluster.max_failures}: "
+                f"{self._diagnosis or _last_line(failure[0])}"
+            ) from failure[0]
+
+    def _fit(self, spec: dict[str, Any], failure: list[BaseException]) -> None:
+        """Runs `worker` on every rank and waits; what it raises goes into `failure`."""
+        try:
+            if self._run.config.cluster.workers == 0:
+                worker(spec)
+            else:
+                self._trainer(spec).fit()
+        except BaseException as error:  # handed to the driver's thread
+            failure.append(error)
+
+    def _trainer(self, spec: dict[str, Any]) -> Any:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        cluster = self._run.config.cluster
+        return TorchTrainer(
+            worker,
+            train_loop_config=spec,
+            torch_config=TorchConfig(
+                backend="nccl" if cluster.gpu else "gloo",
+                timeout_s=int(2 * cluster.stalled_seconds),
+            ),
+            scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu),
+            run_config=RunConfig(
+                name=f"train-{os.getpid()}-{time.time_ns()}",
+                storage_path=str(self._run.folder.resolve() / ".ray"),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+
+    def _read_mail(self) -> list[Beat]:
+        """Shows and keeps what the workers reported. Raises InputError for a posted error."""
+        records, beats = self._ray.get(self._mailbox.read.remote())
+        for record in records:
+            if "error" in record:
+                raise InputError(record["error"])
+            if "notice" in record:
+                self._event({"event": "notice", "message": record["notice"]})
+            elif "event" in record:
+                self._event(record)
+            else:
+                self._progress.training(record)
+                self._append("metrics.jsonl", record)
+        return beats
+
+    def _event(self, event: dict[str, Any]) -> None:
+        if "message" in event:
+            self._progress.notice(event["message"])
+        self._append("events.jsonl", event)
+
+    def _append(self, file: str, record: dict[str, Any]) -> None:
+        with (self._run.folder / file).open("a") as out:
+            out.write(json.dumps({"time": time.time(), **record}) + "\n")
+
+    def _end_stuck(self, name: str, beats: list[Beat]) -> None:
+        """Ends workers that hold the others up: Ray then restarts the group.
+
+        Raises InputError where training runs in this very process.
+        """
+        cluster = self._run.config.cluster
+        heard = [b for b in beats if b.phase == name and (b.pid, b.born) not in self._ended]
+        guilty, why = diagnose(heard, cluster.silent_seconds, cluster.stalled_seconds)
+        if not guilty:
+            return
+        if cluster.workers == 0:
+            raise InputError(f"{why}: see cluster.stalled_seconds; run again to go on")
+        self._ended |= {(beat.pid, beat.born) for beat in heard}  # the whole group starts anew
+        ended = [beat.rank for beat in guilty if self._end(beat)]
+        if ended:
+            self._diagnosis = why
+            self._event({"event": "ended", "phase": name, "ranks": ended, "message": why})
+
+    def _end(self, beat: Beat) -> bool:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        on_its_node = NodeAffinitySchedulingStrategy(beat.node, soft=False)
+        task = self._ray.remote(end_process).options(num_cpus=0, scheduling_strategy=on_its_node)
+        try:
+            return bool(self._ray.get(task.remote(beat.pid, beat.born)))
+        except self._ray.exceptions.RayError:  # its machine is gone, and so is the worker
+            return False
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

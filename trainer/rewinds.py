@@ -1,0 +1,63 @@
+"""How often a phase went back to a checkpoint, and which samples it leaves out since."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.files import write_atomically
+from data_shards.settings import InputError
+from trainer.guard import Fault
+from trainer.heads.collectives import Ranks
+
+
+class Rewinds:
+    """A phase's rewinds: decided by all ranks, written by rank 0, read again after any restart."""
+
+    def __init__(self, path: Path, ranks: Ranks) -> None:
+        self._path, self._ranks = path, ranks
+        lines = None
+        if ranks.rank == 0:
+            lines = path.read_text().splitlines() if path.exists() else []
+        self._records = [json.loads(line) for line in ranks.broadcast_object(lines)]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def suspects(self) -> NDArray[np.int64]:
+        """The samples left out, ascending."""
+        held = [np.array(record["samples"], dtype=np.int64) for record in self._records]
+        return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *held]))
+
+    def add(
+        self, iteration: int, why: Fault, samples: NDArray[np.int64], available: int, limit: int
+    ) -> None:
+        """Records a rewind at `iteration`; `samples` are the global batches' that led to it.
+
+        They are left out from now on, unless that were more than half of the `available` samples:
+        then the data is not to blame. Raises InputError at the `limit` of rewinds.
+        """
+        if len(self) >= limit:
+            raise InputError(
+                f"iteration {iteration}: updates were skipped again ({EXPLAINED[why]}), after "
+                f"training.guard.max_rewinds = {limit} rewinds: lower training.learning_rate or "
+                "the method's weight, or raise that limit and run again"
+            )
+        together = np.union1d(self.suspects, samples)
+        left_out = np.unique(samples).tolist() if len(together) <= available / 2 else []
+        self._records.append({"iteration": iteration, "why": why, "samples": left_out})
+        if self._ranks.rank == 0:
+            text = "".join(json.dumps(record) + "\n" for record in self._records)
+            write_atomically(self._path, text.encode())
+        self._ranks.barrier()
+
+
+EXPLAINED: dict[Fault, str] = {
+    "loss": "the loss is not finite",
+    "spike": "the loss is far above the recent ones",
+    "gradient": "a gradient is not finite",
+    "overflow": "a gradient is too large for float16",
+    "weights": "the weights are not finite",
+}
