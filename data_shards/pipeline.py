@@ -75,6 +75,10 @@ class Batch:
     flipped: NDArray[np.bool_]
     """[b] whether each is mirrored."""
 
+    def part(self, kept: slice) -> "Batch":
+        """Some of its images."""
+        return Batch(self.images[kept], self.labels[kept], self.samples[kept], self.flipped[kept])
+
 
 def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, int]:
     """Height and width of decoded images. Raises InputError when they cannot be known."""

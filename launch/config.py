@@ -129,6 +129,11 @@ class RunConfig(Settings):
                 f"training.batch is {self.training.batch}, fewer than cluster.workers = "
                 f"{self.cluster.workers}: raise it or lower the workers"
             )
+        if self.training.batch // max(1, self.cluster.workers) < self.training.accumulate:
+            raise ValueError(
+                f"training.accumulate = {self.training.accumulate} leaves a worker no image a part:"
+                " lower it or cluster.workers, or raise training.batch"
+            )
         return self
 
     def deciding(self) -> dict[str, Any]:

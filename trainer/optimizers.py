@@ -31,6 +31,9 @@ class TrainingSettings(Settings):
     that trains on the images of all t + 1 steps so far."""
     batch: int = Field(default=128, ge=1)
     """Images in the global batch, over all workers."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts of the batch that are passed through the embedder one after the other, to save memory;
+    batch normalisation then sees a part at a time."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     """Of the embedder and the classifier rows; `adamw` decays weights apart from the gradient."""
     row_state: Literal["fp32", "bf16", "int8"] = "fp32"

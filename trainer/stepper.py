@@ -44,6 +44,10 @@ class Stepper:
         batch, world = training.batch, ranks.world
         parts = [rank_slice(batch, rank, world) for rank in range(world)]
         self._counts = [part.stop - part.start for part in parts]
+        self._parts = [
+            [rank_slice(count, part, training.accumulate) for count in self._counts]
+            for part in range(training.accumulate)
+        ]
         self._buffers = [*state.engine.module.buffers(), *state.classifier.running.values()]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self.fault: Fault | None = None
@@ -60,13 +64,7 @@ class Stepper:
         set_learning_rate(state.embedder_optimizer, rate)
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
-        losses, total = self._losses(batch, rate)
-        loss = self._agree(total)
-        self.fault = state.guard.judge(loss)
-        if self.fault is None:
-            self._pulse.turn("backward")
-            state.engine.backward(total)
-            self.fault = self._judge_gradients()
+        losses, loss = self._backward(batch, rate)
         self._pulse.turn("update")
         if self.fault is None:
             state.engine.step()
@@ -76,22 +74,51 @@ class Stepper:
         else:
             self._skip(batch)
         state.iteration += 1
-        return {**losses, "loss": total.detach()}
+        return losses
 
-    def _losses(self, batch: Batch, rate: float) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Each term's mean, and their weighted sum with autograd."""
+    def _backward(self, batch: Batch, rate: float) -> tuple[dict[str, torch.Tensor], float]:
+        """Gradients of all parts of the batch, until the guard objects.
+
+        Returns the mean losses, and the loss that all ranks agree on.
+        """
+        state, mean, seen = self._state, dict[str, torch.Tensor](), 0.0
+        for number, slices in enumerate(self._parts):
+            last = number + 1 == len(self._parts)
+            state.engine.set_gradient_accumulation_boundary(last)
+            counts = [part.stop - part.start for part in slices]
+            losses = self._losses(batch.part(slices[self._ranks.rank]), counts, rate)
+            for name, value in losses.items():
+                share = value * (sum(counts) / self._training.batch)
+                mean[name] = mean.get(name, 0) + share.detach()
+                losses[name] = share
+            seen += self._agree(losses["loss"])
+            self.fault = state.guard.judge(seen) if last or not math.isfinite(seen) else None
+            if self.fault is not None:
+                break
+            self._pulse.turn("backward")
+            state.engine.backward(losses["loss"])
+        if self.fault is None:
+            self.fault = self._judge_gradients()
+        return mean, seen
+
+    def _losses(self, batch: Batch, counts: list[int], rate: float) -> dict[str, torch.Tensor]:
+        """Each term's mean over a part of the global batch; their sum, with autograd, as ``loss``.
+
+        `batch` are this rank's images of the part, `counts` every rank's number of them.
+        """
         state, half = self._state, _HALF.get(self._training.precision)
         self._pulse.turn("teacher")
-        teacher = self._teacher(batch, self._counts)
+        teacher = self._teacher(batch, counts)
         self._pulse.turn("forward")
         with torch.autocast(batch.images.device.type, half, enabled=half is not None):
             embeddings = state.engine(batch.images)
         embeddings = state.gradients.enter(embeddings.float())
         self._pulse.turn("gathering embeddings")
-        gathered = gather_embeddings(embeddings, self._ranks, self._counts)
-        labels = self._ranks.gather(batch.labels, self._counts)
+        gathered = gather_embeddings(embeddings, self._ranks, counts)
+        labels = self._ranks.gather(batch.labels, counts)
         # a float16 overflow shows after the rows' gradients only: they must not be used up by then
-        fused = None if state.gradients.scale else Update(state.row_optimizers["current"], rate)
+        whole = len(self._parts) == 1 and not state.gradients.scale
+        fused = Update(state.row_optimizers["current"], rate) if whole else None
         self._pulse.turn("loss")
         forward = Forward(
             gathered,
@@ -109,7 +136,7 @@ class Stepper:
             mean = numerator / denominator
             losses[type(term).__name__.lower()] = mean.detach()
             total = total + term.weight * mean
-        return losses, total
+        return {**losses, "loss": total}
 
     def _agree(self, total: torch.Tensor) -> float:
         """One loss for all ranks, NaN when any rank's is not finite; and whether any must stop."""
