@@ -1,7 +1,5 @@
 """The checkpoints of a training phase: saved while it goes on, and the newest good one found."""
 
-import contextlib
-import os
 import secrets
 import threading
 import time
@@ -108,9 +106,10 @@ class Checkpoints:
                 self._store.remove(path)
 
     def _write(self, save: Save) -> None:
-        """The background thread: nothing that it meets may end the training."""
-        with contextlib.suppress(OSError):  # training comes first where both want a core
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        """The background thread: nothing that it meets may end the training.
+
+        Its priority is training's own: asleep with the interpreter's lock it would stop training.
+        """
         try:
             save.run()
             if self._ranks.rank == 0:
