@@ -177,7 +177,7 @@ def config(
     groups = [("", None), *((f"methods.{kind}.", model) for kind, model in METHODS.items())]
     for prefix, model in groups:
         for key, default, meaning in fields(model, prefix) if model else fields():
-            if not key.endswith(".kind"):
+            if model is None or not key.endswith(".kind"):
                 table.add_row(key, str(default), meaning)
     console.print(table)
 

@@ -153,9 +153,9 @@ def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tupl
     """Every (dotted key, default, documentation) of a configuration model."""
     for name, field in model.model_fields.items():
         inner = _settings_within(field.annotation)
-        if inner is not None:
-            yield from fields(inner, f"{prefix}{name}.")
-        else:
+        for kind in inner:
+            yield from fields(kind, f"{prefix}{name}.")
+        if not inner:
             default = (
                 "(required)"
                 if field.is_required()
@@ -164,9 +164,10 @@ def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tupl
             yield prefix + name, default, " ".join((field.description or "").split())
 
 
-def _settings_within(annotation: Any) -> type[Settings] | None:
+def _settings_within(annotation: Any) -> list[type[Settings]]:
+    """The settings that a field may hold: several, where a `kind` tells them apart."""
     candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if isinstance(c, type) and issubclass(c, Settings)), None)
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, Settings)]
 
 
 def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> str:
@@ -187,11 +188,15 @@ def explain(error: ValidationError, source: str) -> InputError:
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]
+    if location[:2] == ("classifier", "margin"):
+        location = location[:2] + location[3:]
     key = ".".join(location) or "configuration"
     if first["type"] == "extra_forbidden":
         hint = _nearest_key(location[-1], location[:-1], kind)
         return InputError(f"{source}: unknown key {key}{hint}")
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "union_tag_not_found":
+        message = f"say which, by {key}.kind"
     given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
     return InputError(f"{source}: {key}: {message}{given}")
 

@@ -97,3 +97,17 @@ def test_a_yaml_file_cannot_run_code(tmp_path):
     with pytest.raises(InputError):
         load_config(path)
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("classifier.margin={kind: cosface, scal: 3}", "classifier.margin.scal; did you mean"),
+        ("classifier.margin={scale: 3}", "classifier.margin: say which, by classifier.margin.kind"),
+        ("classifier.margin={kind: cosfac}", "classifier.margin: .*'cosface'"),
+        ("classifier.margin={kind: cosface, margin: -1}", "classifier.margin.margin: .*given: -1"),
+    ],
+)
+def test_a_margin_that_cannot_be_is_explained(file, override, message):
+    with pytest.raises(InputError, match=message):
+        load_config(file, [override])

@@ -108,7 +108,8 @@ class Checkpoints:
     def _write(self, save: Save) -> None:
         """The background thread: nothing that it meets may end the training.
 
-        Its priority is training's own: asleep with the interpreter's lock it would stop training.
+        Its priority is training's own: a lower one could be put aside while it holds the
+        interpreter's lock, which training needs.
         """
         try:
             save.run()

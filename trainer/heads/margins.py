@@ -39,6 +39,7 @@ class Softmax(Settings):
     """Linear logits, as in the CRL paper: no normalisation, no scale, no margin."""
 
     kind: Literal["softmax"] = "softmax"
+    """Linear logits, without normalisation and margin."""
 
     @property
     def scale(self) -> None:
@@ -72,6 +73,7 @@ class NormSoftmax(_Angular):
     """Normalised softmax: cosines without a margin."""
 
     kind: Literal["norm_softmax"] = "norm_softmax"
+    """Scaled cosines without a margin."""
 
     def target(
         self, cosine: torch.Tensor, norms: torch.Tensor, running: dict[str, torch.Tensor]
@@ -83,6 +85,7 @@ class CosFace(_Angular):
     """s(cos theta - m): CosFace (Wang et al. 2018, Eq. 4)."""
 
     kind: Literal["cosface"] = "cosface"
+    """A margin subtracted from the target's cosine."""
     margin: float = Field(default=0.4, ge=0)
     """m, subtracted from the target's cosine."""
 
@@ -96,6 +99,7 @@ class ArcFace(_Angular):
     """s·cos(theta + m): ArcFace (Deng et al. 2019, Eq. 3), monotonic beyond pi - m."""
 
     kind: Literal["arcface"] = "arcface"
+    """A margin added to the target's angle."""
     margin: float = Field(default=0.5, ge=0)
     """m, added to the target's angle, radians."""
 
@@ -109,6 +113,7 @@ class Combined(_Angular):
     """s(cos(m1·theta + m2) - m3): all three margins at once (ArcFace paper, Eq. 4)."""
 
     kind: Literal["combined"] = "combined"
+    """All three margins at once."""
     m1: float = Field(default=1.0, ge=1)
     """What the target's angle is multiplied by (SphereFace)."""
     m2: float = Field(default=0.3, ge=0)
@@ -131,6 +136,7 @@ class AdaFace(_Angular):
     """
 
     kind: Literal["adaface"] = "adaface"
+    """A margin that follows image quality."""
     margin: float = Field(default=0.4, ge=0)
     """m, size of the margin."""
     concentration: float = Field(default=0.333, gt=0)
