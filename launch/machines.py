@@ -36,10 +36,14 @@ class Machine:
     latency: float = 5e-6
     """Seconds that a message takes at least; the usual order of magnitude between GPUs."""
 
-    def compute_seconds(self, operations: Iterable[Operation]) -> float:
-        """Each operation as fast as products or memory allow, one after the other (a roofline)."""
+    def compute_seconds(self, operations: Iterable[Operation], started: bool = True) -> float:
+        """Each operation as fast as products or memory allow, one after the other (a roofline).
+
+        `started`: and none faster than a kernel starts.
+        """
+        least = self.kernel if started else 0.0
         return sum(
-            max(o.flops / self.rates[o.precision], o.bytes / self.bandwidth, self.kernel)
+            max(o.flops / self.rates[o.precision], o.bytes / self.bandwidth, least)
             for o in operations
         )
 

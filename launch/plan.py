@@ -127,8 +127,7 @@ class _Planner:
         self.world = max(1, config.cluster.workers)
         self._config, self._split, self._machine = config, split, machine
         self._online = config.teacher.mode == "online"
-        self._device = "cuda" if config.cluster.gpu else "cpu"
-        given = (config.embedder, split.size, config.training, self.world, self._device)
+        given = (config.embedder, split.size, config.training, self.world)
         self._embedder = embedder_footprint(*given)
         self._asking = online_teacher_operations(*given) if self._online else []
 
@@ -152,7 +151,7 @@ class _Planner:
         dimension = config.embedder.dimension
         head = head_footprint(
             *(recipe, old, last, dimension, config.classifier, training),
-            *(self._online, world, self._device),
+            *(self._online, world),
         )
         saved = saved_bytes(recipe, old, last, dimension, training)
         calls = {**self._embedder.calls, **head.calls}
@@ -229,9 +228,10 @@ class _Planner:
         if self._machine is None:
             return None
         asking = self._asking if needs.any else []
-        compute = self._machine.compute_seconds(
-            [*self._embedder.operations, *asking, *head.operations]
-        )
+        compute = self._machine.compute_seconds([*self._embedder.operations, *asking])
+        # rows are rehearsed in the CPU's small blocks: a GPU starts fewer kernels for them
+        started = not self._config.cluster.gpu
+        compute += self._machine.compute_seconds(head.operations, started)
         every = [call for made in calls.values() for call in made]
         communication = self._machine.communication_seconds(every, self.world)
         return {

@@ -85,18 +85,17 @@ def embedder_footprint(
     size: tuple[int, int],
     training: TrainingSettings,
     world: int,
-    device: str = "cpu",
 ) -> EmbedderFootprint:
     """Rehearses the embedder on images of `size` (height, width)."""
     counts = images_by_rank(training.batch, world)
     ranks = RehearsedRanks(counts.index(max(counts)), world)
-    with Rehearsal(device) as rehearsal:
+    with Rehearsal() as rehearsal:
         network = build_embedder(settings).train()
         synchronise_batch_norm(network, ranks)
         optimizer = make_optimizer(network.parameters(), training)
         images = _images(max(counts), size)
         before = rehearsal.mark()
-        with torch.autocast(device, torch.bfloat16, enabled=training.precision == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
             embeddings = network(images)
         activations = rehearsal.held - before
         embeddings.float().backward(torch.empty(embeddings.shape))
@@ -128,10 +127,9 @@ def online_teacher_operations(
     size: tuple[int, int],
     training: TrainingSettings,
     world: int,
-    device: str = "cpu",
 ) -> list[Operation]:
     """The forward pass of a frozen embedder of the same kind, beside training."""
-    with Rehearsal(device) as rehearsal, torch.no_grad():
+    with Rehearsal() as rehearsal, torch.no_grad():
         network = build_embedder(settings).eval()
         images = _images(max(images_by_rank(training.batch, world)), size)
         rehearsal.mark()
@@ -148,22 +146,24 @@ def head_footprint(
     training: TrainingSettings,
     online: bool,
     world: int,
-    device: str = "cpu",
 ) -> HeadFootprint:
-    """Rehearses the Terms of `recipe` (as it applies at the step) and their backward pass."""
+    """Rehearses the Terms of `recipe` (as it applies at the step) and their backward pass.
+
+    By the plain PyTorch path: kernels of our own are nothing that a rehearsal could follow.
+    """
     blocks = row_blocks(recipe, old, last)
     owned = {name: rows_by_rank(b.start, b.stop, world) for name, b in blocks.items()}
     held = [sum(own) for own in zip(*owned.values(), strict=True)]
     ranks = RehearsedRanks(held.index(max(held)), world)
     counts = images_by_rank(training.batch, world)
-    with Rehearsal(device) as rehearsal:
+    with Rehearsal() as rehearsal:
         rows = {name: _rows(block, dimension, ranks) for name, block in blocks.items()}
         trained = {"current"} | ({"previous"} if recipe.needs.trained_rows else set())
         without = rehearsal.mark()
         optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
         kept = rehearsal.held - without
         frozen = _rows(range(old), dimension, ranks) if recipe.needs.any else None
-        classifier = Classifier(settings, 0, torch.device(device))
+        classifier = Classifier(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
         before = rehearsal.mark()
         teacher = Teacher()

@@ -72,12 +72,9 @@ class Operation:
 
 
 class Rehearsal(TorchDispatchMode):
-    """Within it, PyTorch's operations are counted and compute nothing.
+    """Within it, PyTorch's operations on the CPU are counted and compute nothing."""
 
-    New tensors lie on a `device` ("cpu" or "cuda") that need not be there.
-    """
-
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.operations: list[Operation] = []
         """Those since the last `mark`."""
@@ -87,7 +84,7 @@ class Rehearsal(TorchDispatchMode):
         """The share of a mask that ``nonzero`` finds, by the mask's dimensions: it cannot look."""
         self.values = 0
         """How many different values ``unique`` can find at most."""
-        self._modes = FakeTensorMode(), torch.device(device)
+        self._fake = FakeTensorMode()
         self._known: set[int] = set()
 
     def mark(self) -> int:
@@ -96,14 +93,12 @@ class Rehearsal(TorchDispatchMode):
         return self.held
 
     def __enter__(self) -> "Rehearsal":
-        for mode in self._modes:
-            mode.__enter__()
+        self._fake.__enter__()
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)
+        self._fake.__exit__(*error)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None

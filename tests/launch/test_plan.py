@@ -221,6 +221,7 @@ def test_times_are_a_roofline_and_a_ring():
     assert slow.compute_seconds([Operation(1000, 10, "bf16")]) == 2.5
     assert slow.compute_seconds([Operation(10, 300)]) == 30
     assert slow.compute_seconds([Operation(0, 0), Operation(0, 1)]) == 1
+    assert slow.compute_seconds([Operation(0, 0), Operation(0, 1)], started=False) == 0.1
     reduce, gather = Collective("all-reduce", 100), Collective("all-gather", 100)
     assert slow.communication_seconds([reduce, gather], 1) == 0
     assert slow.communication_seconds([reduce], 4) == 2 * 75 / 5 + 2
@@ -246,6 +247,20 @@ def test_this_machine_is_measured(config):
         machine("h300", 1, 1)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["classifier={margin: {kind: cosface}, sampled: 0.1}", "cluster.workers=8"],
+        ["classifier={margin: {kind: adaface}, memory: 1000000, precision: bf16}"],
+        ["teacher.mode=online", "training={batch: 64, optimizer: adam, row_state: int8, zero: 2}"],
+    ],
+)
+def test_every_kind_of_classifier_and_teacher_is_rehearsed_for_gpus(config, overrides):
+    gpu = "cluster.gpu=true", "embedder.architecture=resnet18"
+    plan = planned(config, *gpu, *overrides, "training.precision=bf16", machine=MACHINES["h100"])
+    assert all(step.seconds["step"] > 0 for step in plan.steps)
+
+
 def written(plan):
     console = Console(width=80, file=io.StringIO())
     for part in plan_tables(plan):
@@ -254,10 +269,10 @@ def written(plan):
 
 
 def test_the_tables_fit_eighty_columns(config):
-    counts = {"identities": 12_000_000, "images": 900_000_000}
+    counts = {"identities": 1_200_000, "images": 90_000_000}
     text = written(planned(config, "cluster.workers=512", machine=MACHINES["h100"], counts=counts))
     assert "…" not in text
-    for word in ("3,999,834", "embedder gradients", "neighbourhoods", "images/s", "at least"):
+    for word in ("399,834", "embedder gradients", "neighbourhoods", "images/s", "at least"):
         assert word in text
 
 
