@@ -3,8 +3,6 @@
 import fcntl
 from pathlib import Path
 
-from torch.utils.cpp_extension import _get_build_directory
-
 
 def load_cpu_kernel() -> None:
     """Builds or loads the kernel that DeepSpeed's start on a CPU would build or load.
@@ -12,6 +10,7 @@ def load_cpu_kernel() -> None:
     torch marks a build by a file, and waits for ever for one that a killed process left.
     """
     from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory  # warns where there is no GPU
 
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     if builder is None:  # on a GPU
