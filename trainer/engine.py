@@ -70,6 +70,7 @@ def build_engine(
             config={
                 "train_micro_batch_size_per_gpu": -(-batch // ranks.world),
                 "gradient_accumulation_steps": 1,
+                "gradient_clipping": 0.0,  # DeepSpeed's default is a norm of 1
                 "steps_per_print": 2**31,
                 "zero_allow_untested_optimizer": True,
                 # DeepSpeed's own buckets are two gigabytes, whatever the embedder's size
