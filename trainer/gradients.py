@@ -83,6 +83,10 @@ class Gradients:
         self._largest.append(torch.linalg.vector_norm(gradient.detach(), torch.inf))
         return None if self.scale is None else gradient / self.scale.value
 
+    def forget(self) -> None:
+        """What arrived since the last call of `finite` is not used."""
+        self._largest.clear()
+
     def finite(self, blocks: Iterable[ShardedRows]) -> torch.Tensor:
         """Whether all that arrived since the last call, and the rows' gradients, are finite: bool.
 

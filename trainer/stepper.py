@@ -176,6 +176,7 @@ class Stepper:
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             buffer.copy_(kept)
         discard_gradients(state.engine)
+        state.gradients.forget()
         for rows in state.blocks().values():
             rows.weight.grad = None
         if self.fault != "overflow":  # what the loss scale is for, not a sign of trouble
