@@ -12,6 +12,7 @@ import torch
 from data_shards.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
+from trainer.guard import Guard
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
@@ -107,6 +108,7 @@ def embedder_footprint(
         shared = math.ceil(trained / world), math.ceil(state / world)
         calls = {"batch normalisation": ranks.calls}
         if world > 1:
+            calls["guard"] = [Collective("all-reduce", 3 * 8)]
             calls["embedder gradients"] = [Collective("all-reduce", trained)]
             if training.zero:
                 calls["embedder weights"] = [Collective("all-gather", shared[0])]
@@ -204,9 +206,9 @@ def saved_bytes(
 ) -> tuple[int, int]:
     """Of all ranks' rows: as a model keeps them, and as a checkpoint does.
 
-    A checkpoint has the trained rows only, with their optimiser's state.
+    A checkpoint has the trained rows only, with their optimiser's state, and what the guard knows.
     """
-    model = checkpoint = 0
+    model, checkpoint = 0, _bytes(*Guard(training.guard).tensors.values())
     with Rehearsal():
         for name, block in row_blocks(recipe, old, last).items():
             rows = _rows(block, dimension, Ranks())
