@@ -10,6 +10,18 @@ _WIDTH = 2048
 
 
 @triton.jit
+def _others(logits, inverse, valid, own, place, n, scaled: tl.constexpr, masked: tl.constexpr):
+    """A tile of a sample's logits; -inf for its target and for what takes no part."""
+    inside = place < n
+    x = tl.load(logits + place, mask=inside, other=float("-inf"))
+    if scaled:
+        x = tl.where(inside, x * tl.load(inverse + place, mask=inside, other=1.0), x)
+    if masked:
+        x = tl.where(tl.load(valid + place, mask=inside, other=0) != 0, x, float("-inf"))
+    return tl.where(place == own, float("-inf"), x)
+
+
+@triton.jit
 def _exponentials(
     logits, inverse, valid, column, top, total, n,
     tiles: tl.constexpr, scaled: tl.constexpr, masked: tl.constexpr, width: tl.constexpr,
@@ -21,13 +33,7 @@ def _exponentials(
     summed = tl.full((), 0.0, tl.float32)
     for tile in range(tiles):
         place = tile * width + tl.arange(0, width)
-        inside = place < n
-        x = tl.load(logits + place, mask=inside, other=float("-inf"))
-        if scaled:
-            x = tl.where(inside, x * tl.load(inverse + place, mask=inside, other=1.0), x)
-        if masked:
-            x = tl.where(tl.load(valid + place, mask=inside, other=0) != 0, x, float("-inf"))
-        x = tl.where(place == own, float("-inf"), x)
+        x = _others(logits, inverse, valid, own, place, n, scaled, masked)
         higher = tl.maximum(largest, tl.maximum(tl.max(x, 0), -3.0e38))
         summed = summed * tl.exp(largest - higher) + tl.sum(tl.exp(x - higher), 0)
         largest = higher
@@ -35,14 +41,8 @@ def _exponentials(
     tl.store(total + row, summed)
     for tile in range(tiles):
         place = tile * width + tl.arange(0, width)
-        inside = place < n
-        x = tl.load(logits + place, mask=inside, other=float("-inf"))
-        if scaled:
-            x = tl.where(inside, x * tl.load(inverse + place, mask=inside, other=1.0), x)
-        if masked:
-            x = tl.where(tl.load(valid + place, mask=inside, other=0) != 0, x, float("-inf"))
-        x = tl.where(place == own, float("-inf"), x)
-        tl.store(logits + place, tl.exp(x - largest), mask=inside)
+        x = _others(logits, inverse, valid, own, place, n, scaled, masked)
+        tl.store(logits + place, tl.exp(x - largest), mask=place < n)
 
 
 @triton.jit
