@@ -33,6 +33,7 @@ class ShardDataset:
     size: NDArray[np.int32]
     identity: NDArray[np.int64]
     camera: NDArray[np.int32]
+    role: NDArray[np.int8]
     crc32: NDArray[np.uint32]
 
     @classmethod

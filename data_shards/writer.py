@@ -4,7 +4,7 @@ Layout of a dataset folder::
 
     shard-00000.tar      key.jpg, key.cls (the identity's id as text), key.json (the rest)
     shard-00000.idx      the index that DALI's wds2idx would write
-    samples.parquet      one row a sample: shard, offset, size, identity, camera, crc32
+    samples.parquet      one row a sample: shard, offset, size, identity, camera, role, crc32
     identities.parquet   one row an identity: its name; the row number is its id
     manifest.json        version, counts, image size, cameras, every file's size and sha256
 """
@@ -25,9 +25,9 @@ from PIL import Image
 
 from data_shards.files import sha256, write_atomically, write_json
 from data_shards.settings import InputError
-from data_shards.sources import SourceImage
+from data_shards.sources import ROLES, SourceImage
 
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 
 
 def jpeg_size(image: bytes) -> tuple[int, int]:
@@ -110,6 +110,7 @@ def _write_shard(
                 "size": size,
                 "identity": identities[image.identity],
                 "camera": cameras[image.camera],
+                "role": ROLES.index(image.role),
                 "crc32": zlib.crc32(image.image),
             }
         )
@@ -123,6 +124,7 @@ _SAMPLES_SCHEMA = pa.schema(
         ("size", pa.int32()),
         ("identity", pa.int64()),
         ("camera", pa.int32()),
+        ("role", pa.int8()),
         ("crc32", pa.uint32()),
     ]
 )

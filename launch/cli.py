@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data_shards.settings import InputError
 from launch.preemption import EXIT_CODE, Preempted
+from launch.shards import shards
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
@@ -20,7 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
 app.add_typer(shards, name="shards")
 console = Console(highlight=False)
 _INTERRUPTED = 130
@@ -179,71 +179,6 @@ def config(
         for key, default, meaning in fields(model, prefix) if model else fields():
             if model is None or not key.endswith(".kind"):
                 table.add_row(key, str(default), meaning)
-    console.print(table)
-
-
-@shards.command("glyphs")
-def shards_glyphs(
-    out: Annotated[Path, typer.Option(help="Folder to write; must hold no dataset yet.")],
-    fonts: Annotated[
-        list[Path] | None, typer.Option(help="Folder with more fonts; may be repeated.")
-    ] = None,
-    identities: Annotated[int | None, typer.Option(help="Keep only this many.")] = None,
-    min_fonts: Annotated[int, typer.Option(help="Leave out rarer characters.")] = 4,
-    image_size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 32,
-    variants: Annotated[int, typer.Option(help="Images of a character in a font.")] = 1,
-    seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
-) -> None:
-    """Draw the built-in dataset: characters are identities, fonts are cameras."""
-    from data_shards.sources.glyphs import GlyphSettings
-    from launch.run import build_glyphs
-
-    settings = GlyphSettings(
-        identities=identities,
-        min_fonts=min_fonts,
-        image_size=image_size,
-        variants=variants,
-        fonts=tuple(fonts or ()),
-        seed=seed,
-    )
-    build_glyphs(settings, out, console)
-
-
-@shards.command("verify")
-def shards_verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
-) -> None:
-    """Compare every file of a dataset with its sha256."""
-    from data_shards.dataset import ShardDataset
-    from launch.run import verify_dataset
-
-    dataset = ShardDataset.open(folder)
-    verify_dataset(dataset, console)
-    console.print(f"[green]✓[/] {folder}: {len(dataset.manifest['files'])} files are as written")
-
-
-@shards.command("info")
-def shards_info(
-    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
-) -> None:
-    """Say what a dataset holds."""
-    from data_shards.dataset import ShardDataset
-
-    dataset = ShardDataset.open(folder)
-    manifest = dataset.manifest
-    table = Table(title=str(folder), title_justify="left", show_header=False)
-    total = sum(facts["bytes"] for facts in manifest["files"].values())
-    for key, value in {
-        "images": f"{manifest['samples']:,}",
-        "identities": f"{manifest['identities']:,}",
-        "cameras": f"{len(manifest['cameras']):,}",
-        "image size": " × ".join(map(str, manifest["image_size"] or ["varies"])),
-        "shards": f"{len(manifest['shards']):,}",
-        "bytes": f"{total:,}",
-        "refused at writing": f"{manifest['refused']:,}",
-        "fingerprint": dataset.fingerprint,
-    }.items():
-        table.add_row(key, value)
     console.print(table)
 
 
