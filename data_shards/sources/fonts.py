@@ -84,7 +84,10 @@ def opened(face: Face) -> ImageFont.FreeTypeFont:
 
 
 def draw(font: ImageFont.FreeTypeFont, character: str) -> Image.Image | None:
-    """`character` in black on a white square, its ink centred; None when it leaves no ink, or cannot be drawn."""
+    """`character` in black on a white square, its ink centred.
+
+    None when it leaves no ink, or cannot be drawn.
+    """
     try:
         left, top, right, bottom = font.getbbox(character)
     except OSError:  # FreeType runs a glyph's hinting program, and some are faulty
