@@ -13,7 +13,7 @@ from pydantic import Field
 from data_shards.settings import Settings
 from data_shards.sources import MAX_ENCODED_BYTES
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow is let try; some of its other readers start programs (EPS) or know no limits."""
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
@@ -88,9 +88,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _opened(image: bytes) -> Image.Image:
-    with warnings.catch_warnings():  # ours is the limit that counts
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(image), formats=FORMATS)
+    return Image.open(io.BytesIO(image), formats=FORMATS)
 
 
 def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
@@ -104,7 +102,7 @@ def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
     if len(image) > MAX_ENCODED_BYTES:
         return Unfit("too large", f"{len(image):,} bytes, more than {MAX_ENCODED_BYTES:,}")
     try:
-        with _opened(image) as opened:
+        with warnings.catch_warnings(action="ignore"), _opened(image) as opened:
             if opened.width * opened.height > settings.max_pixels:
                 pixels = f"{opened.width} × {opened.height} pixels"
                 limit = f"max_pixels = {settings.max_pixels:,}"

@@ -32,7 +32,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> Image.Image:
     """Up to `rows` identities drawn by `seed`, in the order of their ids, with up to `columns`
-    images each, as a picture. Raises SampleError for a damaged image."""
+    images each, spread over all of its images. Raises SampleError for a damaged image."""
     everyone = np.unique(dataset.identity)
     chosen = np.sort(shuffled(stream_key(seed, "sheet"), everyone)[:rows])
     width = _NAMES + columns * (_CELL + _GAP) + _GAP
@@ -45,7 +45,8 @@ def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> 
         name = _fitted(str(dataset.names[identity]), name_font, _NAMES - 2 * _GAP)
         draw.text((_GAP, top + 36), name, _INK, name_font)
         draw.text((_GAP, top + 60), f"id {identity}, {len(samples)} images", _PALE, small)
-        for column, sample in enumerate(samples[:columns].tolist()):
+        spread = np.linspace(0, len(samples) - 1, min(columns, len(samples))).astype(int)
+        for column, sample in enumerate(samples[spread].tolist()):
             left = _NAMES + column * (_CELL + _GAP)
             with Image.open(io.BytesIO(dataset.image(sample))) as image:
                 image.load()

@@ -114,8 +114,8 @@ def run_import(
     singles = int((np.bincount(ShardDataset.open(out).identity) == 1).sum())
     if singles:
         console.print(
-            f"[yellow]![/] {singles:,} identities have one image: nothing can be told of them "
-            "but that others are not they"
+            f"[yellow]![/] identities with a single image: {singles:,}; there is nothing to find "
+            "them by or to compare them with"
         )
 
 
