@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from data_shards.images import ImageSettings
 from data_shards.intake import Item
+from data_shards.journal import clear
 from data_shards.settings import InputError, Settings
 from data_shards.sources.registry import SOURCES, Source
 from data_shards.writer import write_dataset
@@ -55,12 +56,15 @@ def source_settings(name: str, path: str, options: Iterable[str]) -> Settings:
 
 
 def finished(out: Path, source: dict[str, Any]) -> bool:
-    """Whether the folder holds the whole dataset of just this import."""
+    """Whether the folder holds the whole dataset of just this import; if so, it is tidied up."""
     try:
         manifest = json.loads((out / "manifest.json").read_text())
     except (FileNotFoundError, ValueError):
         return False
-    return isinstance(manifest, dict) and manifest.get("source") == source
+    if not isinstance(manifest, dict) or manifest.get("source") != source:
+        return False
+    clear(out)
+    return True
 
 
 def import_source(

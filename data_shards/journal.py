@@ -36,6 +36,20 @@ JOURNAL_ROWS = ROWS.append(pa.field("key", pa.uint64()))
 _FACTS = b"perennial"
 
 
+FOLDER = ".import"
+
+
+def _delete_parts(folder: Path) -> None:
+    for part in (*folder.glob(".*.part"), *folder.glob("*.tar.part")):
+        part.unlink()
+
+
+def clear(out: Path) -> None:
+    """Removes what an import needed on its way from a folder that holds a whole dataset."""
+    _delete_parts(out)
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+
+
 class ShardFacts(BaseModel):
     """What a finished shard adds to the dataset, beside its rows."""
 
@@ -63,9 +77,10 @@ class Journal:
         Raises InputError when the folder holds a dataset or the beginning of another one, or
         another process is writing it.
         """
+        self.out, self.folder = out, out / FOLDER
         if (out / "manifest.json").exists():
+            clear(out)
             raise InputError(f"{out} already holds a dataset: delete it or write elsewhere")
-        self.out, self.folder = out, out / ".import"
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
@@ -73,6 +88,8 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{out} is being written by another process: wait for it") from error
+        _delete_parts(out)
+        _delete_parts(self.folder)
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(deciding)):
             raise InputError(
                 f"{out} holds the beginning of another import (see {path}): give the same source "
@@ -107,11 +124,11 @@ class Journal:
     def rows(self) -> Iterator[pa.Table]:
         """The rows of one finished shard after the other, with the hashes of their keys."""
         for shard in range(len(self.shards)):
-            yield pq.read_table(self._record(shard)).replace_schema_metadata(None)
+            yield pq.ParquetFile(self._record(shard)).read().replace_schema_metadata(None)
 
     def delete(self) -> None:
         """The dataset is whole."""
-        shutil.rmtree(self.folder)
+        clear(self.out)
         self.close()
 
     def close(self) -> None:
