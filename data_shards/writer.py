@@ -65,7 +65,7 @@ def _check_budget(out: Path, samples: int, max_refused: float) -> int:
     return refused
 
 
-def _samples_table(journal: Journal, path: Path) -> None:
+def samples_table(journal: Journal, path: Path) -> None:
     """Writes the shards' rows as one table, in row groups of a bounded size."""
     dictionary = ["shard", "identity", "camera", "role"]
     with pq.ParquetWriter(path, ROWS, use_dictionary=dictionary) as writer:
@@ -117,7 +117,7 @@ def _finish(
     """Writes tables and manifest, all shards being there, and deletes the journal."""
     out = journal.out
     refused = _check_budget(out, intake.samples, max_refused)
-    _samples_table(journal, out / "samples.parquet")
+    samples_table(journal, out / "samples.parquet")
     pq.write_table(pa.table({"name": list(intake.identities.numbers)}), out / "identities.parquet")
     numbers = _numbers(journal, tables)
     for name, table in tables.items():
