@@ -32,9 +32,10 @@ from data_shards.dataset import ShardDataset
 from data_shards.files import sha256, write_json
 from data_shards.journal import JOURNAL_ROWS, Journal, ShardFacts
 from data_shards.keys import TakenKeys
+from data_shards.samples import write_samples
 from data_shards.sources import SourceImage
 from data_shards.sources.recordio import MAGIC, RecordIOSettings, read_recordio
-from data_shards.writer import MANIFEST_VERSION, samples_table
+from data_shards.writer import MANIFEST_VERSION
 
 SAMPLES, IDENTITIES, SHARD = 5_800_000, 85_738, 4096
 
@@ -165,7 +166,7 @@ def write_tables(folder: Path, samples: int, identities: int) -> float:
         )  # fmt: skip
         journal.add(pa.table(arrays, schema=JOURNAL_ROWS), facts)
     begun = time.perf_counter()
-    samples_table(journal, folder / "samples.parquet")
+    write_samples(journal.rows(), folder / "samples.parquet")
     seconds = time.perf_counter() - begun
     pq.write_table(pa.table({"name": [str(n) for n in range(identities)]}),
                    folder / "identities.parquet")  # fmt: skip
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of it")
     quick = parser.parse_args().quick
     count, samples, identities = (
-        (8000, SAMPLES // 10, IDENTITIES // 10) if quick else (80_000, SAMPLES, IDENTITIES)
+        (8000, SAMPLES // 10, IDENTITIES // 10) if quick else (40_000, SAMPLES, IDENTITIES)
     )
     with tempfile.TemporaryDirectory() as name:
         rates = importing(Path(name), count)

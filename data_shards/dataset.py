@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_shards.files import fingerprint, sha256
+from data_shards.samples import read_samples
 from data_shards.settings import InputError
 from data_shards.writer import MANIFEST_VERSION
 
@@ -71,8 +72,7 @@ class ShardDataset:
         table = folder / "samples.parquet"
         if sha256(table) != manifest["files"]["samples.parquet"]["sha256"]:
             raise InputError(f"{table} was changed: restore it or build the dataset again")
-        columns = pq.read_table(table)
-        return cls(folder, manifest, **{n: columns[n].to_numpy() for n in columns.column_names})
+        return cls(folder, manifest, **read_samples(table))
 
     def __len__(self) -> int:
         return len(self.shard)

@@ -17,22 +17,11 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from data_shards.files import sha256, write_atomically, write_json
+from data_shards.samples import ROWS
 from data_shards.settings import InputError
 
-ROWS = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int32()),
-        ("identity", pa.int64()),
-        ("camera", pa.int32()),
-        ("role", pa.int8()),
-        ("crc32", pa.uint32()),
-    ]
-)
-"""The samples table."""
 JOURNAL_ROWS = ROWS.append(pa.field("key", pa.uint64()))
-"""And the hash of each sample's key."""
+"""The samples table's, and the hash of each sample's key."""
 _FACTS = b"perennial"
 
 

@@ -31,13 +31,13 @@ import pyarrow.parquet as pq
 from data_shards.files import sha256, write_json
 from data_shards.images import ImageSettings
 from data_shards.intake import Intake, Item, checked, chunks, items_behind
-from data_shards.journal import ROWS, Journal
+from data_shards.journal import Journal
 from data_shards.keys import key_hash
 from data_shards.parallel import in_order
+from data_shards.samples import write_samples
 from data_shards.settings import InputError
 
 MANIFEST_VERSION = 2
-_ROW_GROUP = 1 << 20
 
 
 def refusals(out: Path) -> Counter[tuple[str, bool]]:
@@ -63,20 +63,6 @@ def _check_budget(out: Path, samples: int, max_refused: float) -> int:
             "--max-refused (what is written is kept)"
         )
     return refused
-
-
-def samples_table(journal: Journal, path: Path) -> None:
-    """Writes the shards' rows as one table, in row groups of a bounded size."""
-    dictionary = ["shard", "identity", "camera", "role"]
-    with pq.ParquetWriter(path, ROWS, use_dictionary=dictionary) as writer:
-        pending: list[pa.Table] = []
-        for rows in journal.rows():
-            pending.append(rows.select(ROWS.names))
-            if sum(table.num_rows for table in pending) >= _ROW_GROUP:
-                writer.write_table(pa.concat_tables(pending))
-                pending = []
-        if pending:
-            writer.write_table(pa.concat_tables(pending))
 
 
 def numbered(table: pa.Table, numbers: Mapping[str, int]) -> pa.Table:
@@ -117,7 +103,7 @@ def _finish(
     """Writes tables and manifest, all shards being there, and deletes the journal."""
     out = journal.out
     refused = _check_budget(out, intake.samples, max_refused)
-    samples_table(journal, out / "samples.parquet")
+    write_samples(journal.rows(), out / "samples.parquet")
     pq.write_table(pa.table({"name": list(intake.identities.numbers)}), out / "identities.parquet")
     numbers = _numbers(journal, tables)
     for name, table in tables.items():

@@ -217,7 +217,7 @@ def test_shards_end_at_a_size_as_well(tmp_path, monkeypatch):
 
 
 def test_samples_are_one_table_whatever_its_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_shards.writer._ROW_GROUP", 7)
+    monkeypatch.setattr("data_shards.samples._ROW_GROUP", 7)
     write_dataset(source(10, 2), tmp_path / "d", {}, shard_samples=3)
     assert pq.read_metadata(tmp_path / "d" / "samples.parquet").num_row_groups == 3
     dataset = ShardDataset.open(tmp_path / "d")
