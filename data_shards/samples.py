@@ -39,12 +39,13 @@ def write_samples(parts: Iterable[pa.Table], path: Path) -> None:
 
 def read_samples(path: Path) -> dict[str, NDArray[Any]]:
     """The columns [n] of the table, 33 bytes a sample in all."""
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
         rows = file.metadata.num_rows
         columns = {field.name: np.empty(rows, field.type.to_pandas_dtype()) for field in ROWS}
         start = 0
-        for batch in file.iter_batches(1 << 18, columns=ROWS.names):
+        for batch in file.iter_batches(1 << 16, columns=ROWS.names):
             for name, column in columns.items():
                 column[start : start + len(batch)] = batch.column(name).to_numpy()
             start += len(batch)
+    pa.default_memory_pool().release_unused()
     return columns
