@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -86,6 +87,18 @@ class ShardDataset:
         """The identities' names ([number of identities]), by id."""
         names = pq.read_table(self.folder / "identities.parquet")["name"]
         return names.to_numpy(zero_copy_only=False)
+
+    def table(self, name: str) -> pa.Table:
+        """An extra table that the source defined, such as "pairs"; sample numbers may be -1 where
+        the image was refused. Raises InputError when there is none of that name, or it was changed.
+        """
+        held = self.manifest.get("tables", [])
+        if name not in held:
+            raise InputError(f"{self.folder} has no table {name!r}; it has {held or 'none'}")
+        path = self.folder / f"{name}.parquet"
+        if sha256(path) != self.manifest["files"][path.name]["sha256"]:
+            raise InputError(f"{path} was changed: restore it or build the dataset again")
+        return pq.read_table(path)
 
     @cached_property
     def _maps(self) -> list[Any]:

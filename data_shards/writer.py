@@ -6,14 +6,15 @@ Layout of a dataset folder::
     shard-00000.idx      the index that DALI's wds2idx would write
     samples.parquet      one row a sample: shard, offset, size, identity, camera, role, crc32
     identities.parquet   one row an identity: its name; the row number is its id
-    manifest.json        version, counts, image size, cameras, every file's size and sha256
+    NAME.parquet         extra tables that the source defines, such as pairs
+    manifest.json        version, counts, image size, cameras, tables, every file's size and sha256
 """
 
 import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -130,19 +131,35 @@ _SAMPLES_SCHEMA = pa.schema(
 )
 
 
+def numbered(table: pa.Table, numbers: Mapping[str, int]) -> pa.Table:
+    """`table` with each column ``X_key`` of image keys replaced by ``X``, int64 sample numbers.
+
+    `numbers` maps keys to sample numbers; a key that it lacks (a refused image) becomes -1.
+    """
+    for position, name in enumerate(table.column_names):
+        if name.endswith("_key"):
+            samples = [numbers.get(key, -1) for key in table[name].to_pylist()]
+            column = pa.array(samples, pa.int64())
+            table = table.set_column(position, name.removesuffix("_key"), column)
+    return table
+
+
 def write_dataset(
     images: Iterable[SourceImage],
     out: Path,
     source: dict[str, Any],
     shard_samples: int = 4096,
     max_refused: float = 0.0,
+    tables: Mapping[str, pa.Table] | None = None,
 ) -> dict[str, Any]:
     """Writes `images` as a dataset below `out` and returns its manifest.
 
     Every image is decoded before it is accepted; what cannot be is listed in ``refused.json``,
     and more than the share `max_refused` of them is an InputError. `source` says where the images
-    came from. The manifest is written last: a folder without one is not a dataset.
+    came from. `tables` are written beside the samples after `numbered` has put sample numbers in
+    place of image keys. The manifest is written last: a folder without one is not a dataset.
     """
+    tables = tables or {}
     if (out / "manifest.json").exists():
         raise InputError(f"{out} already holds a dataset: delete it or write elsewhere")
     out.mkdir(parents=True, exist_ok=True)
@@ -151,10 +168,19 @@ def write_dataset(
     sizes: set[tuple[int, int]] = set()
     rows: list[dict[str, int]] = []
     shards: list[Path] = []
+    wanted = {
+        key
+        for table in tables.values()
+        for name in table.column_names
+        if name.endswith("_key")
+        for key in table[name].to_pylist()
+    }
+    numbers: dict[str, int] = {}
     accepted = _checked(images, refused)
     while batch := list(islice(accepted, shard_samples)):
         sizes.update(size for _, size in batch)
         path = out / f"shard-{len(shards):05d}.tar"
+        numbers |= {i.key: n for n, (i, _) in enumerate(batch, len(rows)) if i.key in wanted}
         new = _write_shard(path, len(rows), [i for i, _ in batch], identities, cameras)
         rows += [{"shard": len(shards), **row} for row in new]
         shards.append(path)
@@ -169,7 +195,9 @@ def write_dataset(
     pq.write_table(pa.Table.from_pylist(rows, _SAMPLES_SCHEMA), out / "samples.parquet")
     names = pa.table({"name": list(identities.numbers)})
     pq.write_table(names, out / "identities.parquet")
-    tables = [out / "samples.parquet", out / "identities.parquet"]
+    for name, table in tables.items():
+        pq.write_table(numbered(table, numbers), out / f"{name}.parquet")
+    table_files = [out / f"{name}.parquet" for name in ("samples", "identities", *tables)]
     manifest = {
         "version": MANIFEST_VERSION,
         "source": source,
@@ -178,10 +206,11 @@ def write_dataset(
         "identities": len(identities.numbers),
         "cameras": list(cameras.numbers),
         "refused": len(refused),
+        "tables": sorted(tables),
         "shards": [path.name for path in shards],
         "files": {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in [*shards, *(p.with_suffix(".idx") for p in shards), *tables]
+            for path in [*shards, *(p.with_suffix(".idx") for p in shards), *table_files]
         },
     }
     write_json(out / "manifest.json", manifest)

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
@@ -160,3 +161,28 @@ def test_tar_members_are_named_as_webdataset_wants(small_folder):
         names = [m.name for m in tar][:3]
     assert [n.split(".", 1)[1] for n in names] == ["cls", "jpg", "json"]
     assert len({n.split(".")[0] for n in names}) == 1
+
+
+def test_extra_tables_name_samples_by_number(tmp_path):
+    bad = SourceImage(b"", "id-bad", "camera-0", "bad")
+    images = [*source(2, 1), bad, *source(3, 1)[2:]]
+    pairs = pa.table({"left_key": ["2_0", "0_0"], "same": [True, False], "right_key": ["bad", "?"]})
+    manifest = write_dataset(images, tmp_path / "d", {}, max_refused=0.5, tables={"pairs": pairs})
+    assert manifest["tables"] == ["pairs"] and "pairs.parquet" in manifest["files"]
+    table = ShardDataset.open(tmp_path / "d").table("pairs")
+    expected = {"left": [2, 0], "same": [True, False], "right": [-1, -1]}
+    assert table.to_pydict() == expected and table["left"].type == pa.int64()
+
+
+def test_a_table_that_is_not_there_or_was_changed_is_named(tmp_path):
+    dataset_of = {"search": pa.table({"template": [1, 2]})}
+    write_dataset(source(1, 1), tmp_path / "d", {}, tables=dataset_of)
+    dataset = ShardDataset.open(tmp_path / "d")
+    with pytest.raises(InputError, match=r"no table 'pairs'; it has \['search'\]"):
+        dataset.table("pairs")
+    path = tmp_path / "d" / "search.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"search\.parquet was changed"):
+        dataset.table("search")
