@@ -10,6 +10,8 @@ from typing import Protocol
 
 import torch
 
+from data_shards.settings import InputError
+
 TILE = 4096
 """Gallery vectors scored at once."""
 _SCORES = 64 * 2**20  # scores held at once by `all_scores`: 256 MiB of fp32
@@ -41,12 +43,12 @@ def block_size(gallery: int) -> int:
 def squared_norms(vectors: torch.Tensor, what: str) -> torch.Tensor:
     """[n] squared lengths of `vectors` [n, d].
 
-    Raises ValueError where one is NaN or infinite: comparisons with it would rank at random.
+    Raises InputError where one is NaN or infinite: comparisons with it would rank at random.
     """
     norms = vectors.square().sum(dim=1)
     bad = ~norms.isfinite()
     if bad.any():
-        raise ValueError(
+        raise InputError(
             f"{int(bad.sum())} of {len(norms)} {what} embeddings are NaN or infinite (the first in "
             f"row {int(bad.nonzero()[0])} of its block): the model diverged, train it again with a "
             "lower learning rate"

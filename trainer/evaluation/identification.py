@@ -1,9 +1,9 @@
 """Identification among distractors (MegaFace's rank-k): a mate must outrank all of them.
 
-Every ordered pair (a, b) of two images of one identity is a trial: a is searched for in a gallery
-of b and all distractors. Its rank is 1 + the distractors at least as near to a as b is: a distractor
-at the same distance outranks the mate. Distractors are counted tile by tile, never sorted as a
-whole, so a million of them need no more memory than a few thousand.
+Every ordered pair (a, b) of two images of one identity is a trial: a is searched for in a
+gallery of b and all distractors. Its rank is 1 + the distractors at least as near to a as b is: a
+distractor at the same distance outranks the mate. Distractors are counted tile by tile, never
+sorted as a whole, so a million of them need no more memory than a few thousand.
 """
 
 from collections.abc import Iterable

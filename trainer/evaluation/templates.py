@@ -20,9 +20,8 @@ def template_vectors(
     over its media, L2-normalised. Raises ValueError for NaN, and for a template of length 0.
     """
     names, own = np.unique(template, return_inverse=True)
-    (_, media), group, count = np.unique(
-        np.stack([own, medium]), axis=1, return_inverse=True, return_counts=True
-    )
+    media = np.stack([own, medium])
+    _, group, count = np.unique(media, axis=1, return_inverse=True, return_counts=True)
     weight = torch.from_numpy(1 / count[group])
     total: torch.Tensor | None = None
     for start in range(0, len(template), _BLOCK):
