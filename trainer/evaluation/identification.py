@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainer.evaluation.blocks import Vectors, block_size, query_blocks, squared_norms, tiles
+from trainer.evaluation.blocks import Vectors, block_size, query_blocks, tiles
 
 Ids = NDArray[np.int64]
 
@@ -30,9 +30,7 @@ class Identification:
     """Probes that are the only image of their identity: they make no trial."""
 
 
-def ranks(
-    block: slice, probe: torch.Tensor, identity: Ids, distractors: Vectors
-) -> tuple[Ids, int]:
+def ranks(block: slice, probe: Vectors, identity: Ids, distractors: Vectors) -> tuple[Ids, int]:
     """The ranks of the trials of one block of probes, and how many probes make none.
 
     `probe` is [p, d] with their `identity` [p]; `block` (of `query_blocks`) says whose trials.
@@ -42,7 +40,7 @@ def ranks(
     query = probe[block]
     mates = [np.flatnonzero(identity == who) for who in identity[block].tolist()]
     mates = [own[own != a] for a, own in enumerate(mates, start=block.start)]
-    scores = torch.empty(len(query), len(probe), dtype=probe.dtype)
+    scores = torch.empty(len(query), len(probe), dtype=query.dtype)
     for start, part in tiles(query, probe, rows):
         scores[:, start : start + part.shape[1]] = part
     wanted = [scores[a].numpy()[own] for a, own in enumerate(mates)]
@@ -68,9 +66,8 @@ def merge(parts: Iterable[tuple[Ids, int]], depth: int) -> Identification:
 
 
 def identify(
-    probe: torch.Tensor, identity: Ids, distractors: Vectors, depth: int = 10
+    probe: Vectors, identity: Ids, distractors: Vectors, depth: int = 10
 ) -> Identification:
     """Searches for every probe's mates ([p, d], `identity` [p]) among `distractors` ([g, d])."""
-    squared_norms(probe, "probe")
     blocks = query_blocks(len(probe), len(distractors))
     return merge((ranks(block, probe, identity, distractors) for block in blocks), depth)

@@ -33,13 +33,16 @@ class Best:
     other: NDArray[np.floating]
 
 
-def best_scores(probe: torch.Tensor, subject: Ids, gallery: Vectors, gallery_subject: Ids) -> Best:
-    """The best scores of one block of probes ([p, d], cut by `query_blocks`): a unit of work."""
-    mate = torch.full((len(probe),), -torch.inf, dtype=probe.dtype)
+def best_scores(
+    block: slice, probe: Vectors, subject: Ids, gallery: Vectors, gallery_subject: Ids
+) -> Best:
+    """The best scores of one block (of `query_blocks`) of the probes ([p, d]): a unit of work."""
+    query, wanted = probe[block], subject[block]
+    mate = torch.full((len(query),), -torch.inf, dtype=query.dtype)
     other = mate.clone()
-    for start, scores in tiles(probe, gallery, block_size(len(gallery))):
+    for start, scores in tiles(query, gallery, block_size(len(gallery))):
         there = gallery_subject[start : start + scores.shape[1]]
-        same = torch.from_numpy(subject[:, None] == there)
+        same = torch.from_numpy(wanted[:, None] == there)
         mate = torch.maximum(mate, scores.masked_fill(~same, -torch.inf).amax(dim=1))
         other = torch.maximum(other, scores.masked_fill(same, -torch.inf).amax(dim=1))
     return Best(mate.numpy(), other.numpy())
@@ -60,8 +63,8 @@ def merge(parts: Iterable[Best], subject: Ids, gallery_subject: Ids) -> Roc:
     return roc_from_counts(genuine, impostors_between(other[~mated], genuine), misses)
 
 
-def open_set(probe: torch.Tensor, subject: Ids, gallery: Vectors, gallery_subject: Ids) -> Roc:
+def open_set(probe: Vectors, subject: Ids, gallery: Vectors, gallery_subject: Ids) -> Roc:
     """TPIR against FPIR of `probe` [p, d] searched for in `gallery` [g, d], in blocks."""
     blocks = query_blocks(len(probe), len(gallery))
-    parts = (best_scores(probe[b], subject[b], gallery, gallery_subject) for b in blocks)
+    parts = (best_scores(b, probe, subject, gallery, gallery_subject) for b in blocks)
     return merge(parts, subject, gallery_subject)

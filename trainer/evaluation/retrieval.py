@@ -91,14 +91,17 @@ def _ranks(scores: NDArray[np.floating], hits: Ids) -> Ids:
 
 
 def search(
-    query: torch.Tensor, query_identity: Ids, query_camera: Ids, gallery: Vectors, labels: Labels
+    block: slice, query: Vectors, identity: Ids, camera: Ids, gallery: Vectors, labels: Labels
 ) -> Hits:
-    """What one block of queries ([q, d], cut by `query_blocks`) finds: a unit of work."""
-    scores = all_scores(query, gallery).numpy()
+    """What one block (of `query_blocks`) of the queries ([q, d]) finds: a unit of work.
+
+    `identity` and `camera` are the queries', `labels` the gallery's.
+    """
+    scores = all_scores(query[block], gallery).numpy()
 
     def one(number: int) -> tuple[int, float, float]:
-        row = scores[number]
-        hits, dropped = labels.own(int(query_identity[number]), int(query_camera[number]))
+        row, asked = scores[number], block.start + number
+        hits, dropped = labels.own(int(identity[asked]), int(camera[asked]))
         if not len(hits):
             return 0, 0.0, 0.0
         row[dropped] = -np.inf
@@ -108,7 +111,7 @@ def search(
 
     # NumPy sorts without holding the interpreter's lock
     with ThreadPoolExecutor(min(torch.get_num_threads(), os.cpu_count() or 1)) as threads:
-        rows = list(threads.map(one, range(len(query))))
+        rows = list(threads.map(one, range(len(scores))))
     first, precision, penalty = zip(*rows, strict=True)
     return Hits(np.array(first), np.array(precision), np.array(penalty))
 
@@ -143,5 +146,5 @@ def retrieve(
     """
     labels = Labels(gallery_identity, gallery_camera)
     blocks = query_blocks(len(query), len(gallery))
-    parts = (search(query[b], query_identity[b], query_camera[b], gallery, labels) for b in blocks)
+    parts = [search(b, query, query_identity, query_camera, gallery, labels) for b in blocks]
     return merge(parts, depth)

@@ -43,12 +43,16 @@ class Roc:
         able = [rate for rate in rates if rate * self.impostors * (1 + 1e-12) >= 1]
         return {f"{rate:g}": float(v) for rate, v in zip(able, self.at(able), strict=True)}
 
-    def curve(self, points: int = 120) -> list[tuple[float, float]]:
-        """(false accept rate, true accept rate) at rates evenly spaced on a logarithmic axis,
-        from one impostor to all."""
-        counts = np.unique(np.geomspace(1, self.impostors, points).round())
-        rates = counts / self.impostors
+    def curve(self) -> list[tuple[float, float]]:
+        """(false accept rate, true accept rate) at `log_rates`, for drawing."""
+        rates = log_rates(self.impostors)
         return [(float(f), float(t)) for f, t in zip(rates, self.at(rates), strict=True)]
+
+
+def log_rates(impostors: int) -> NDArray[np.float64]:
+    """At most 100 false accept rates, evenly spaced on a logarithmic axis, from one impostor to
+    all of them."""
+    return np.unique(np.geomspace(1, impostors, 100).round()) / impostors
 
 
 def impostors_between(impostor: Scores, genuine: Scores) -> Counts:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from trainer.evaluation.blocks import Vectors, squared_norms
 
 Ids = NDArray[np.int64]
-_BLOCK = 65536
+_BLOCK = 8192
 
 
 def template_vectors(

@@ -1,7 +1,24 @@
 """Verification: do two images show one identity? Accuracy by 10-fold cross-validation."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from trainer.evaluation.blocks import Vectors, squared_norms
+
+_BLOCK = 8192
+
+
+def squared_distances(left: Vectors, right: Vectors) -> NDArray[np.float64]:
+    """[P] squared distances of pairs of vectors ([P, d] each), block by block.
+
+    Raises InputError for NaN.
+    """
+    parts = [torch.empty(0, dtype=torch.float64)]
+    for start in range(0, len(left), _BLOCK):
+        apart = left[start : start + _BLOCK] - right[start : start + _BLOCK]
+        parts.append(squared_norms(apart, "pairs of").double())
+    return torch.cat(parts).numpy()
 
 
 def best_threshold(distance: NDArray[np.float64], same: NDArray[np.bool_]) -> float:

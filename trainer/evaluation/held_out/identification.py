@@ -1,0 +1,68 @@
+"""Every image's mates among distractors: MegaFace."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_shards.dataset import ShardDataset
+from data_shards.settings import InputError
+from data_shards.sources import ROLES
+from trainer.evaluation.blocks import query_blocks
+from trainer.evaluation.held_out.common import DEPTH, Ids, Spread, with_role
+from trainer.evaluation.identification import merge, ranks
+from trainer.evaluation.vectors import StoredVectors
+
+
+class Identification:
+    """Rank-k of every ordered pair of an identity's images, among distractors.
+
+    Where a table `noisy` lists the samples that the customary cleaned lists call mislabelled, the
+    results are there twice: `raw` with every image, and `cleaned` without those.
+    """
+
+    normalised = True
+
+    def __init__(self, dataset: ShardDataset, distractors: ShardDataset | None) -> None:
+        self._identity = dataset.identity
+        self._apart = distractors is not None
+        self._distractors = with_role(distractors or dataset, "distractor")
+        self._probes = np.flatnonzero(dataset.role != ROLES.index("distractor"))
+        if not (np.bincount(self._identity[self._probes], minlength=1) > 1).any():
+            raise InputError(f"{dataset.folder} has no identity with two images to find each other")
+        self._noisy = [
+            held.table("noisy")["sample"].to_numpy() if "noisy" in held.manifest["tables"] else None
+            for held in (dataset, distractors or dataset)
+        ]
+
+    def samples(self) -> dict[str, Ids]:
+        if self._apart:
+            return {"dataset": self._probes, "distractors": self._distractors}
+        return {"dataset": np.union1d(self._probes, self._distractors)}
+
+    def measure(self, vectors: Mapping[str, StoredVectors], spread: Spread) -> dict[str, Any]:
+        raw = self._measure(vectors, spread, self._probes, self._distractors)
+        if all(noisy is None for noisy in self._noisy):
+            return raw
+        kept = [
+            samples if noisy is None else np.setdiff1d(samples, noisy)
+            for samples, noisy in zip((self._probes, self._distractors), self._noisy, strict=True)
+        ]
+        return {"raw": raw, "cleaned": self._measure(vectors, spread, *kept)}
+
+    def _measure(
+        self, vectors: Mapping[str, StoredVectors], spread: Spread, probes: Ids, distractors: Ids
+    ) -> dict[str, Any]:
+        probe = vectors["dataset"].of(probes)
+        gallery = vectors["distractors" if self._apart else "dataset"].of(distractors)
+        identity = self._identity[probes]
+        blocks = query_blocks(len(probe), len(gallery))
+        found = merge(spread([(ranks, b, probe, identity, gallery) for b in blocks]), DEPTH)
+        return {
+            "rank1": float(found.cmc[0]),
+            "cmc": found.cmc.tolist(),
+            "trials": found.trials,
+            "probes": len(probes),
+            "probes_without_mate": found.skipped,
+            "distractors": len(distractors),
+        }
