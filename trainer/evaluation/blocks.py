@@ -12,7 +12,7 @@ import torch
 
 from data_shards.settings import InputError
 
-TILE = 4096
+TILE = 1024
 """Gallery vectors scored at once."""
 _SCORES = 64 * 2**20  # scores held at once by `all_scores`: 256 MiB of fp32
 _MOST_QUERIES = 512
@@ -57,7 +57,8 @@ def squared_norms(vectors: torch.Tensor, what: str) -> torch.Tensor:
 
 
 def _padded(vectors: torch.Tensor, rows: int) -> torch.Tensor:
-    return torch.nn.functional.pad(vectors, (0, 0, 0, rows - len(vectors)))
+    missing = rows - len(vectors)
+    return torch.nn.functional.pad(vectors, (0, 0, 0, missing)) if missing else vectors
 
 
 def tiles(query: torch.Tensor, gallery: Vectors, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -71,8 +72,8 @@ def tiles(query: torch.Tensor, gallery: Vectors, rows: int) -> Iterator[tuple[in
     for start in range(0, len(gallery), TILE):
         part = gallery[start : start + TILE]
         lengths = squared_norms(part, "gallery")
-        scores = doubled @ _padded(part, TILE).T
-        yield start, scores[: len(query), : len(part)] - lengths
+        scores = (doubled @ _padded(part, TILE).T)[: len(query), : len(part)]
+        yield start, scores.sub_(lengths)
 
 
 def all_scores(query: torch.Tensor, gallery: Vectors) -> torch.Tensor:

@@ -4,9 +4,7 @@ A query's hits are ranked by counting the gallery images nearer than each of the
 sorted but scores, and nothing is kept of a query but three numbers.
 """
 
-import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,10 +107,7 @@ def search(
         found = np.arange(1, len(hits) + 1)
         return int(ranks[0]), float(np.mean(found / ranks)), len(hits) / int(ranks[-1])
 
-    # NumPy sorts without holding the interpreter's lock
-    with ThreadPoolExecutor(min(torch.get_num_threads(), os.cpu_count() or 1)) as threads:
-        rows = list(threads.map(one, range(len(scores))))
-    first, precision, penalty = zip(*rows, strict=True)
+    first, precision, penalty = zip(*map(one, range(len(scores))), strict=True)
     return Hits(np.array(first), np.array(precision), np.array(penalty))
 
 
