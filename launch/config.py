@@ -193,7 +193,8 @@ def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> st
 
 def explain(error: ValidationError, source: str) -> InputError:
     """The first problem of a configuration, as one line."""
-    first = error.errors()[0]
+    every = error.errors()  # a key that is missing may only be misspelt
+    first = next((e for e in every if e["type"] == "extra_forbidden"), every[0])
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]
