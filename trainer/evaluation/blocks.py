@@ -14,7 +14,7 @@ from data_shards.settings import InputError
 
 TILE = 1024
 """Gallery vectors scored at once."""
-_SCORES = 64 * 2**20  # scores held at once by `all_scores`: 256 MiB of fp32
+_SCORES = 64 * 2**20  # held at once: 256 MiB of fp32
 _MOST_QUERIES = 512
 
 
@@ -26,18 +26,19 @@ class Vectors(Protocol):
     def __getitem__(self, rows: slice, /) -> torch.Tensor: ...
 
 
-def query_blocks(queries: int, gallery: int) -> list[slice]:
-    """Cuts the queries into blocks whose scores against the whole gallery fit in 256 MiB.
+def block_size(held: int = TILE) -> int:
+    """Queries of a block, when `held` scores of each are held at once: a multiple of 16, at most
+    512, such that they fit in 256 MiB."""
+    return max(16, min(_MOST_QUERIES, _SCORES // max(1, held) // 16 * 16))
 
-    The cut depends on the two counts alone: these blocks are the units of distributed work.
+
+def query_blocks(queries: int, held: int = TILE) -> list[slice]:
+    """Cuts `queries` into blocks of `block_size`: the units of distributed work.
+
+    The cut depends on the two counts alone.
     """
-    size = block_size(gallery)
+    size = block_size(held)
     return [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
-
-
-def block_size(gallery: int) -> int:
-    """Queries of a block: a multiple of 16, at most 512, such that 256 MiB hold its scores."""
-    return max(16, min(_MOST_QUERIES, _SCORES // max(1, gallery) // 16 * 16))
 
 
 def squared_norms(vectors: torch.Tensor, what: str) -> torch.Tensor:
@@ -77,7 +78,7 @@ def tiles(query: torch.Tensor, gallery: Vectors, rows: int) -> Iterator[tuple[in
 
 
 def all_scores(query: torch.Tensor, gallery: Vectors) -> torch.Tensor:
-    """Scores [q, g] of a block of queries (`query_blocks`) against the whole gallery."""
+    """Scores [q, g] of a block of `query_blocks(queries, g)` against the whole gallery."""
     found = torch.empty(len(query), len(gallery), dtype=query.dtype)
     for start, scores in tiles(query, gallery, block_size(len(gallery))):
         found[:, start : start + scores.shape[1]] = scores

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from trainer.evaluation.blocks import Vectors, block_size, query_blocks, tiles
+from trainer.evaluation.blocks import Vectors, all_scores, block_size, query_blocks, tiles
 
 Ids = NDArray[np.int64]
 
@@ -33,19 +32,16 @@ class Identification:
 def ranks(block: slice, probe: Vectors, identity: Ids, distractors: Vectors) -> tuple[Ids, int]:
     """The ranks of the trials of one block of probes, and how many probes make none.
 
-    `probe` is [p, d] with their `identity` [p]; `block` (of `query_blocks`) says whose trials.
-    A unit of work.
+    `probe` is [p, d] with their `identity` [p]; `block` (of `query_blocks(p, p)`) says whose
+    trials. A unit of work.
     """
-    rows = block_size(len(distractors))
     query = probe[block]
     mates = [np.flatnonzero(identity == who) for who in identity[block].tolist()]
     mates = [own[own != a] for a, own in enumerate(mates, start=block.start)]
-    scores = torch.empty(len(query), len(probe), dtype=query.dtype)
-    for start, part in tiles(query, probe, rows):
-        scores[:, start : start + part.shape[1]] = part
-    wanted = [scores[a].numpy()[own] for a, own in enumerate(mates)]
+    scores = all_scores(query, probe).numpy()
+    wanted = [scores[a, own] for a, own in enumerate(mates)]
     above = [np.zeros(len(own), dtype=np.int64) for own in mates]
-    for _, part in tiles(query, distractors, rows):
+    for _, part in tiles(query, distractors, block_size(len(probe))):
         ordered = np.sort(part.numpy(), axis=1)
         for a, own in enumerate(wanted):
             above[a] += ordered.shape[1] - np.searchsorted(ordered[a], own, side="left")
@@ -69,5 +65,5 @@ def identify(
     probe: Vectors, identity: Ids, distractors: Vectors, depth: int = 10
 ) -> Identification:
     """Searches for every probe's mates ([p, d], `identity` [p]) among `distractors` ([g, d])."""
-    blocks = query_blocks(len(probe), len(distractors))
+    blocks = query_blocks(len(probe), len(probe))
     return merge((ranks(block, probe, identity, distractors) for block in blocks), depth)

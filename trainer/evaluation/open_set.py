@@ -40,7 +40,7 @@ def best_scores(
     query, wanted = probe[block], subject[block]
     mate = torch.full((len(query),), -torch.inf, dtype=query.dtype)
     other = mate.clone()
-    for start, scores in tiles(query, gallery, block_size(len(gallery))):
+    for start, scores in tiles(query, gallery, block_size()):
         there = gallery_subject[start : start + scores.shape[1]]
         same = torch.from_numpy(wanted[:, None] == there)
         mate = torch.maximum(mate, scores.masked_fill(~same, -torch.inf).amax(dim=1))
@@ -65,6 +65,6 @@ def merge(parts: Iterable[Best], subject: Ids, gallery_subject: Ids) -> Roc:
 
 def open_set(probe: Vectors, subject: Ids, gallery: Vectors, gallery_subject: Ids) -> Roc:
     """TPIR against FPIR of `probe` [p, d] searched for in `gallery` [g, d], in blocks."""
-    blocks = query_blocks(len(probe), len(gallery))
+    blocks = query_blocks(len(probe))
     parts = (best_scores(b, probe, subject, gallery, gallery_subject) for b in blocks)
     return merge(parts, subject, gallery_subject)

@@ -64,11 +64,11 @@ def nearest(query: torch.Tensor, gallery: Vectors, k: int) -> Ids:
     Equal distances keep the gallery's order. Memory does not grow with the gallery.
     """
     found = []
-    for block in query_blocks(len(query), 0):
+    for block in query_blocks(len(query)):
         part = query[block]
         best = torch.empty(len(part), 0, dtype=query.dtype)
         rows = torch.empty(len(part), 0, dtype=torch.int64)
-        for start, scores in tiles(part, gallery, block_size(0)):
+        for start, scores in tiles(part, gallery, block_size()):
             here = torch.arange(start, start + scores.shape[1]).expand(len(part), -1)
             ranked = torch.cat([best, scores], 1).sort(dim=1, descending=True, stable=True)
             kept = ranked.indices[:, :k]

@@ -56,7 +56,7 @@ class Identification:
         probe = vectors["dataset"].of(probes)
         gallery = vectors["distractors" if self._apart else "dataset"].of(distractors)
         identity = self._identity[probes]
-        blocks = query_blocks(len(probe), len(gallery))
+        blocks = query_blocks(len(probe), len(probe))
         found = merge(spread([(ranks, b, probe, identity, gallery) for b in blocks]), DEPTH)
         return {
             "rank1": float(found.cmc[0]),

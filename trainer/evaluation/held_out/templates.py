@@ -74,7 +74,7 @@ def _search(
     curves, cmcs = [], []
     for name in sorted(set(part[~is_probe].tolist())):
         gallery, there = vector[part == name], subject[part == name]
-        blocks = query_blocks(len(probe), len(gallery))
+        blocks = query_blocks(len(probe))
         calls = [(best_scores, b, probe, wanted, gallery, there) for b in blocks]
         curves.append(merge(spread(calls), wanted, there))
         mated = np.isin(wanted, there)
