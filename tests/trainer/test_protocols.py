@@ -2,6 +2,7 @@
 against brute force; ties, empty kinds and NaN."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,6 @@ def test_the_roc_does_not_depend_on_how_impostors_come():
     counts = np.sum([impostors_between(part, genuine) for part in parts], axis=0)
     whole, merged = roc(score, same), roc_from_counts(genuine, counts)
     assert np.array_equal(whole.false, merged.false)
-    assert np.array_equal(whole.accepted, merged.accepted)
 
 
 def test_rates_that_no_impostor_resolves_are_not_reported():
@@ -135,25 +135,25 @@ def test_open_set_search_equals_its_definition(seed, monkeypatch):
     monkeypatch.setattr(blocks, "TILE", 8)
     rng = np.random.default_rng(seed)
     gallery_subject = np.concatenate([np.arange(20), [3, 3]])  # one subject has three templates
-    subject = rng.integers(0, 30, 80)
+    subject = rng.integers(0, 30, 40)
     if seed % 2:  # many ties
-        probe, gallery = (torch.from_numpy(rng.integers(-2, 3, (n, 3))).float() for n in (80, 22))
+        probe, gallery = (torch.from_numpy(rng.integers(-2, 3, (n, 3))).float() for n in (40, 22))
     else:
-        probe, gallery = unit(rng, 80, 4), unit(rng, 22, 4)
+        probe, gallery = unit(rng, 40, 4), unit(rng, 22, 4)
     scores = (2 * probe @ gallery.T - gallery.square().sum(dim=1)).numpy()
     mated = np.isin(subject, gallery_subject)
     found = open_set(probe, subject, gallery, gallery_subject)
+    points = []
+    for threshold in np.append(np.unique(scores), np.inf):
+        alarms = (scores[~mated].max(axis=1) >= threshold).mean()
+        hits = 0
+        for row, who in zip(scores[mated], subject[mated], strict=True):
+            mate = row[gallery_subject == who].max()
+            other = row[gallery_subject != who].max()
+            hits += mate >= threshold and mate > other + (0 if seed % 2 else 1e-9)
+        points.append((alarms, hits / mated.sum()))
     for rate in (0.0, 0.05, 0.3, 1.0):
-        best = 0.0
-        for threshold in np.append(np.unique(scores), np.inf):
-            alarms = (scores[~mated].max(axis=1) >= threshold).mean()
-            hits = 0
-            for row, who in zip(scores[mated], subject[mated], strict=True):
-                mate = row[gallery_subject == who].max()
-                other = row[gallery_subject != who].max()
-                hits += mate >= threshold and mate > other + (0 if seed % 2 else 1e-9)
-            if alarms <= rate:
-                best = max(best, hits / mated.sum())
+        best = max(hits for alarms, hits in points if alarms <= rate)
         assert found.at([rate])[0] == pytest.approx(best)
 
 
@@ -262,3 +262,63 @@ def test_task_accuracy_counts_each_task_by_itself():
         task_accuracy(label[:3], label[:3], (2, 4))
     with pytest.raises(ValueError, match=r"labels must lie in 0 \.\.\. 3"):
         task_accuracy(label, label, (2, 4))
+
+
+class Imagined:
+    """A gallery of 200,000 vectors that is never in memory: it would take 102 MB."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def __len__(self) -> int:
+        return 200_000
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        start, stop, _ = rows.indices(len(self))
+        self.most = max(self.most, stop - start)
+        return ((torch.arange(start, stop)[:, None] * torch.arange(1, 129)) % 97).float() + 1
+
+
+def grown(work) -> float:
+    """MB by which this process's memory peaks above what it has now, while it does `work`."""
+
+    def held(field: str) -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split(f"{field}:")[1].split()[0]) / 1000
+
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = held("VmRSS")
+    work()
+    return held("VmHWM") - before
+
+
+@pytest.fixture
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_many_distractors_take_the_memory_of_a_tile():
+    probe, gallery, found = torch.zeros(20, 128), Imagined(), []
+    used = grown(lambda: found.append(identify(probe, np.arange(20) % 10, gallery)))
+    assert found[0].cmc.tolist() == [1] * 10
+    assert gallery.most <= blocks.TILE
+    assert used < 40
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_large_gallery_is_searched_in_the_memory_of_its_scores():
+    gallery, found = Imagined(), []
+    identity, camera = np.arange(len(gallery)) % 1000, np.zeros(len(gallery), dtype=int)
+    query, asked = torch.zeros(16, 128), np.arange(16)
+
+    def work():
+        found.append(retrieve(query, gallery, asked, identity, camera[:16] + 1, camera))
+
+    used = grown(work)
+    assert gallery.most <= blocks.TILE
+    assert used < 13 + 40  # the scores; labels in order, a row of scores sorted, a tile
+    assert found[0].skipped == 0

@@ -19,12 +19,11 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Roc:
-    """What each threshold worth having accepts, from the strictest."""
+    """What the thresholds at n genuine scores accept, from the strictest."""
 
-    accepted: Counts
-    """[n] genuine scores accepted, ascending."""
     false: Counts
-    """[n] impostor scores accepted by the same threshold."""
+    """[n] impostor scores that each accepts. The i-th accepts i genuine scores, from 1; of several
+    equal scores the last counts."""
     genuine: int
     """Genuine trials in all."""
     impostors: int
@@ -36,7 +35,7 @@ class Roc:
         # 1e-3 of 3,000 impostors is 3, though the product in floating point may be 2.999...
         allowed = np.floor(wanted * self.impostors * (1 + 1e-12))
         place = np.searchsorted(self.false, allowed, side="right")
-        return np.concatenate([[0], self.accepted])[place] / self.genuine
+        return place / self.genuine
 
     def measured(self, rates: Iterable[float] = FALSE_ACCEPT_RATES) -> dict[str, float]:
         """`at`, by rate, of the rates that are at least one impostor: others cannot be told."""
@@ -76,11 +75,7 @@ def roc_from_counts(genuine: Scores, counts: Counts, misses: int = 0) -> Roc:
         raise ValueError(
             f"{trials} genuine and {impostors} impostor scores: a ROC needs both kinds"
         )
-    accepted = np.arange(1, len(genuine) + 1)
-    false = counts[:0:-1].cumsum()
-    # of several genuine scores that are equal, all are accepted at once
-    last = np.append(genuine[::-1][1:] != genuine[::-1][:-1], True)[: len(genuine)]
-    return Roc(accepted[last], false[last], trials, impostors)
+    return Roc(counts[:0:-1].cumsum(), trials, impostors)
 
 
 def roc(score: Scores, same: NDArray[np.bool_]) -> Roc:
