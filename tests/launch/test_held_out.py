@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from sklearn.metrics import roc_curve
 
 from data_shards.dataset import ShardDataset
+from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 from launch.config import load_config
 from launch.folder import Run
-from launch.held_out import Measurement, open_tests
+from launch.held_out import HeldOutTest, Measurement, open_tests
 from launch.neighbourhoods import OldModel
 from tests.conftest import jpeg
 from trainer.evaluation import EvaluationSettings
@@ -106,14 +108,25 @@ def configured(sets: Path, tests: dict = TESTS) -> EvaluationSettings:
     return EvaluationSettings.model_validate({"tests": values})
 
 
+def opened(sets: Path, name: str) -> list[ShardDataset]:
+    """The datasets of a test."""
+    test = configured(sets).tests[name]
+    return [ShardDataset.open(f) for f in (test.dataset, test.distractors) if f]
+
+
+def one_after_another(actor):
+    """Calls `actor` as a run's actors are called."""
+
+    def map_(method, calls):
+        return [getattr(actor, method)(*call) for call in calls]
+
+    return map_
+
+
 def measured(sets: Path, folder: Path, name: str):
     """Results of a test, its datasets and a random embedding of each of their samples."""
-    settings = configured(sets)
-    test = settings.tests[name]
-    datasets = {"dataset": ShardDataset.open(test.dataset)}
-    if test.distractors:
-        datasets["distractors"] = ShardDataset.open(test.distractors)
-    protocol = open_held_out(name, settings, *datasets.values())
+    datasets = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
+    protocol = open_held_out(name, configured(sets), *datasets.values())
     stored, embeddings = {}, {}
     for number, (part, samples) in enumerate(protocol.samples().items()):
         dataset = datasets[part]
@@ -134,9 +147,10 @@ def measured(sets: Path, folder: Path, name: str):
 
 def test_verification_compares_the_pairs_that_are_there(sets, tmp_path):
     found, datasets, embeddings = measured(sets, tmp_path, "lfw")
-    table = datasets["dataset"].table("pairs").to_pandas().iloc[1:]
+    table = datasets["dataset"].table("pairs")[1:]
     vectors = embeddings["dataset"]
-    apart = ((vectors[table["left"]] - vectors[table["right"]]) ** 2).sum(axis=1)
+    left, right = (vectors[table[side].to_numpy()] for side in ("left", "right"))
+    apart = ((left - right) ** 2).sum(axis=1)
     same = table["same"].to_numpy()
     assert found["pairs_of_refused_images"] == 1
     assert found["pairs"] == 39
@@ -150,8 +164,6 @@ def test_verification_compares_the_pairs_that_are_there(sets, tmp_path):
 
 def test_identification_reports_raw_and_cleaned_lists_apart(sets, tmp_path):
     found, datasets, embeddings = measured(sets, tmp_path, "megaface")
-    import torch
-
     probe, others = (torch.from_numpy(embeddings[part]) for part in ("dataset", "distractors"))
     identity = datasets["dataset"].identity
     raw = identify(probe, identity, others)
@@ -164,8 +176,6 @@ def test_identification_reports_raw_and_cleaned_lists_apart(sets, tmp_path):
 
 def test_distractors_may_be_in_the_same_dataset(sets, tmp_path):
     found, datasets, embeddings = measured(sets, tmp_path, "glyphface")
-    import torch
-
     vectors, dataset = torch.from_numpy(embeddings["dataset"]), datasets["dataset"]
     probes = dataset.role == 0
     expected = identify(vectors[probes], dataset.identity[probes], vectors[~probes])
@@ -175,8 +185,6 @@ def test_distractors_may_be_in_the_same_dataset(sets, tmp_path):
 
 def test_retrieval_is_of_queries_in_the_gallery(sets, tmp_path):
     found, datasets, embeddings = measured(sets, tmp_path, "market")
-    import torch
-
     vectors, dataset = torch.from_numpy(embeddings["dataset"]), datasets["dataset"]
     query, gallery = dataset.role == 1, dataset.role == 2
     camera = dataset.camera.astype(np.int64)
@@ -214,6 +222,26 @@ def test_templates_are_verified_and_searched_in_both_galleries(sets, tmp_path):
     assert found["tpir"] == {"0.1": pytest.approx(np.mean(tpir))}
     assert found["rank1"] == pytest.approx(np.mean(rank1))
     assert found["galleries"] == 2
+
+
+@pytest.mark.parametrize("name", list(TESTS))
+def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_path, name):
+    protocol = open_held_out(name, configured(sets), *opened(sets, name))
+
+    class Diverged:
+        def embed_held_out(self, model, dataset, out, samples, *how):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            np.save(out, np.full((len(samples), 3), np.nan, np.float32))
+
+        def call(self, function, *arguments):
+            return function(*arguments)
+
+    measurement = Measurement(
+        tmp_path, PipelineSettings(), 8, tmp_path / "scratch", one_after_another(Diverged())
+    )
+    parts = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
+    with pytest.raises(InputError, match=f"evaluation.tests.{name}: .*are NaN or infinite"):
+        measurement.measure({name: HeldOutTest(parts, protocol, False)})
 
 
 @pytest.mark.parametrize(
@@ -261,12 +289,23 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
     assert set(found) == set(TESTS)
     assert not list(step.glob("held-out-*"))
     config = load_config(tmp_path / "c.json")
-    alone = OldModel(small_folder, 1, tmp_path / "target.json", "alone")
+    alone = one_after_another(OldModel(small_folder, 1, tmp_path / "target.json", "alone"))
+    embedded, calls_left = [], [3]
 
-    def one_after_another(method, calls):
-        return [getattr(alone, method)(*call) for call in calls]
+    def interrupted(method, calls):
+        if method == "embed_held_out":
+            embedded.extend(call[2] for call in calls[: calls_left[0]])
+            alone(method, calls[: calls_left[0]])
+            if calls_left[0] < len(calls):
+                raise KeyboardInterrupt
+            return []
+        return alone(method, calls)
 
     data = config.data.model_copy(update={"image_size": (16, 16)})
-    measurement = Measurement(step / "model", data, 7, tmp_path / "scratch", one_after_another)
+    measurement = Measurement(step / "model", data, 7, tmp_path / "scratch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measurement.measure(open_tests(config.evaluation))
+    calls_left[0] = 1000
     expected = measurement.measure(open_tests(config.evaluation))
     assert found == json.loads(json.dumps(expected))
+    assert len(embedded) == len(set(embedded)) > 3  # nothing was embedded again

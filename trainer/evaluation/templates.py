@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_shards.settings import InputError
 from trainer.evaluation.blocks import Vectors, squared_norms
 
 Ids = NDArray[np.int64]
@@ -17,7 +18,7 @@ def template_vectors(
 
     Row i of `vectors` [n, d], itself of length 1, shows `template` i in `medium` i (a photograph,
     or all frames of one video). A template's vector is the mean over each medium's images, summed
-    over its media, L2-normalised. Raises ValueError for NaN, and for a template of length 0.
+    over its media, L2-normalised. Raises InputError for NaN, and for a template of length 0.
     """
     names, own = np.unique(template, return_inverse=True)
     media = np.stack([own, medium])
@@ -34,7 +35,10 @@ def template_vectors(
     assert total is not None, "no template has an image"
     lengths = total.norm(dim=1)
     if (lengths == 0).any():
-        raise ValueError(f"template {names[int(lengths.argmin())]} has a vector of length 0")
+        raise InputError(
+            f"template {names[int(lengths.argmin())]} has a vector of length 0: its images' "
+            "embeddings cancel out or are 0, so the model tells nothing"
+        )
     return names, (total / lengths[:, None]).float().numpy()
 
 

@@ -28,12 +28,22 @@ class Identification:
         self._apart = distractors is not None
         self._distractors = with_role(distractors or dataset, "distractor")
         self._probes = np.flatnonzero(dataset.role != ROLES.index("distractor"))
-        if not (np.bincount(self._identity[self._probes], minlength=1) > 1).any():
-            raise InputError(f"{dataset.folder} has no identity with two images to find each other")
-        self._noisy = [
+        noisy = [
             held.table("noisy")["sample"].to_numpy() if "noisy" in held.manifest["tables"] else None
             for held in (dataset, distractors or dataset)
         ]
+        self._cleaned = None
+        if any(listed is not None for listed in noisy):
+            self._cleaned = [
+                samples if listed is None else np.setdiff1d(samples, listed)
+                for samples, listed in zip((self._probes, self._distractors), noisy, strict=True)
+            ]
+        probes, others = self._cleaned or (self._probes, self._distractors)
+        if not (np.bincount(self._identity[probes], minlength=1) > 1).any() or not len(others):
+            raise InputError(
+                f"{dataset.folder} has no two images of one identity to find each other among "
+                "distractors: import it again"
+            )
 
     def samples(self) -> dict[str, Ids]:
         if self._apart:
@@ -42,13 +52,9 @@ class Identification:
 
     def measure(self, vectors: Mapping[str, StoredVectors], spread: Spread) -> dict[str, Any]:
         raw = self._measure(vectors, spread, self._probes, self._distractors)
-        if all(noisy is None for noisy in self._noisy):
+        if self._cleaned is None:
             return raw
-        kept = [
-            samples if noisy is None else np.setdiff1d(samples, noisy)
-            for samples, noisy in zip((self._probes, self._distractors), self._noisy, strict=True)
-        ]
-        return {"raw": raw, "cleaned": self._measure(vectors, spread, *kept)}
+        return {"raw": raw, "cleaned": self._measure(vectors, spread, *self._cleaned)}
 
     def _measure(
         self, vectors: Mapping[str, StoredVectors], spread: Spread, probes: Ids, distractors: Ids

@@ -39,10 +39,13 @@ class Templates:
             left, right, same = columns(dataset.table("template_pairs"), "left", "right", "same")
             there = np.isin(left, known) & np.isin(right, known)
             self._pairs = left[there], right[there], same[there]
+            if len(np.unique(same[there])) < 2:
+                raise InputError(f"the template pairs of {dataset.folder} are all of one kind")
         if "search" in held:
             search = columns(dataset.table("search"), "template", "subject", "part")
             there = np.isin(search[0], known)
             self._search = search[0][there], search[1][there], search[2][there]
+            _check(dataset, *self._search[1:])
 
     def samples(self) -> dict[str, Ids]:
         return {"dataset": np.unique(self._sample)}
@@ -63,6 +66,18 @@ class Templates:
             vector = torch.from_numpy(templates[np.searchsorted(names, template)])
             found |= _search(vector, subject, part, spread)
         return found
+
+
+def _check(dataset: ShardDataset, subject: Ids, part: NDArray[Any]) -> None:
+    """Raises InputError unless every gallery has probes with a mate there, and without."""
+    wanted = subject[part == "probe"]
+    galleries = sorted(set(part.tolist()) - {"probe"})
+    mated = [np.isin(wanted, subject[part == gallery]) for gallery in galleries]
+    if not galleries or not all(one.any() and not one.all() for one in mated):
+        raise InputError(
+            f"the search of {dataset.folder} needs a gallery, and for each probes with a mate in "
+            "it and probes without: import it again"
+        )
 
 
 def _search(
