@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -150,11 +150,15 @@ class RunConfig(Settings):
 
 
 def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
-    """Every (dotted key, default, documentation) of a configuration model."""
+    """Every (dotted key, default, documentation) of a configuration model.
+
+    NAME stands for a name of the user's choice.
+    """
     for name, field in model.model_fields.items():
         inner = _settings_within(field.annotation)
+        chosen = "NAME." if get_origin(field.annotation) is dict else ""
         for kind in inner:
-            yield from fields(kind, f"{prefix}{name}.")
+            yield from fields(kind, f"{prefix}{name}.{chosen}")
         if not inner:
             default = (
                 "(required)"
@@ -173,10 +177,15 @@ def _settings_within(annotation: Any) -> list[type[Settings]]:
 def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> str:
     """A hint at the key that was probably meant, beside the unknown one."""
     model = METHODS[kind] if kind else RunConfig
-    below = "" if kind else "".join(f"{parent}." for parent in parents)
-    keys = [key for key, _, _ in fields(model) if key.startswith(below)]
-    siblings = sorted({key.removeprefix(below).split(".")[0] for key in keys})
-    near = difflib.get_close_matches(unknown, siblings, 1, cutoff=0.5)
+    above = () if kind else parents
+    keys = [key.split(".") for key, _, _ in fields(model)]
+    siblings = {
+        key[len(above)]
+        for key in keys
+        if len(key) > len(above)
+        and all(own in (given, "NAME") for own, given in zip(key, above, strict=False))
+    }
+    near = difflib.get_close_matches(unknown, sorted(siblings), 1, cutoff=0.5)
     if not near:
         return "; `perennial config` lists every key"
     return f"; did you mean {'.'.join([*parents, near[0]])}?"
@@ -184,7 +193,8 @@ def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> st
 
 def explain(error: ValidationError, source: str) -> InputError:
     """The first problem of a configuration, as one line."""
-    first = error.errors()[0]
+    every = error.errors()  # a key that is missing may only be misspelt
+    first = next((e for e in every if e["type"] == "extra_forbidden"), every[0])
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]

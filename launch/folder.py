@@ -9,6 +9,7 @@ from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
 from data_shards.settings import InputError
 from launch.config import RunConfig
+from launch.held_out import HeldOutTest, open_tests
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -36,12 +37,15 @@ class Run:
     config: RunConfig
     dataset: ShardDataset
     benchmark: Benchmark
+    held_out: dict[str, HeldOutTest]
+    """Test sets of their own."""
 
     @classmethod
     def open(cls, folder: Path, config: RunConfig) -> "Run":
-        """Opens the dataset and builds the benchmark. Raises InputError."""
+        """Opens the datasets and builds the benchmark. Raises InputError."""
+        tests = open_tests(config.evaluation)
         dataset = ShardDataset.open(config.dataset)
-        return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark))
+        return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark), tests)
 
     def chains(self) -> list[Chain]:
         """Every method under every seed; the seeds of one method follow each other last."""

@@ -13,8 +13,10 @@ import numpy as np
 
 from data_shards.files import fingerprint, write_json
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
+from data_shards.pipeline import image_size
 from data_shards.settings import InputError
 from launch.folder import Chain, Run
+from launch.held_out import Measurement
 from launch.ledger import Ledger
 from launch.neighbourhoods import OldModel, neighbour_examples, units
 from launch.preemption import Preempted
@@ -60,7 +62,8 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
             made = fingerprint(["neighbours", past, repr(needs), step, deciding["teacher"]])
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
         yield Phase("train", chain, step, trained, folder / "model")
-        tested = fingerprint(["evaluate", trained, deciding["evaluation"]])
+        tests = [test.fingerprint for test in run.held_out.values()]
+        tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
         yield Phase("evaluate", chain, step, tested, folder / "evaluation.json")
 
 
@@ -246,6 +249,12 @@ class Driver:
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
         measured = evaluate(*given)
+        if run.held_out:
+            scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
+            size = image_size(run.dataset, config.data)
+            data = config.data.model_copy(update={"image_size": size})
+            measurement = Measurement(model.folder, data, config.teacher.batch, scratch, self._map)
+            measured["tests"] = measurement.measure(run.held_out)
         write_json(phase.output, measured)
         return f"top-1 {measured['top1']:.1%}, mAP {measured['map']:.1%}"
 

@@ -47,6 +47,23 @@ def file(tmp_path):
         ("training", "no override"),
         ("training.batch.size=3", "not a group of keys|valid integer"),
         ("training.batch=[", "not YAML"),
+        (
+            "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocl=verification",
+            r"evaluation\.tests\.lfw\.protocl; did you mean evaluation\.tests\.lfw\.protocol",
+        ),
+        (
+            "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocol=retreival",
+            r"evaluation\.tests\.lfw\.protocol: .*'retrieval'",
+        ),
+        (
+            "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocol=retrieval "
+            "evaluation.tests.lfw.distractors=e",
+            r"evaluation\.tests\.lfw: distractors are for protocol identification, not retrieval",
+        ),
+        (
+            "evaluation.tests.a/b.dataset=d evaluation.tests.a/b.protocol=retrieval",
+            "'a/b' is no name",
+        ),
         ("embedder.architecture=vgg", r"embedder\.architecture: .*resnet50"),
     ],
 )

@@ -11,9 +11,11 @@ from data_shards.benchmark import Benchmark
 from data_shards.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
 from trainer.evaluation.retrieval import nearest, retrieve
-from trainer.evaluation.verification import ten_fold_accuracy
+from trainer.evaluation.roc import roc
+from trainer.evaluation.verification import squared_distances, ten_fold_accuracy
 
 Ids = NDArray[np.int64]
+_DEPTH = 50  # ranks that the CMC curve reaches
 
 
 def samples_to_embed(benchmark: Benchmark) -> Ids:
@@ -46,9 +48,9 @@ def evaluate(
     """All measurements on one model, given `embeddings` [n, d] of `samples` [n] (ascending).
 
     ``top1``, ``map``, ``minp`` and ``cmc`` on identities never trained on; ``verification``,
-    10-fold; ``seen_top1``, the share of held-out images of step 0's identities whose nearest
-    image among that step's training images shows the same identity (Table 2 of the CRL paper
-    measures accuracy on them, too).
+    10-fold, and the ``roc`` of the same pairs; ``seen_top1``, the share of held-out images of
+    step 0's identities whose nearest image among that step's training images shows the same
+    identity (Table 2 of the CRL paper measures accuracy on them, too).
     """
     embedded = Embedded(samples, embeddings, settings.distance)
     camera = dataset.camera.astype(np.int64)
@@ -61,18 +63,20 @@ def evaluate(
             dataset.identity[gallery],
             camera[query],
             camera[gallery],
+            _DEPTH,
         )
 
     unseen = search(benchmark.query, benchmark.gallery)
     seen = search(benchmark.seen_query, benchmark.seen_gallery)
-    left, right = embedded.of(benchmark.pairs[:, 0]), embedded.of(benchmark.pairs[:, 1])
-    distance = (left - right).square().sum(dim=1).double().numpy()
+    left, right = benchmark.pairs.T
+    distance = squared_distances(embedded.of(left), embedded.of(right))
     return {
         "top1": float(unseen.cmc[0]),
         "map": unseen.mean_average_precision,
         "minp": unseen.mean_inverse_penalty,
         "cmc": unseen.cmc.tolist(),
         "verification": ten_fold_accuracy(distance, benchmark.same, benchmark.folds),
+        "roc": roc(-distance, benchmark.same).curve(),
         "seen_top1": float(seen.cmc[0]),
         "queries": len(benchmark.query),
         "queries_without_match": unseen.skipped,
