@@ -20,9 +20,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from benchmarks import interleaved, report
+from data_shards.augmentation import AugmentationSettings
 from data_shards.dataset import ShardDataset
-from data_shards.order import AugmentationSettings, Order
-from data_shards.pipeline import PipelineSettings, Quarantine, fn, training_batches, types
+from data_shards.order import UniformOrder
+from data_shards.pipeline import PipelineSettings, fn, training_batches, types
+from data_shards.quarantine import Quarantine
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 
@@ -44,7 +46,7 @@ def pictures(count: int) -> Iterator[SourceImage]:
 def ours(dataset: ShardDataset, batches: int, threads: int) -> None:
     """The training path of this project."""
     settings = PipelineSettings(augmentation=AugmentationSettings(flip=True), threads=threads)
-    order = Order(np.arange(len(dataset)), 0)
+    order = UniformOrder(np.arange(len(dataset)), 0)
     rows = np.arange(dataset.manifest["identities"])
     stream = training_batches(
         dataset, rows, order, 0, range(batches), BATCH, 0, 1, settings, torch.device("cpu"),

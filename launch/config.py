@@ -134,6 +134,12 @@ class RunConfig(Settings):
                 f"training.accumulate = {self.training.accumulate} leaves a worker no image a part:"
                 " lower it or cluster.workers, or raise training.batch"
             )
+        order = self.data.order
+        if order.kind == "identities" and self.training.batch % order.images_per_identity:
+            raise ValueError(
+                f"training.batch = {self.training.batch} is no multiple of "
+                f"data.order.images_per_identity = {order.images_per_identity}: change either"
+            )
         return self
 
     def deciding(self) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def explain(error: ValidationError, source: str) -> InputError:
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]
-    if location[:2] == ("classifier", "margin"):
+    if location[:2] in (("classifier", "margin"), ("data", "order")):
         location = location[:2] + location[3:]
     key = ".".join(location) or "configuration"
     if first["type"] == "extra_forbidden":
