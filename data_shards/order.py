@@ -42,7 +42,7 @@ class BlockSettings(Settings):
     """`blocks`: shuffled shards, and samples shuffled within windows of them: for remote datasets
     that are larger than the cache."""
     window: int = Field(default=16, ge=1)
-    """Most shards whose samples are mixed; the cache must hold two windows and two shards."""
+    """Most shards whose samples are mixed; the cache must hold three windows, or more."""
 
 
 OrderSettings = Annotated[

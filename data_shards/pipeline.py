@@ -21,6 +21,7 @@ from data_shards.augmentation import (
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.order import Order, OrderSettings, UniformSettings, rank_slice
 from data_shards.quarantine import Quarantine, readable
+from data_shards.remote import CacheSettings
 from data_shards.settings import InputError, Settings
 
 CPU = torch.device("cpu")
@@ -38,6 +39,8 @@ class PipelineSettings(Settings):
     """Random changes to training images."""
     order: OrderSettings = UniformSettings()
     """Which sample comes when."""
+    cache: CacheSettings = CacheSettings()
+    """Where copies of a remote dataset's shards are kept."""
     threads: int = 1
     """Decoding threads of each worker."""
     prefetch: int = 2
@@ -214,6 +217,7 @@ def training_batches(
             every_position = ahead[:, None] * batch + own
             every_sample = order.at(every_position.ravel()).reshape(every_position.shape)
             for positions, chosen in zip(every_position, every_sample, strict=True):
+                dataset.files.need(order.shards_ahead(int(positions[0])))
                 samples, jpegs = readable(dataset, order, positions, chosen, quarantine)
                 epoch = order.epoch(positions)
                 drawn = augment(settings.augmentation, seed, epoch, samples, size)

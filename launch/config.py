@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_shards.benchmark import BenchmarkSettings
 from data_shards.pipeline import PipelineSettings
+from data_shards.remote import is_remote
 from data_shards.settings import InputError, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from trainer.backbones import EmbedderSettings
@@ -68,8 +69,8 @@ class ClusterSettings(Settings):
 class RunConfig(Settings):
     """Everything that decides a run."""
 
-    dataset: Path
-    """Folder of the shards."""
+    dataset: str
+    """Folder of the shards, or any fsspec URL (s3://..., https://...); see `data.cache`."""
     glyphs: GlyphSettings | None = None
     """Build the shards from glyphs when the folder holds none yet."""
     benchmark: BenchmarkSettings = BenchmarkSettings()
@@ -93,6 +94,20 @@ class RunConfig(Settings):
     """Each method runs once a seed; results are mean ± standard deviation over them."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the work runs."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_can_be_read(cls, location: str) -> str:
+        is_remote(location)
+        return location.removeprefix("file://")
+
+    def dataset_location(self) -> str:
+        """The dataset's URL, or its absolute path: workers have other working directories."""
+        return self.dataset if is_remote(self.dataset) else str(Path(self.dataset).resolve())
+
+    def dataset_is_there(self) -> bool:
+        """Whether a dataset was built; a remote one is taken to be."""
+        return is_remote(self.dataset) or (Path(self.dataset) / "manifest.json").exists()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -146,7 +161,7 @@ class RunConfig(Settings):
         """The part of the configuration that a result depends on, as plain values."""
         values = self.model_dump(mode="json")
         del values["cluster"], values["glyphs"]
-        for key in ("threads", "prefetch"):
+        for key in ("threads", "prefetch", "cache"):
             del values["data"][key]
         del values["classifier"]["memory"]
         for key in NOT_DECIDING:

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
+from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from trainer.methods.recipe import Recipe
@@ -38,9 +39,12 @@ class Run:
     benchmark: Benchmark
 
     @classmethod
-    def open(cls, folder: Path, config: RunConfig) -> "Run":
-        """Opens the dataset and builds the benchmark. Raises InputError."""
-        dataset = ShardDataset.open(config.dataset)
+    def open(cls, folder: Path, config: RunConfig, count: Count = ignore) -> "Run":
+        """Opens the dataset and builds the benchmark. Raises InputError.
+
+        `count` hears what the cache of a remote dataset does.
+        """
+        dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark))
 
     def chains(self) -> list[Chain]:
