@@ -92,9 +92,10 @@ def _status(field: str) -> str:
 
 def measure(folder: Path, kind: str) -> dict[str, float]:
     """Opens the dataset and takes the first batch's samples, and one in the middle of epoch 3."""
-    begun, before = time.perf_counter(), resident()
+    before, idle = resident(), time.process_time()
+    begun = time.perf_counter()
     dataset = ShardDataset.open(folder)
-    opened, table = time.perf_counter(), resident()
+    opened, busy, table = time.perf_counter(), time.process_time(), resident()
     settings: Any = TypeAdapter(OrderSettings).validate_python({"kind": kind, **ORDERS[kind]})
     everything = np.arange(len(dataset))
     base = resident()
@@ -117,6 +118,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     done = time.perf_counter()
     return {
         "open_seconds": opened - begun,
+        "open_cpu_seconds": busy - idle,
         "table_bytes": float(table - before),
         "order_bytes": float(held + everything.nbytes),
         "order_peak_bytes": float(peak + everything.nbytes),
@@ -163,6 +165,7 @@ def main() -> None:
             {
                 "order": kind,
                 "open, s": f["open_seconds"],
+                "CPU, s": f["open_cpu_seconds"],
                 "table, MB": f["table_bytes"] / 1e6,
                 "order, MB": f["order_bytes"] / 1e6,
                 "peak, MB": f["order_peak_bytes"] / 1e6,

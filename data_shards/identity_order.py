@@ -30,7 +30,8 @@ class IdentityOrder:
             raise ValueError("an order needs at least one sample")
         by_identity = np.argsort(identity, kind="stable")
         self._samples = samples[by_identity]
-        _, self._count = np.unique(identity, return_counts=True)
+        count = np.bincount(identity)
+        self._count = count[count > 0]
         self._first = np.cumsum(self._count) - self._count
         self._images, self._identities = images, batch // images
         self._who, self._which = stream_key(seed, "identities"), stream_key(seed, "images")
