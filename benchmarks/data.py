@@ -65,7 +65,7 @@ class Side:
     def _answer(self) -> float | None:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            why = self._log.read_text().splitlines()[-1:]
+            why = self._log.read_text().split("\n\n")[-1][-500:]
             raise RuntimeError(f"{self._log.stem} ended with {self._process.wait()}: {why}")
         return json.loads(line)["seconds"]
 
@@ -114,7 +114,7 @@ def measure(size: tuple[int, int], count: int, batches: int, rounds: int) -> dic
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         images = list(pictures(count, size))
-        write_dataset(images, folder / "shards", {}, shard_samples=1024)
+        write_dataset(images, folder / "shards", {}, shard_samples=256)
         for image in images:
             path = folder / "files" / image.identity / f"{image.key}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer images and rounds")
-    count, batches, rounds = (2048, 16, 2) if parser.parse_args().quick else (16384, 128, 5)
+    count, batches, rounds = (2048, 16, 2) if parser.parse_args().quick else (8192, 64, 5)
     if not PEERS.exists():
         print(f"mosaicml-streaming is left out: {PEERS} is not there (`make peers` installs it)")
     measured = {}

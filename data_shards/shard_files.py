@@ -14,7 +14,7 @@ from data_shards.cache import Cache, release
 from data_shards.remote import RemoteFile
 from data_shards.settings import InputError
 
-_SPARE = 2  # shards held at most that are not needed
+_SPARE = 2  # shards kept mapped that are not needed; they are not locked, and may be evicted
 
 
 class ShardFiles(Protocol):
@@ -59,11 +59,14 @@ class LocalShards:
 
 
 class RemoteShards:
-    """Copies of remote shards, fetched when they are asked for, or ahead when they are needed."""
+    """Copies of remote shards, fetched when they are asked for, or ahead when they are needed.
+
+    Needed ones are locked in the cache until others are.
+    """
 
     def __init__(self, files: Sequence[RemoteFile], cache: Cache) -> None:
         self._files, self._cache = files, cache
-        self._held: OrderedDict[int, tuple[BinaryIO, memoryview]] = OrderedDict()
+        self._held: OrderedDict[int, tuple[BinaryIO | None, memoryview]] = OrderedDict()
         self._needed: tuple[int, ...] = ()
         self._lock = threading.Lock()
 
@@ -73,15 +76,17 @@ class RemoteShards:
             if shard in self._held:
                 self._held.move_to_end(shard)
                 return self._held[shard][1]
-            self._release_others(_SPARE - 1)
         file = self._cache.open(self._files[shard])
         view = _mapped(Path(file.name))
         with self._lock:
-            if shard in self._held:
-                release(file)
-            else:
-                self._held[shard] = (file, view)
-            return view
+            lock = file if shard in self._needed and shard not in self._held else None
+            self._held.setdefault(shard, (lock, view))
+            others = [held for held in self._held if held not in self._needed]
+            for other in others[:-_SPARE]:
+                del self._held[other]
+        if lock is None:
+            release(file)
+        return view
 
     def name(self, shard: int) -> str:
         """The URL's path of a shard."""
@@ -107,7 +112,11 @@ class RemoteShards:
             )
         with self._lock:
             self._needed = wanted
-            self._release_others(0)
+            for shard, (lock, _) in list(self._held.items()):
+                if lock is None or shard not in wanted:
+                    del self._held[shard]
+                    if lock is not None:
+                        release(lock)
         ahead = iter(wanted)
         for _ in range(self._cache.settings.parallel):
             threading.Thread(target=self._fetch_ahead, args=(ahead, wanted), daemon=True).start()
@@ -120,9 +129,3 @@ class RemoteShards:
                 self.view(shard)
             except InputError:
                 return  # whoever reads the shard meets the error itself
-
-    def _release_others(self, kept: int) -> None:
-        """Gives up the shards that are not needed, but for the latest few."""
-        others = [shard for shard in self._held if shard not in self._needed]
-        for shard in others[: max(0, len(others) - kept)]:
-            release(self._held.pop(shard)[0])
