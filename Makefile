@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo test lint lock bench peers clean
+.PHONY: help setup demo han test lint lock bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -25,6 +25,17 @@ lint: setup  ## ruff and mypy
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
+
+HAN := data/han-fonts
+
+$(HAN)/.fetched: configs/han_fonts.txt
+	mkdir -p $(HAN)
+	cd $(HAN) && apt-get download $$(cat $(CURDIR)/configs/han_fonts.txt)
+	for package in $(HAN)/*.deb; do dpkg -x $$package $(HAN) && rm $$package || exit 1; done
+	touch $@
+
+han: setup $(HAN)/.fetched  ## a dataset of MS1M's size from Debian's Han fonts (529 MB to fetch)
+	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --out data/han
 
 bench: setup  ## the benchmarks, quickly
 	for name in neighbourhoods data step classifier; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done

@@ -1,7 +1,7 @@
 """The commands `perennial shards ...`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -21,6 +21,9 @@ def shards_glyphs(
     min_fonts: Annotated[int, typer.Option(help="Leave out rarer characters.")] = 4,
     image_size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 32,
     variants: Annotated[int, typer.Option(help="Images of a character in a font.")] = 1,
+    script: Annotated[
+        Literal["any", "han"], typer.Option(help="han: Han characters alone.")
+    ] = "any",
     seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
 ) -> None:
     """Draw the built-in dataset: characters are identities, fonts are cameras."""
@@ -33,6 +36,7 @@ def shards_glyphs(
         image_size=image_size,
         variants=variants,
         fonts=tuple(fonts or ()),
+        script=script,
         seed=seed,
     )
     build_glyphs(settings, out, console)

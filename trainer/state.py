@@ -60,14 +60,15 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
     seed = int(stream_key(task.seed, "step", task.step) >> 1)
     last = task.benchmark.rows[task.step]
     embedder = build_embedder(task.embedder, seed)
-    old = 0 if task.previous is None else task.previous.rows
+    scratch, whole = task.recipe.start == "scratch", task.recipe.data == "all"
+    old = 0 if task.previous is None or (scratch and whole) else task.previous.rows
     fresh = ShardedRows.new(old, last, task.embedder.dimension, seed % 2**31, ranks)
     previous = None
-    if task.previous is not None:
+    if task.previous is not None and not scratch:
+        embedder.load_state_dict(task.previous.embedder().state_dict())
+    if task.previous is not None and old:
         previous = task.previous.sharded_rows(ranks)
-        if task.recipe.start == "previous":
-            embedder.load_state_dict(task.previous.embedder().state_dict())
-    if task.recipe.data == "all" and previous is not None:
+    if previous is not None and whole:
         order = torch.cat([previous.own_ids(), fresh.own_ids()]).argsort()
         weight = torch.cat([previous.weight.detach(), fresh.weight.detach()])[order]
         fresh, previous = ShardedRows(0, last, weight, ranks), None

@@ -7,28 +7,23 @@ or person benchmark.
 """
 
 import io
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageFilter
 
 from data_shards.counter import stream_key, uniform
+from data_shards.parallel import chunks, ordered
 from data_shards.settings import InputError, Settings
 from data_shards.sources import SourceImage
-
-_DRAWING_SIZE = 40
-"""Pixels an em when a character is drawn, before it is turned, scaled and blurred."""
-_CANVAS = 64
-"""Side of the square that a drawing is centred in, pixels."""
-_LETTERLIKE = ("L", "N", "S", "P")
-"""Unicode categories that are drawn: letters, numbers, symbols, punctuation."""
+from data_shards.sources.fonts import CANVAS, Face, Script, draw, drawable, faces, opened
 
 
 class GlyphSettings(Settings):
@@ -43,51 +38,12 @@ class GlyphSettings(Settings):
     variants: int = 1
     """Images of each character in each font, each distorted differently."""
     fonts: tuple[Path, ...] = ()
-    """Folders with more .ttf or .otf files, beside the fonts that matplotlib ships."""
+    """Folders with .ttf, .otf or .ttc files, beside the fonts that matplotlib ships."""
+    script: Script = "any"
+    """"any": letters, numbers, symbols and punctuation; "han": Han characters alone, and none of
+    matplotlib's fonts, which have none."""
     seed: int = 0
     """Decides the distortions and which characters are kept."""
-
-
-def font_files(extra: tuple[Path, ...]) -> list[Path]:
-    """matplotlib's DejaVu and STIX text faces and every font below the `extra` folders.
-
-    Raises InputError for a folder that is missing or holds no font.
-    """
-    shipped = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    files = sorted(p for p in shipped.glob("*.ttf") if p.name.startswith(("DejaVu", "STIX")))
-    files = [p for p in files if not p.name.startswith("STIXSiz")]
-    for folder in extra:
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".ttf", ".otf", ".ttc"})
-        if not found:
-            raise InputError(f"no .ttf, .otf or .ttc file below {folder}: give a folder with fonts")
-        files += found
-    return files
-
-
-def drawable(font: Path) -> list[str]:
-    """The characters that `font` maps to a glyph, by code point, without controls and spaces."""
-    codes = sorted(FT2Font(str(font)).get_charmap())
-    characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
-    return [c for c in characters if unicodedata.category(c).startswith(_LETTERLIKE)]
-
-
-def draw(font: ImageFont.FreeTypeFont, character: str) -> Image.Image | None:
-    """`character` in black on a white square, its ink centred; None when it leaves no ink."""
-    left, top, right, bottom = font.getbbox(character)
-    width, height = int(right - left), int(bottom - top)
-    if width <= 0 or height <= 0:
-        return None
-    ink = Image.new("L", (width + 2, height + 2), 255)
-    ImageDraw.Draw(ink).text((1 - left, 1 - top), character, font=font, fill=0)
-    extent = Image.eval(ink, lambda v: 255 - v).getbbox()
-    if extent is None:
-        return None
-    ink = ink.crop(extent)
-    if max(ink.size) > _CANVAS - 8:
-        ink.thumbnail((_CANVAS - 8, _CANVAS - 8), Image.Resampling.BICUBIC)
-    canvas = Image.new("L", (_CANVAS, _CANVAS), 255)
-    canvas.paste(ink, ((_CANVAS - ink.width) // 2, (_CANVAS - ink.height) // 2))
-    return canvas
 
 
 def distort(drawing: Image.Image, key: np.uint64, size: int) -> bytes:
@@ -95,8 +51,8 @@ def distort(drawing: Image.Image, key: np.uint64, size: int) -> bytes:
     turn, zoom, dx, dy, blur, noise, ink = uniform(key, np.arange(7)).tolist()
     angle, scale = (turn - 0.5) * 20.0, 0.85 + 0.3 * zoom
     image = drawing.rotate(angle, Image.Resampling.BILINEAR, fillcolor=255)
-    span = _CANVAS / scale
-    left, top = (_CANVAS - span) / 2 + (dx - 0.5) * 6, (_CANVAS - span) / 2 + (dy - 0.5) * 6
+    span = CANVAS / scale
+    left, top = (CANVAS - span) / 2 + (dx - 0.5) * 6, (CANVAS - span) / 2 + (dy - 0.5) * 6
     box = (left, top, left + span, top + span)
     image = image.transform(
         (size, size), Image.Transform.EXTENT, box, Image.Resampling.BICUBIC, fillcolor=255
@@ -111,10 +67,11 @@ def distort(drawing: Image.Image, key: np.uint64, size: int) -> bytes:
     return out.getvalue()
 
 
-def merge_coinciding(drawings: dict[str, dict[str, bytes]]) -> dict[str, list[str]]:
+def merge_coinciding(drawings: dict[Any, dict[str, bytes]]) -> dict[str, list[str]]:
     """Groups characters that some font draws alike: nobody could tell them apart.
 
-    `drawings` maps font to character to pixels. Returns the groups under their first character.
+    `drawings` maps font to character to a hash of its pixels. Returns the groups under their first
+    character.
     """
     parent: dict[str, str] = {}
 
@@ -135,26 +92,61 @@ def merge_coinciding(drawings: dict[str, dict[str, bytes]]) -> dict[str, list[st
     return groups
 
 
-def _font_drawings(font: Path) -> dict[str, bytes]:
-    face = ImageFont.truetype(str(font), _DRAWING_SIZE)
-    missing = draw(face, "\U0010fffe")
-    drawings = {}
-    for character in drawable(font):
-        image = draw(face, character)
+def _digests(face: Face, script: Script) -> dict[str, bytes]:
+    """A hash of each character's drawing in `face`, without those drawn as a missing one is."""
+    font = opened(face)
+    missing = draw(font, "\U0010fffe")
+    found = {}
+    for character in drawable(face, script):
+        image = draw(font, character)
         if image is not None and (missing is None or image.tobytes() != missing.tobytes()):
-            drawings[character] = image.tobytes()
-    return drawings
+            found[character] = blake2b(image.tobytes(), digest_size=16).digest()
+    return found
 
 
-def _render(job: tuple[str, str, str, bytes, GlyphSettings]) -> list[SourceImage]:
-    identity, camera, character, pixels, settings = job
-    drawing = Image.frombytes("L", (_CANVAS, _CANVAS), pixels)
+class _Job(NamedTuple):
+    identity: str
+    drawn: list[tuple[Face, str]]
+    """The faces that have it, and as which of its characters."""
+
+
+def _render(jobs: list[_Job], settings: GlyphSettings) -> list[SourceImage]:
     images = []
-    for variant in range(settings.variants):
-        key = stream_key(settings.seed, "glyph", character, camera, variant)
-        jpeg = distort(drawing, key, settings.image_size)
-        images.append(SourceImage(jpeg, identity, camera, f"{identity}_{camera}_{variant}"))
+    for identity, face, character in ((job.identity, *own) for job in jobs for own in job.drawn):
+        drawing = draw(opened(face), character)
+        assert drawing is not None
+        for variant in range(settings.variants):
+            key = stream_key(settings.seed, "glyph", character, face.name, variant)
+            jpeg = distort(drawing, key, settings.image_size)
+            name = f"{identity}_{face.name}_{variant}"
+            images.append(SourceImage(jpeg, identity, face.name, name))
     return images
+
+
+def _jobs(settings: GlyphSettings, digests: dict[Face, dict[str, bytes]]) -> list[_Job]:
+    """What is drawn of each kept character, by code point. Raises InputError when nothing is."""
+    jobs: dict[str, _Job] = {}
+    for first, characters in merge_coinciding(digests).items():
+        held = [
+            (face, next((c for c in characters if c in of_face), None))
+            for face, of_face in digests.items()
+        ]
+        drawn = [(face, c) for face, c in held if c is not None]
+        if len(drawn) >= settings.min_fonts:
+            jobs[first] = _Job(f"U+{ord(first):04X}", drawn)
+    kept = sorted(jobs)
+    if settings.identities is not None:
+        if len(kept) < settings.identities:
+            raise InputError(
+                f"glyphs.identities is {settings.identities}, but only {len(kept)} characters "
+                f"are drawn by at least {settings.min_fonts} fonts: lower it, lower "
+                "glyphs.min_fonts, or add fonts with --fonts DIR"
+            )
+        draws = {c: stream_key(settings.seed, "keep", c) for c in kept}
+        kept = sorted(sorted(kept, key=lambda c: int(draws[c]))[: settings.identities])
+    if not kept:
+        raise InputError(f"no character is drawn by {settings.min_fonts} fonts: add fonts")
+    return [jobs[c] for c in kept]
 
 
 def read_glyphs(settings: GlyphSettings, processes: int = 1) -> Iterator[SourceImage]:
@@ -163,30 +155,11 @@ def read_glyphs(settings: GlyphSettings, processes: int = 1) -> Iterator[SourceI
     Identities are named ``U+0041`` after the group's first character. `processes` only changes
     the speed. Raises InputError when no character is left.
     """
-    fonts = font_files(settings.fonts)
+    every = faces(settings.fonts, settings.script)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        drawings = dict(zip((f.stem for f in fonts), pool.map(_font_drawings, fonts), strict=True))
-        jobs: dict[str, list[tuple[str, str, str, bytes, GlyphSettings]]] = {}
-        for first, characters in merge_coinciding(drawings).items():
-            identity = f"U+{ord(first):04X}"
-            found = [
-                (camera, next((c for c in characters if c in of_font), None), of_font)
-                for camera, of_font in drawings.items()
-            ]
-            held = [(camera, c, of_font[c]) for camera, c, of_font in found if c is not None]
-            if len(held) >= settings.min_fonts:
-                jobs[first] = [(identity, camera, c, ink, settings) for camera, c, ink in held]
-        kept = sorted(jobs)
-        if settings.identities is not None:
-            if len(kept) < settings.identities:
-                raise InputError(
-                    f"glyphs.identities is {settings.identities}, but only {len(kept)} characters "
-                    f"are drawn by at least {settings.min_fonts} fonts: lower it, lower "
-                    "glyphs.min_fonts, or add fonts with --fonts DIR"
-                )
-            draws = {c: stream_key(settings.seed, "keep", c) for c in kept}
-            kept = sorted(sorted(kept, key=lambda c: int(draws[c]))[: settings.identities])
-        if not kept:
-            raise InputError(f"no character is drawn by {settings.min_fonts} fonts: add fonts")
-        for images in pool.map(_render, (job for c in kept for job in jobs[c]), chunksize=64):
+        look = partial(_digests, script=settings.script)
+        digests = dict(zip(every, pool.map(look, every), strict=True))
+        work = chunks(_jobs(settings, digests), 64)
+        del digests
+        for images in ordered(pool, partial(_render, settings=settings), work, 4 * processes):
             yield from images

@@ -161,6 +161,15 @@ def test_bf16_rounds_factors_but_never_logits():
     assert torch.equal(logits_product(a, b, half=True).double(), exact)
 
 
+@pytest.mark.skipif(
+    not torch.cpu._is_amx_tile_supported(), reason="without AMX factors stay fp32 on a CPU"
+)
+def test_bf16_logits_see_rounded_factors():
+    fine = 1 + 2.0**-10  # bf16 has seven bits: it is 1 there
+    product = logits_product(torch.full((64, 256), fine), torch.ones(256, 64), half=True)
+    assert (product == 256).all()
+
+
 def test_bf16_losses_are_near_fp32_ones():
     given = case(500, dtype=torch.float32)
     exact, half = (

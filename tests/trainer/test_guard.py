@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from trainer.guard import Guard, GuardSettings, robust_score
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.margins import AdaFace
+from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
 from trainer.methods.terms import Classify
 from trainer.model import Model
 from trainer.rewinds import Rewinds
+from trainer.stepper import Stepper
 
 ADAFACE = ClassifierSettings(margin=AdaFace())
 SETTINGS = GuardSettings(spike=8.0, window=10, rewind_after=3, max_rewinds=1)
@@ -280,6 +283,26 @@ def test_an_overflow_on_one_rank_halves_the_scale_of_all(small_folder, tmp_path)
     assert all(scale == 65536 / 2**skipped for scale, skipped in scales)
     assert scales[3][1] - scales[2][1] == 2
     assert scales[-1] == scales[3]
+
+
+def judged(alone):
+    """What this rank makes of an iteration in which rank 1's rows overflow, and its new scale.
+
+    `alone` has the known defect: the ranks do not hear of each other.
+    """
+    ranks = Ranks.default()
+    rows = ShardedRows.new(0, 4, 2, 0, ranks)
+    rows.weight.grad = torch.full_like(rows.weight, math.inf if ranks.rank else 1.0)
+    state = SimpleNamespace(gradients=Gradients([], LossScale()), blocks=lambda: {"current": rows})
+    stepper = SimpleNamespace(_state=state, _ranks=Ranks() if alone else ranks)
+    return Stepper._judge_gradients(stepper), state.gradients.scale.value
+
+
+def test_ranks_that_judge_overflow_alone_would_be_seen(tmp_path):
+    (one, scale), (other, scale_too) = on_ranks(2, judged, False, folder=tmp_path / "together")
+    assert (one, scale) == (other, scale_too) == ("overflow", 65536 / 2)
+    (one, scale), (other, scale_too) = on_ranks(2, judged, True, folder=tmp_path / "alone")
+    assert one != other and scale != scale_too
 
 
 def test_the_loss_scale_survives_a_restart(small_folder, tmp_path):

@@ -49,6 +49,15 @@ def test_losses_are_the_golden_ones_of_every_method(small_folder, first_step, tm
         assert values == pytest.approx(golden[name], rel=2e-3), name
 
 
+def test_joint_training_starts_from_nothing_of_the_previous_model(small_folder, tmp_path):
+    losses = []
+    for iterations in (9, 12):
+        out = tmp_path / str(iterations)
+        train_step(small_folder, out, "finetune", 0, iterations=iterations)
+        losses.append(train_step(small_folder, out, "joint", 1))
+    assert losses[0] == losses[1]
+
+
 def test_lwf_trains_as_basic_does_bit_for_bit(small_folder, first_step, tmp_path):
     """Their losses differ by a constant, so their models must not."""
     models = []

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.reference import margin_target
-from trainer.heads.margins import AdaFace, ArcFace, Combined, CosFace, NormSoftmax
+from trainer.heads.margins import AdaFace, ArcFace, Combined, CosFace, NormSoftmax, monotonic_cosine
 
 MARGINS = {
     "norm_softmax": NormSoftmax(),
@@ -92,3 +92,11 @@ def test_adafaces_statistics_follow_the_batch_and_survive_a_bad_one():
     before = {k: v.clone() for k, v in state.items()}
     margin.observe(torch.tensor([10.0, float("nan")]), state)
     assert state == before
+
+
+def test_an_angle_that_a_negative_shift_takes_below_zero_counts_as_zero():
+    """Low-quality images under AdaFace: the logit is 1 there, and nothing pulls it."""
+    cosine = torch.tensor([0.99, 0.5], dtype=torch.float64)
+    value, slope = monotonic_cosine(cosine, 1.0, -0.4)
+    assert value[0] == 1 and slope[0] == 0
+    assert value[1] < 1 and slope[1] > 0
