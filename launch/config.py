@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_shards.benchmark import BenchmarkSettings
 from data_shards.pipeline import PipelineSettings
+from data_shards.remote import is_remote
 from data_shards.settings import InputError, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from trainer.backbones import EmbedderSettings
@@ -68,8 +69,8 @@ class ClusterSettings(Settings):
 class RunConfig(Settings):
     """Everything that decides a run."""
 
-    dataset: Path
-    """Folder of the shards."""
+    dataset: str
+    """Folder of the shards, or any fsspec URL (s3://..., https://...); see `data.cache`."""
     glyphs: GlyphSettings | None = None
     """Build the shards from glyphs when the folder holds none yet."""
     benchmark: BenchmarkSettings = BenchmarkSettings()
@@ -93,6 +94,20 @@ class RunConfig(Settings):
     """Each method runs once a seed; results are mean ± standard deviation over them."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the work runs."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_can_be_read(cls, location: str) -> str:
+        is_remote(location)
+        return location.removeprefix("file://")
+
+    def dataset_location(self) -> str:
+        """The dataset's URL, or its absolute path: workers have other working directories."""
+        return self.dataset if is_remote(self.dataset) else str(Path(self.dataset).resolve())
+
+    def dataset_is_there(self) -> bool:
+        """Whether a dataset was built; a remote one is taken to be."""
+        return is_remote(self.dataset) or (Path(self.dataset) / "manifest.json").exists()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -134,13 +149,19 @@ class RunConfig(Settings):
                 f"training.accumulate = {self.training.accumulate} leaves a worker no image a part:"
                 " lower it or cluster.workers, or raise training.batch"
             )
+        order = self.data.order
+        if order.kind == "identities" and self.training.batch % order.images_per_identity:
+            raise ValueError(
+                f"training.batch = {self.training.batch} is no multiple of "
+                f"data.order.images_per_identity = {order.images_per_identity}: change either"
+            )
         return self
 
     def deciding(self) -> dict[str, Any]:
         """The part of the configuration that a result depends on, as plain values."""
         values = self.model_dump(mode="json")
         del values["cluster"], values["glyphs"]
-        for key in ("threads", "prefetch"):
+        for key in ("threads", "prefetch", "cache"):
             del values["data"][key]
         del values["classifier"]["memory"]
         for key in NOT_DECIDING:
@@ -198,7 +219,7 @@ def explain(error: ValidationError, source: str) -> InputError:
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]
-    if location[:2] == ("classifier", "margin"):
+    if location[:2] in (("classifier", "margin"), ("data", "order")):
         location = location[:2] + location[3:]
     key = ".".join(location) or "configuration"
     if first["type"] == "extra_forbidden":

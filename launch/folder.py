@@ -7,6 +7,7 @@ from pathlib import Path
 from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
+from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.held_out import HeldOutTest, open_tests
@@ -41,10 +42,13 @@ class Run:
     """Test sets of their own."""
 
     @classmethod
-    def open(cls, folder: Path, config: RunConfig) -> "Run":
-        """Opens the datasets and builds the benchmark. Raises InputError."""
+    def open(cls, folder: Path, config: RunConfig, count: Count = ignore) -> "Run":
+        """Opens the datasets and builds the benchmark. Raises InputError.
+
+        `count` hears what the cache of a remote dataset does.
+        """
         tests = open_tests(config.evaluation)
-        dataset = ShardDataset.open(config.dataset)
+        dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark), tests)
 
     def chains(self) -> list[Chain]:

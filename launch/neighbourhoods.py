@@ -17,6 +17,7 @@ from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
+from data_shards.remote import CacheSettings
 from monitoring.exporter import serve_metrics
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
@@ -67,10 +68,12 @@ def embed(
 class OldModel:
     """A Ray actor that keeps the dataset open and the last model loaded."""
 
-    def __init__(self, dataset: Path, threads: int, target_file: Path, name: str) -> None:
+    def __init__(
+        self, dataset: str, cache: CacheSettings, threads: int, target_file: Path, name: str
+    ) -> None:
         torch.set_num_threads(threads)
-        self._dataset = ShardDataset.open(dataset)
         self._metrics = Metrics()
+        self._dataset = ShardDataset.open(dataset, cache, self._metrics.count_cache)
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
         self._held_out: dict[Path, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}

@@ -155,7 +155,7 @@ class Driver:
 
     def _pool(self) -> list[Any]:
         if not self._actors:
-            cluster = self._run.config.cluster
+            config, cluster = self._run.config, self._run.config.cluster
             count = cluster.actor_count()
             threads = max(1, cluster.cores() // count)
             actor = self._ray.remote(OldModel)
@@ -164,7 +164,7 @@ class Driver:
                 options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
                 self._actors.append(
                     actor.options(**options).remote(
-                        self._run.config.dataset.resolve(), threads, target, str(number)
+                        config.dataset_location(), config.data.cache, threads, target, str(number)
                     )
                 )
         return self._actors

@@ -44,6 +44,12 @@ def file(tmp_path):
         ("methods={}", "methods: .*at least 1"),
         ("seeds=[1,1]", "repeat a value"),
         ("training.batch=1 cluster.workers=2", r"fewer than cluster\.workers"),
+        ("data.order.kind=identites", r"data\.order: .*'identities'"),
+        ("data.order.kind=blocks data.order.windw=3", r"order\.windw; did you mean.*\.window"),
+        (
+            "data.order.kind=identities training.batch=30",
+            r"batch = 30 is no multiple of data\.order\.images_per_identity = 4",
+        ),
         ("training", "no override"),
         ("training.batch.size=3", "not a group of keys|valid integer"),
         ("training.batch=[", "not YAML"),
