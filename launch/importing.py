@@ -1,7 +1,7 @@
 """Imports and describes datasets on a terminal: progress, what was refused, what is held."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -111,12 +111,25 @@ def run_import(
         f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
         f"{out}, {manifest['refused']:,} refused"
     )
+    for line in unlike_published(ShardDataset.open(out), SOURCES[name].published(settings)):
+        console.print(f"[yellow]![/] {line}")
     singles = int((np.bincount(ShardDataset.open(out).identity) == 1).sum())
     if singles:
         console.print(
             f"[yellow]![/] identities with a single image: {singles:,}; there is nothing to find "
             "them by or to compare them with"
         )
+
+
+def unlike_published(dataset: ShardDataset, published: Mapping[str, int]) -> list[str]:
+    """A line for each number of images that is not the published one (`Source.published`)."""
+    counts = np.bincount(dataset.role, minlength=len(ROLES)).tolist()
+    lines = []
+    for roles, wanted in published.items():
+        found = sum(counts[ROLES.index(role)] for role in roles.split("+"))
+        if found != wanted:
+            lines.append(f"{found:,} images with role {roles}, where {wanted:,} were published")
+    return lines
 
 
 def _histogram(counts: np.ndarray) -> str:

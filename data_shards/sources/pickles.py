@@ -1,8 +1,8 @@
 """Reads the few pickles that image sets come as, by a machine that cannot run code.
 
-A pickle is a program. This machine knows the instructions that build lists, tuples, bytes, texts,
-numbers and truth values, and takes down what numpy's arrays are made of; it never calls anything
-and gives an allow-list of names meanings of its own. Everything else is refused.
+A pickle is a program. This machine knows the instructions that build lists, tuples, dictionaries,
+bytes, texts, numbers and truth values, and takes down what numpy's arrays are made of; it never
+calls anything and gives an allow-list of names meanings of its own. Everything else is refused.
 """
 
 import math
@@ -47,7 +47,8 @@ class Dtype:
     """A numpy element type, by its code, such as u1."""
 
     def __init__(self, code: Any) -> None:
-        self.code = str(code).lstrip("|<>=")
+        text = code.decode("latin-1") if isinstance(code, bytes) else str(code)  # Python 2's
+        self.code = text.lstrip("|<>=")
 
 
 class Array:
@@ -138,6 +139,11 @@ class _Machine:
             raise ValueError("it appends to something that is no list")
         self.stack[-1].extend(items)
 
+    def set_items(self, items: list[Any]) -> None:
+        if not isinstance(self.stack[-1], dict) or len(items) % 2:
+            raise ValueError("it sets items of something that is no dictionary")
+        self.stack[-1].update(_pairs(items))
+
     def pop(self, count: int) -> tuple[Any, ...]:
         if count > len(self.stack):
             raise ValueError("its stack is empty")
@@ -160,6 +166,10 @@ class _Machine:
         self.stack.append(Global(str(module), str(name)))
 
 
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return dict(zip(items[::2], items[1::2], strict=True))
+
+
 def _integer(text: bytes) -> int | bool:
     return {b"00": False, b"01": True}.get(text, int(text.rstrip(b"L")))
 
@@ -176,6 +186,8 @@ _PUSH: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x89": lambda m: False,
     b"]": lambda m: [],
     b")": lambda m: (),
+    b"}": lambda m: {},
+    b"d": lambda m: _pairs(m.marked()),
     b"(": lambda m: _MARK,
     b"I": lambda m: _integer(m.line()),
     b"L": lambda m: _integer(m.line()),
@@ -210,6 +222,8 @@ _DO: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x95": lambda m: m.number("<Q"),
     b"a": lambda m: m.extend(list(m.pop(1))),
     b"e": lambda m: m.extend(m.marked()),
+    b"s": lambda m: m.set_items(list(m.pop(2))),
+    b"u": lambda m: m.set_items(m.marked()),
     b"p": lambda m: m.keep(int(m.line())),
     b"q": lambda m: m.keep(m.number("<B")),
     b"r": lambda m: m.keep(m.number("<I")),
@@ -222,8 +236,8 @@ _DO: dict[bytes, Callable[[_Machine], Any]] = {
 
 
 def read_pickle(data: bytes) -> Any:
-    """The value of a pickle of protocol 0 to 5: lists, tuples, bytes (Python 2's texts, too),
-    texts, numbers, truth values and `Array`s.
+    """The value of a pickle of protocol 0 to 5: lists, tuples, dictionaries, bytes (Python 2's
+    texts, too), texts, numbers, truth values and `Array`s.
 
     Raises Refused for anything that could run code, ValueError for a damaged file.
     """
