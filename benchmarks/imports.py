@@ -48,7 +48,7 @@ def record(labels: tuple[float, float], key: int, image: bytes) -> bytes:
 
 def write_rec(folder: Path, count: int, each: int) -> None:
     """train.rec and train.idx with `count` images, `each` an identity."""
-    jpegs = [image.image for image in pictures(min(count, 1000))]
+    jpegs = [image.image for image in pictures(min(count, 1000), (112, 112))]
     people = count // each
     offset = 0
     with (folder / "train.rec").open("wb") as rec, (folder / "train.idx").open("w") as idx:
