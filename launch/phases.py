@@ -22,6 +22,7 @@ from launch.neighbourhoods import OldModel, neighbour_examples, units
 from launch.preemption import Preempted
 from launch.training import TrainingPhases
 from monitoring.progress import RunProgress
+from monitoring.results import figures
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
 
@@ -245,7 +246,8 @@ class Driver:
             (model.folder.resolve(), own, config.data, config.teacher.batch)
             for _, own in units(run.dataset, samples)
         ]
-        embeddings = np.concatenate(self._map("embed", calls))
+        none = np.empty((0, config.embedder.dimension), dtype=np.float32)
+        embeddings = np.concatenate([none, *self._map("embed", calls)])
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
         measured = evaluate(*given)
@@ -256,7 +258,8 @@ class Driver:
             measurement = Measurement(model.folder, data, config.teacher.batch, scratch, self._map)
             measured["tests"] = measurement.measure(run.held_out)
         write_json(phase.output, measured)
-        return f"top-1 {measured['top1']:.1%}, mAP {measured['map']:.1%}"
+        shown = list(figures(measured).values())[:2]
+        return ", ".join(f"{title} {value:.1%}" for title, value in shown)
 
     def _train(self, phase: Phase) -> str:
         self._close_pool()

@@ -39,7 +39,11 @@ def parts(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def figures(evaluation: dict[str, Any]) -> dict[str, tuple[str, float]]:
     """What is compared of an evaluation: by metric its title and value."""
-    found = {metric: (title, evaluation[metric]) for metric, title in METRICS.items()}
+    found = {
+        metric: (title, evaluation[metric])
+        for metric, title in METRICS.items()
+        if metric in evaluation
+    }
     for name, test in parts(evaluation).items():
         for key, title in _OF_TESTS.items():
             value = test.get(key)
@@ -83,7 +87,7 @@ def compare(folders: Iterable[Path]) -> list[dict[str, Any]]:
 def metrics(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Every metric of `compare`'s rows and its title, those of test sets last."""
     found = {m: v["title"] for row in rows for m, v in row.items() if isinstance(v, dict)}
-    return METRICS | found if rows else {}
+    return {m: METRICS[m] for m in METRICS if m in found} | found
 
 
 def ordered_methods(rows: list[dict[str, Any]], metric: str = "top1") -> list[tuple[str, str]]:
