@@ -1,6 +1,7 @@
 """Opens a dataset written by `data_shards.writer`: its tables, its hashes, any sample's bytes."""
 
 import json
+import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,6 +124,35 @@ class ShardDataset:
         """The identities' names ([number of identities]), by id."""
         names = pq.read_table(self.folder / "identities.parquet")["name"]
         return names.to_numpy(zero_copy_only=False)
+
+    @cached_property
+    def key_hashes(self) -> NDArray[np.uint64]:
+        """[n] `key_hash` of each sample's key. Raises InputError when they are not there."""
+        path = self.folder / "keys.parquet"
+        if path.name not in self.manifest["files"]:
+            raise InputError(f"{self.folder} has no keys.parquet: build the dataset again")
+        if sha256(path) != self.manifest["files"][path.name]["sha256"]:
+            raise InputError(f"{path} was changed: restore it or build the dataset again")
+        return pq.read_table(path)["key"].to_numpy()
+
+    def keys(self, samples: NDArray[np.int64]) -> list[str]:
+        """The sources' names of `samples` ([b]), from the shards, where each follows its image.
+
+        Raises SampleError when one is damaged.
+        """
+        return [str(self._meta(sample)["key"]) for sample in samples.tolist()]
+
+    def _meta(self, sample: int) -> dict[str, Any]:
+        shard, end = int(self.shard[sample]), int(self.offset[sample] + self.size[sample])
+        view = self.files.view(shard)
+        header = end + -end % tarfile.BLOCKSIZE
+        start = header + tarfile.BLOCKSIZE
+        try:
+            member = tarfile.TarInfo.frombuf(view[header:start].tobytes(), "utf-8", "strict")
+            return json.loads(view[start : start + member.size].tobytes())
+        except (tarfile.HeaderError, ValueError) as error:
+            where = self.files.name(shard)
+            raise SampleError(f"what {where} tells of sample {sample} is damaged") from error
 
     def table(self, name: str) -> pa.Table:
         """An extra table that the source defined, such as "pairs"; sample numbers may be -1 where

@@ -6,6 +6,7 @@ Layout of a dataset folder::
     shard-00000.idx      the index that DALI's wds2idx would write
     samples.parquet      one row a sample: shard, offset, size, identity, camera, role, crc32
     identities.parquet   one row an identity: its name; the row number is its id
+    keys.parquet         the hash of each sample's key (`data_shards.keys`)
     NAME.parquet         extra tables that the source defines, such as pairs
     refused.jsonl        one line for each thing that was not taken: key, identity, reason, why
     manifest.json        version, counts, image size, cameras, tables, every file's size and sha256
@@ -31,7 +32,7 @@ import pyarrow.parquet as pq
 from data_shards.files import sha256, write_json
 from data_shards.images import ImageSettings
 from data_shards.intake import Intake, Item, checked, chunks, items_behind
-from data_shards.journal import Journal
+from data_shards.journal import JOURNAL_ROWS, Journal
 from data_shards.keys import key_hash
 from data_shards.parallel import in_order
 from data_shards.samples import write_samples
@@ -63,6 +64,14 @@ def _check_budget(out: Path, samples: int, max_refused: float) -> int:
             "--max-refused (what is written is kept)"
         )
     return refused
+
+
+def _write_keys(journal: Journal, path: Path) -> None:
+    """Writes the hashes of the samples' keys, by which benchmark files find them."""
+    schema = pa.schema([JOURNAL_ROWS.field("key")])
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for rows in journal.rows():
+            writer.write_table(rows.select(["key"]))
 
 
 def numbered(table: pa.Table, numbers: Mapping[str, int]) -> pa.Table:
@@ -104,13 +113,14 @@ def _finish(
     out = journal.out
     refused = _check_budget(out, intake.samples, max_refused)
     write_samples(journal.rows(), out / "samples.parquet")
+    _write_keys(journal, out / "keys.parquet")
     pq.write_table(pa.table({"name": list(intake.identities.numbers)}), out / "identities.parquet")
     numbers = _numbers(journal, tables)
     for name, table in tables.items():
         pq.write_table(numbered(table, numbers), out / f"{name}.parquet")
     sizes = {size for shard in journal.shards for size in shard.sizes}
     files = {name: facts for shard in journal.shards for name, facts in shard.files.items()}
-    for name in ("samples.parquet", "identities.parquet", *(f"{name}.parquet" for name in tables)):
+    for name in (f"{name}.parquet" for name in ("samples", "identities", "keys", *tables)):
         files[name] = {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)}
     manifest = {
         "version": MANIFEST_VERSION,

@@ -160,7 +160,9 @@ class RunConfig(Settings):
     def deciding(self) -> dict[str, Any]:
         """The part of the configuration that a result depends on, as plain values."""
         values = self.model_dump(mode="json")
-        del values["cluster"], values["glyphs"]
+        del values["cluster"], values["glyphs"], values["benchmark"]["file"]
+        if self.benchmark.sha256 is None:  # a file counts by its content, wherever it lies
+            del values["benchmark"]["sha256"]
         for key in ("threads", "prefetch", "cache"):
             del values["data"][key]
         del values["classifier"]["memory"]

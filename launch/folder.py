@@ -47,6 +47,7 @@ class Run:
 
         `count` hears what the cache of a remote dataset does.
         """
+        config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
         tests = open_tests(config.evaluation)
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark), tests)

@@ -95,6 +95,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         build_glyphs(config.glyphs, Path(config.dataset), console)
     with locked(folder):
         run = Run.open(folder, config)
+        config = run.config
         samples = [len(own) for own in run.benchmark.steps]
         check_steps(run.benchmark.rows, samples, config.cluster.workers)
         _settle_configuration(config, folder)

@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
+from launch.benchmarks import benchmarks, merge
 
 shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
+shards.add_typer(benchmarks, name="benchmark")
+shards.command("merge")(merge)
 console = Console(highlight=False)
 
 
