@@ -41,12 +41,13 @@ def merge_datasets(
     apart = len(np.unique(every)) == len(every)
     names = ["" if apart else f"{number}/" for number in range(len(datasets))]
     source = {"merged": [dataset.manifest["source"] for dataset in datasets]}
-    return write_dataset(partial(_images, datasets, names), out, source, processes=processes)
+    return write_dataset(partial(merged_images, datasets, names), out, source, processes=processes)
 
 
-def _images(
+def merged_images(
     datasets: Sequence[ShardDataset], names: Sequence[str], start: int
 ) -> Iterator[SourceImage | Refusal]:
+    """The images of `datasets` from number `start` on, with each dataset's name before its keys."""
     for dataset, name in zip(datasets, names, strict=True):
         if start < len(dataset):
             yield from _images_of(dataset, name, start)

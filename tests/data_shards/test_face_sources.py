@@ -166,6 +166,7 @@ def test_an_ijb_image_that_is_no_image_is_refused(tmp_path):
         ("name_5pts_score.txt", "1.jpg" + " 5" * 9 + " inf 1\n", "landmarks that coincide"),
         ("1N_probe_mixed.csv", "TEMPLATE_ID,FILENAME\n1,a\n", "no columns of template"),
         ("1N_probe_mixed.csv", "TEMPLATE_ID,SUBJECT_ID\n1,a\n", "no columns of template"),
+        ("1N_probe_mixed.csv", "TEMPLATE_ID,SUBJECT_ID\n7,32\n", "give template 7 more than one"),
         ("template_pair_label.txt", "7 8 2\n", "not a list of left right same"),
     ],
 )
@@ -173,7 +174,7 @@ def test_a_damaged_list_of_ijb_is_named(tmp_path, name, content, words):
     root = lay_ijb(tmp_path)
     (root / "meta" / f"ijbc_{name}").write_text(content)
     choice = IjbSettings(path=root)
-    with pytest.raises(InputError, match=rf"ijbc_{name}.*{words}"):
+    with pytest.raises(InputError, match=rf"ijbc_({name}|1N_\*\.csv).*{words}"):
         [*read_ijb(choice, 0, 0), *ijb_tables(choice)]
 
 

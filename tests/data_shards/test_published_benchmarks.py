@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from data_shards.benchmark import BenchmarkSettings, build_benchmark, counted_split
 from data_shards.benchmark_file import BenchmarkFile, place, read_benchmark, write_benchmark
 from data_shards.dataset import ShardDataset
-from data_shards.merging import merge_datasets
 from data_shards.published_benchmarks import bct_face, class_incremental, crl_face, crl_person
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, SourceImage
@@ -365,31 +363,3 @@ def test_random_splits_leave_test_images_alone(make):
     used = [*benchmark.steps, benchmark.query, benchmark.gallery]
     assert (dataset.role[np.concatenate(used)] == ROLES.index("train")).all()
     assert benchmark.rows == (3,)
-
-
-def test_merged_datasets_hold_every_image_as_it_was(make, tmp_path):
-    parts = [make("crl-person straight", persons()), make("crl-face straight", faces())]
-    merge_datasets(parts, tmp_path / "m")
-    merged = ShardDataset.open(tmp_path / "m")
-    expected = [*persons(), *faces()]
-    assert merged.keys(np.arange(len(merged))) == [i.key for i in expected]
-    for sample, i in enumerate(expected):
-        assert bytes(merged.image(sample)) == i.image
-        assert merged.names[merged.identity[sample]] == i.identity
-        assert merged.manifest["cameras"][merged.camera[sample]] == i.camera
-        assert ROLES[merged.role[sample]] == i.role
-
-
-def test_merged_datasets_may_share_keys_but_no_identity(make, tmp_path):
-    def images(*names: str) -> list[SourceImage]:
-        return [SourceImage(JPEG, name, "c", f"{key}") for key, name in enumerate(names)]
-
-    mine, yours = make("mine", images("mine/a", "mine/b")), make("yours", images("yours/a"))
-    merge_datasets([mine, yours], tmp_path / "m")
-    assert ShardDataset.open(tmp_path / "m").keys(np.arange(3)) == ["0/0", "0/1", "1/0"]
-    with pytest.raises(InputError, match="both have an identity 'mine/a'"):
-        merge_datasets([mine, make("again", images("mine/a"))], tmp_path / "n")
-    with_table = tmp_path / "t"
-    write_dataset(images("z/a"), with_table, {}, tables={"noisy": pa.table({"sample_key": ["0"]})})
-    with pytest.raises(InputError, match=r"has tables \(noisy\) that would be lost"):
-        merge_datasets([mine, ShardDataset.open(with_table)], tmp_path / "n")
