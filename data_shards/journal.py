@@ -28,14 +28,10 @@ _FACTS = b"perennial"
 FOLDER = ".import"
 
 
-def _delete_parts(folder: Path) -> None:
-    for part in (*folder.glob(".*.part"), *folder.glob("*.tar.part")):
-        part.unlink()
-
-
 def clear(out: Path) -> None:
     """Removes what an import needed on its way from a folder that holds a whole dataset."""
-    _delete_parts(out)
+    for part in (*out.glob(".*.part"), *out.glob("*.tar.part")):
+        part.unlink()
     shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 
@@ -77,8 +73,6 @@ class Journal:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InputError(f"{out} is being written by another process: wait for it") from error
-        _delete_parts(out)
-        _delete_parts(self.folder)
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(deciding)):
             raise InputError(
                 f"{out} holds the beginning of another import (see {path}): give the same source "

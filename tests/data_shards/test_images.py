@@ -50,7 +50,8 @@ def looks_like(pixels, image, within=6):
 
 def sixteen_bit(image):
     """A 16-bit grey PNG, chunk by chunk."""
-    grey = np.asarray(image.convert("L")).astype(">u2") * 257
+    grey = np.asarray(image.convert("L")).astype(int)
+    grey = (grey * 256 + 255 - grey).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in grey)
 
     def chunk(kind, content):

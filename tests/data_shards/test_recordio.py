@@ -177,6 +177,19 @@ def test_one_damaged_record_costs_one_image(tmp_path, kind):
     assert len(taken(items)) == len(images) - 4
 
 
+@pytest.mark.parametrize("wrong", range(len(PEOPLE)))
+def test_a_label_that_became_another_valid_one_is_refused(tmp_path, wrong):
+    """In identity-sorted files, where an identity record says which images belong together."""
+    payloads = rec.identity_sorted(PEOPLE)
+    for key in range(1, len(FLAT) + 1):
+        right = FLAT[key - 1][0]
+        rec.write(tmp_path, payloads | {key: rec.packed([wrong, 1.0], FLAT[key - 1][1])}, 5)
+        items = read(tmp_path)
+        assert taken(items) == [i for n, i in enumerate(expected(FLAT), 1) if n != key or
+                                right == wrong]  # fmt: skip
+        assert [item.key for item in refused(items)] == [str(key)] * (right != wrong)
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read(tmp_path / "train.rec")
