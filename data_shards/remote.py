@@ -23,7 +23,7 @@ _LONGEST_WAIT = 30.0
 class CacheSettings(Settings):
     """Where copies of a remote dataset's shards are kept."""
 
-    folder: Path = Path("~/.cache/perennial")
+    folder: Path = Field(default=Path("~/.cache/perennial"), validate_default=True)
     """On a local disk; all processes and runs of a machine share it."""
     bytes: int = Field(default=20_000_000_000, ge=1)
     """Most bytes of shards in the folder."""
