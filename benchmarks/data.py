@@ -53,8 +53,11 @@ class Side:
         self._log = folder / f"{name}.log"
         script = Path(__file__).with_name("data_sides.py")
         environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+        command = [python, str(script), name, str(folder), str(workers)]
+        if hasattr(SIDES[name], "prepare"):
+            subprocess.run([*command, "prepare"], check=True, env=environment, capture_output=True)
         self._process = subprocess.Popen(
-            [python, str(script), name, str(folder), str(workers)],
+            command,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.open("w"), text=True,
             env=environment,
         )  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 128
+_BEGUN = time.perf_counter()  # the process has imported nothing yet
 Batches = Iterator[Any]
 """Of [BATCH, 3, H, W] uint8 images."""
 
@@ -111,14 +112,16 @@ class Mosaic:
     """mosaicml-streaming over shards of its own format."""
 
     def __init__(self, folder: Path, workers: int) -> None:
+        self._files, self._folder, self._workers = folder / "files", folder / "mds", workers
+
+    def prepare(self) -> None:
+        """Writes its shards."""
         from streaming import MDSWriter
 
-        self._folder, self._workers = folder / "mds", workers
-        if not self._folder.exists():
-            columns = {"jpg": "bytes", "label": "int"}
-            with MDSWriter(out=str(self._folder), columns=columns) as out:
-                for path in sorted((folder / "files").glob("*/*.jpg")):
-                    out.write({"jpg": path.read_bytes(), "label": int(path.parent.name)})
+        columns = {"jpg": "bytes", "label": "int"}
+        with MDSWriter(out=str(self._folder), columns=columns) as out:
+            for path in sorted(self._files.glob("*/*.jpg")):
+                out.write({"jpg": path.read_bytes(), "label": int(path.parent.name)})
 
     def _loader(self) -> Any:
         from PIL import Image
@@ -196,10 +199,9 @@ SIDES: dict[str, Callable[[Path, int], Any]] = {
 
 def serve(side: Any, say: Callable[[dict[str, Any]], None]) -> None:
     """Starts the side's loader, then does what each line of stdin says."""
-    begun = time.perf_counter()
     stream = side.batches()
     next(stream)
-    say({"seconds": time.perf_counter() - begun})
+    say({"seconds": time.perf_counter() - _BEGUN})
     for line in sys.stdin:
         what, *numbers = line.split()
         begun = time.perf_counter()
@@ -215,14 +217,18 @@ def serve(side: Any, say: Callable[[dict[str, Any]], None]) -> None:
 
 
 def main() -> None:
-    """``data_sides.py SIDE FOLDER WORKERS``; answers are lines of JSON."""
+    """``data_sides.py SIDE FOLDER WORKERS [prepare]``; answers are lines of JSON."""
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
 
     def say(answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=out, flush=True)
 
-    name, folder, workers = sys.argv[1:]
-    serve(SIDES[name](Path(folder), int(workers)), say)
+    name, folder, workers, *prepare = sys.argv[1:]
+    side = SIDES[name](Path(folder), int(workers))
+    if prepare:
+        side.prepare()
+    else:
+        serve(side, say)
 
 
 if __name__ == "__main__":
