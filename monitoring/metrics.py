@@ -29,6 +29,36 @@ class Metrics:
             "Damaged samples replaced by the next in order.",
             registry=registry,
         )
+        self._cache = {
+            "hit": Counter(
+                "perennial_cache_hits_total",
+                "Remote shards opened that the cache held.",
+                registry=registry,
+            ),
+            "miss": Counter(
+                "perennial_cache_misses_total",
+                "Remote shards opened that had to be fetched.",
+                registry=registry,
+            ),
+            "evicted": Counter(
+                "perennial_cache_evictions_total", "Shards deleted for others.", registry=registry
+            ),
+            "retry": Counter(
+                "perennial_cache_retries_total",
+                "Fetches tried again after a failure.",
+                registry=registry,
+            ),
+            "mismatch": Counter(
+                "perennial_cache_mismatches_total",
+                "Fetched shards that did not match their sha256, and were thrown away.",
+                registry=registry,
+            ),
+            "downloaded": Counter(
+                "perennial_cache_downloaded_bytes_total",
+                "Bytes of whole shards fetched.",
+                registry=registry,
+            ),
+        }
         self.checkpoints_saved = Counter(
             "perennial_checkpoints_saved_total", "Checkpoints that are complete.", registry=registry
         )
@@ -80,3 +110,7 @@ class Metrics:
             "Images embedded by the CPU actors.",
             registry=registry,
         )
+
+    def count_cache(self, event: str, amount: int) -> None:
+        """Counts what the cache of remote shards does (`data_shards.remote.Event`)."""
+        self._cache[event].inc(amount)

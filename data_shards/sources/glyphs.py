@@ -9,10 +9,8 @@ or person benchmark.
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from data_shards.counter import stream_key, uniform
-from data_shards.parallel import chunks, ordered
+from data_shards.parallel import chunks, ordered, worker_pool
 from data_shards.settings import InputError, Settings
 from data_shards.sources import SourceImage
 from data_shards.sources.fonts import CANVAS, Face, Script, draw, drawable, faces, opened
@@ -156,7 +154,7 @@ def read_glyphs(settings: GlyphSettings, processes: int = 1) -> Iterator[SourceI
     the speed. Raises InputError when no character is left.
     """
     every = faces(settings.fonts, settings.script)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with worker_pool(processes) as pool:
         look = partial(_digests, script=settings.script)
         digests = dict(zip(every, pool.map(look, every), strict=True))
         work = chunks(_jobs(settings, digests), 64)
