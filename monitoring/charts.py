@@ -23,7 +23,7 @@ class Line:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values that cover [low, high], about `count` of them."""
-    if high <= low:
+    if high - low < 1e-9 * max(1.0, abs(low)):
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / max(1, count - 1)
     power = 10 ** math.floor(math.log10(rough))

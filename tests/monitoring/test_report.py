@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from monitoring.charts import Line, Span, line_chart, log_ticks, ticks, timeline
@@ -72,6 +72,7 @@ def test_an_unfinished_run_has_a_report_too(tmp_path):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(2, 9))
+@example(0.0, 5e-324, 3)
 def test_ticks_cover_the_range_with_round_steps(low, span, count):
     found = ticks(low, low + span, count)
     assert found[0] <= low + 1e-6 * max(1, abs(low))
