@@ -284,7 +284,7 @@ def test_an_s3_bucket_holds_a_dataset(folder, settings, local, monkeypatch):
         dataset = ShardDataset.open("s3://faces/train/", settings, metrics.count_cache)
         seen = [b.samples for b in batches(dataset, block_order(dataset), 10)]
         assert sorted(np.concatenate(seen).tolist()) == list(range(240))
-        assert counted(metrics, "misses") == 20
+        assert counted(metrics, "misses") >= 20  # the next epoch is fetched ahead, too
         with pytest.raises(InputError, match="holds no dataset"):
             ShardDataset.open("s3://faces/other", settings)
     finally:
