@@ -35,7 +35,7 @@ $(HAN)/.fetched: configs/han_fonts.txt
 	touch $@
 
 han: setup $(HAN)/.fetched  ## a dataset of MS1M's size from Debian's Han fonts (529 MB to fetch)
-	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --out data/han
+	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --query-fonts 4 --out data/han
 
 bench: setup  ## the benchmarks, quickly
 	for name in neighbourhoods data step classifier evaluation; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done

@@ -37,7 +37,8 @@ class BenchmarkSettings(Settings):
     train_identities: int | None = None
     """Identities to learn, over all steps; none: all that are not tested on."""
     test_identities: int = 1500
-    """Identities that no step trains on; each needs images from two cameras."""
+    """Identities that no step trains on; each needs images from two cameras or, where `queries` is
+    "role", one of role query and one of role train."""
     evaluate: Literal["test", "validation"] = "test"
     """Whom to evaluate on: the test identities, or a share of the *training* identities that is
     then left out of training (to choose settings without seeing the test identities)."""
@@ -45,6 +46,9 @@ class BenchmarkSettings(Settings):
     """Training identities held out when `evaluate` is "validation"."""
     query_cameras: int = 2
     """Cameras of each test identity whose images are queries; its others are the gallery."""
+    queries: Literal["cameras", "role"] = "cameras"
+    """Which images of test identities are queries: those of some cameras, or those of role query
+    (drawn in fonts held out, for instance), with all others of role train as the gallery."""
     pairs: int = 6000
     """Image pairs of the 10-fold verification test, half of them of one identity."""
     seen_identities: int = 500
@@ -96,7 +100,7 @@ class BenchmarkSettings(Settings):
 
 _DRAWN_ONLY = (
     *("train_identities", "test_identities", "evaluate", "validation_identities"),
-    *("query_cameras", "pairs", "seen_identities", "seed"),
+    *("query_cameras", "queries", "pairs", "seen_identities", "seed"),
 )
 
 
@@ -153,6 +157,11 @@ def _trains(dataset: ShardDataset) -> NDArray[np.bool_]:
     return dataset.role == ROLES.index("train")
 
 
+def _asks(dataset: ShardDataset) -> NDArray[np.bool_]:
+    """[n] which samples have role query."""
+    return dataset.role == ROLES.index("query")
+
+
 def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
     """The samples of each identity, ascending."""
     order = samples[np.argsort(dataset.identity[samples], kind="stable")]
@@ -163,8 +172,11 @@ def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
 def _query_and_gallery(
     dataset: ShardDataset, tested: Ids, settings: BenchmarkSettings
 ) -> tuple[Ids, Ids]:
-    """Splits the tested identities' samples by camera, so that no identity shares one."""
-    samples = np.flatnonzero(_trains(dataset) & np.isin(dataset.identity, tested))
+    """Splits the tested identities' samples by role or camera; no identity shares a camera."""
+    theirs = np.isin(dataset.identity, tested)
+    samples = np.flatnonzero(_trains(dataset) & theirs)
+    if settings.queries == "role":
+        return np.flatnonzero(_asks(dataset) & theirs), samples
     query, gallery = [], []
     for identity, own in _by_identity(dataset, samples).items():
         key = stream_key(settings.seed, "query cameras", identity)
@@ -309,6 +321,8 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
     cameras = len(dataset.manifest["cameras"])
     views = np.unique(dataset.identity[trains] * cameras + dataset.camera[trains])
     several = np.bincount(views // cameras, minlength=count) > 1
+    if settings.queries == "role":
+        several = np.bincount(dataset.identity[_asks(dataset)], minlength=count) > 0
     seed = settings.seed
     chosen, rest = _choose(
         stream_key(seed, "test"),

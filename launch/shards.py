@@ -30,6 +30,9 @@ def shards_glyphs(
     script: Annotated[
         Literal["any", "han"], typer.Option(help="han: Han characters alone.")
     ] = "any",
+    query_fonts: Annotated[
+        int, typer.Option(help="Families of fonts for queries alone: nobody is trained on them.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
 ) -> None:
     """Draw the built-in dataset: characters are identities, fonts are cameras."""
@@ -43,6 +46,7 @@ def shards_glyphs(
         variants=variants,
         fonts=tuple(fonts or ()),
         script=script,
+        query_fonts=query_fonts,
         seed=seed,
     )
     build_glyphs(settings, out, console)
