@@ -71,7 +71,8 @@ class Classifier:
         """Each sample's softmax cross-entropy with the margin, over the rows of all ranks: [B].
 
         `embeddings` [B, d] and `labels` [B] int64 (global row ids within `rows`) are equal on every
-        rank. Rows that require no gradient get none, and cost none. Raises ValueError for a label beyond `rows`; on a GPU, when the device gets there.
+        rank. Rows that require no gradient get none, and cost none. Raises ValueError for a label
+        beyond `rows`; on a GPU, when the device gets there.
         """
         check_labels(labels, rows)
         place, owned = rows.local(labels)
