@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo han test lint lock bench clean
+.PHONY: help setup demo han test lint lock bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -35,10 +35,14 @@ $(HAN)/.fetched: configs/han_fonts.txt
 	touch $@
 
 han: setup $(HAN)/.fetched  ## a dataset of MS1M's size from Debian's Han fonts (529 MB to fetch)
-	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --out data/han
+	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --query-fonts 4 --out data/han
 
 bench: setup  ## the benchmarks, quickly
-	for name in neighbourhoods data step classifier; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in neighbourhoods data step classifier evaluation; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
+
+peers:  ## an environment with mosaicml-streaming, for benchmarks.data to compare with
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check mosaicml-streaming==0.13.0 torch==2.11.0 torchvision==0.26.0
 
 lock:  ## write requirements.lock from a fresh environment
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
@@ -47,4 +51,4 @@ lock:  ## write requirements.lock from a fresh environment
 	rm -rf .venv-lock
 
 clean:  ## remove environment and caches, not data or runs
-	rm -rf $(VENV) .venv-lock .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .venv-lock .venv-peers .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,29 +1,44 @@
 """Identities to learning steps, and the fixed test sets: pure functions of (dataset, settings)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_validator
 
+from data_shards.benchmark_file import BenchmarkFile, place, read_benchmark
 from data_shards.counter import bits, shuffled, stream_key
 from data_shards.dataset import ShardDataset
+from data_shards.files import sha256
 from data_shards.settings import InputError, Settings
+from data_shards.sources import ROLES
 
 Ids = NDArray[np.int64]
 FOLDS = 10
 
 
 class BenchmarkSettings(Settings):
-    """How identities are split into learning steps and test sets."""
+    """How identities are split into learning steps and test sets: drawn from images with role
+    train as the keys below say, or as a file says."""
 
+    file: Path | None = None
+    """A benchmark file (`perennial shards benchmark`) that names the identities of each learning
+    step and the images to test; of the other keys only `steps` and `sha256` go with it. None:
+    identities are drawn."""
+    sha256: str | None = None
+    """Of `file`; a file with another content is refused. None: filled in when the run begins."""
     steps: int = 5
-    """T, learning steps; training identities are split over them randomly and equally."""
+    """T, learning steps; training identities are split over them randomly and equally. With
+    `file`, the number of steps that it has."""
     train_identities: int | None = None
     """Identities to learn, over all steps; none: all that are not tested on."""
     test_identities: int = 1500
-    """Identities that no step trains on; each needs images from two cameras."""
+    """Identities that no step trains on; each needs images from two cameras or, where `queries` is
+    "role", one of role query and one of role train."""
     evaluate: Literal["test", "validation"] = "test"
     """Whom to evaluate on: the test identities, or a share of the *training* identities that is
     then left out of training (to choose settings without seeing the test identities)."""
@@ -31,12 +46,62 @@ class BenchmarkSettings(Settings):
     """Training identities held out when `evaluate` is "validation"."""
     query_cameras: int = 2
     """Cameras of each test identity whose images are queries; its others are the gallery."""
+    queries: Literal["cameras", "role"] = "cameras"
+    """Which images of test identities are queries: those of some cameras, or those of role query
+    (drawn in fonts held out, for instance), with all others of role train as the gallery."""
     pairs: int = 6000
     """Image pairs of the 10-fold verification test, half of them of one identity."""
     seen_identities: int = 500
     """Identities of step 0 with one image held out of training, to measure forgetting on."""
     seed: int = 0
     """Decides the splits; not the training, which has seeds of its own."""
+
+    @model_validator(mode="after")
+    def _file_decides(self) -> "BenchmarkSettings":
+        if self.file is None and self.sha256 is not None:
+            raise ValueError("sha256 is of benchmark.file: say which, or leave it out")
+        if self.file is None:
+            return self
+        for key in _DRAWN_ONLY:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is decided by benchmark.file: leave it out")
+        return self
+
+    def pinned(self) -> "BenchmarkSettings":
+        """These settings with `sha256`. Raises InputError when the file is missing or another."""
+        if self.file is None:
+            return self
+        if not self.file.exists():
+            raise InputError(
+                f"benchmark.file {self.file} does not exist: make it with "
+                "`perennial shards benchmark`"
+            )
+        found = sha256(self.file)
+        if self.sha256 not in (None, found):
+            raise InputError(
+                f"{self.file} has sha256 {found}, not benchmark.sha256 = {self.sha256}: restore "
+                "the file, or change the key"
+            )
+        return self.model_copy(update={"sha256": found})
+
+    def read_file(self) -> tuple[BenchmarkFile, Path] | None:
+        """The file, if there is one, and where it is. Raises InputError when it has other steps."""
+        if self.file is None:
+            return None
+        self.pinned()
+        file = read_benchmark(self.file)
+        if len(file.steps) != self.steps:
+            raise InputError(
+                f"benchmark.steps is {self.steps}, but {self.file} has {len(file.steps)} learning "
+                f"steps: write benchmark.steps={len(file.steps)}, or give another file"
+            )
+        return file, self.file
+
+
+_DRAWN_ONLY = (
+    *("train_identities", "test_identities", "evaluate", "validation_identities"),
+    *("query_cameras", "queries", "pairs", "seen_identities", "seed"),
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +128,9 @@ class Benchmark:
     """One held-out sample of each measured identity of step 0."""
     seen_gallery: Ids
     """The trained samples of those identities."""
+    classified: tuple[Ids, ...] = ()
+    """The test samples of each learning step's own identities, for accuracy task by task; none
+    unless a benchmark file names them."""
 
     def rows_before(self, step: int) -> int:
         """C_old at learning step `step`."""
@@ -84,6 +152,16 @@ def _choose(draw: np.uint64, pool: Ids, count: int, what: str) -> tuple[Ids, Ids
     return np.sort(order[:count]), np.sort(order[count:])
 
 
+def _trains(dataset: ShardDataset) -> NDArray[np.bool_]:
+    """[n] which samples have role train."""
+    return dataset.role == ROLES.index("train")
+
+
+def _asks(dataset: ShardDataset) -> NDArray[np.bool_]:
+    """[n] which samples have role query."""
+    return dataset.role == ROLES.index("query")
+
+
 def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
     """The samples of each identity, ascending."""
     order = samples[np.argsort(dataset.identity[samples], kind="stable")]
@@ -94,8 +172,11 @@ def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
 def _query_and_gallery(
     dataset: ShardDataset, tested: Ids, settings: BenchmarkSettings
 ) -> tuple[Ids, Ids]:
-    """Splits the tested identities' samples by camera, so that no identity shares one."""
-    samples = np.flatnonzero(np.isin(dataset.identity, tested))
+    """Splits the tested identities' samples by role or camera; no identity shares a camera."""
+    theirs = np.isin(dataset.identity, tested)
+    samples = np.flatnonzero(_trains(dataset) & theirs)
+    if settings.queries == "role":
+        return np.flatnonzero(_asks(dataset) & theirs), samples
     query, gallery = [], []
     for identity, own in _by_identity(dataset, samples).items():
         key = stream_key(settings.seed, "query cameras", identity)
@@ -167,6 +248,9 @@ def counted_split(
     As if every identity had two cameras and as many images as any other. Raises InputError as
     `build_benchmark` does.
     """
+    if (read := settings.read_file()) is not None:
+        rows = tuple(np.cumsum([len(step) for step in read[0].steps]).tolist())
+        return rows, _spread(rows, images, identities, len(read[0].seen))
     draw, everyone = np.uint64(0), np.arange(identities)
     chosen, pool = _choose(draw, everyone, settings.test_identities, "test_identities")
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
@@ -176,32 +260,77 @@ def counted_split(
             draw, learned, settings.validation_identities, "validation_identities"
         )
     rows = _rows_after(len(learned), len(chosen), settings)
-    counts = [images * (last - first) // identities for first, last in pairwise((0, *rows))]
     held_out = min(settings.seen_identities, rows[0]) if images >= 2 * identities else 0
-    return rows, (counts[0] - held_out, *counts[1:])
+    return rows, _spread(rows, images, identities, held_out)
+
+
+def _spread(rows: Sequence[int], images: int, identities: int, held_out: int) -> tuple[int, ...]:
+    """The training images of each step, when every identity has as many."""
+    counts = [images * (last - first) // identities for first, last in pairwise((0, *rows))]
+    return counts[0] - held_out, *counts[1:]
 
 
 def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
     """The learning steps and test sets of `dataset` under `settings`.
 
-    Raises InputError when an identity has no image, or there are too few identities.
+    Raises InputError when an identity has no image, there are too few identities, or the dataset
+    lacks what the benchmark file names.
     """
-    count = dataset.manifest["identities"]
-    images = np.bincount(dataset.identity, minlength=count)
+    images = np.bincount(dataset.identity, minlength=dataset.manifest["identities"])
     if (images == 0).any():
         name = dataset.names[int(np.argmin(images))]
         raise InputError(
             f"identity {name!r} of {dataset.folder} has no image: remove it from the source and "
             "build the dataset again"
         )
-    everyone = np.arange(count, dtype=np.int64)
-    views = np.unique(np.stack([dataset.identity, dataset.camera.astype(np.int64)]), axis=1)
-    several = np.bincount(views[0], minlength=count) > 1
+    read = settings.read_file()
+    return _drawn(dataset, settings) if read is None else _listed(dataset, settings, *read)
+
+
+def _listed(
+    dataset: ShardDataset, settings: BenchmarkSettings, file: BenchmarkFile, path: Path
+) -> Benchmark:
+    """The benchmark that `file`, read from `path`, describes."""
+    placed = place(file, path, dataset)
+
+    def by_step(samples: Ids) -> tuple[Ids, ...]:
+        step = np.searchsorted(placed.rows, placed.row[dataset.identity[samples]], side="right")
+        return tuple(samples[step == t] for t in range(settings.steps))
+
+    none = np.empty(0, dtype=np.int64)
+    measured = np.isin(dataset.identity[placed.trained], dataset.identity[placed.seen])
+    return Benchmark(
+        steps=by_step(placed.trained),
+        row=placed.row,
+        rows=placed.rows,
+        query=placed.query,
+        gallery=placed.gallery,
+        pairs=none.reshape(0, 2),
+        same=none.astype(bool),
+        folds=none,
+        seen_query=placed.seen,
+        seen_gallery=placed.trained[measured],
+        classified=by_step(placed.classified) if len(placed.classified) else (),
+    )
+
+
+def _drawn(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
+    count = dataset.manifest["identities"]
+    trains = _trains(dataset)
+    everyone = np.unique(dataset.identity[trains])
+    cameras = len(dataset.manifest["cameras"])
+    views = np.unique(dataset.identity[trains] * cameras + dataset.camera[trains])
+    several = np.bincount(views // cameras, minlength=count) > 1
+    if settings.queries == "role":
+        several = np.bincount(dataset.identity[_asks(dataset)], minlength=count) > 0
     seed = settings.seed
     chosen, rest = _choose(
-        stream_key(seed, "test"), everyone[several], settings.test_identities, "test_identities"
+        stream_key(seed, "test"),
+        everyone[several[everyone]],
+        settings.test_identities,
+        "test_identities",
     )
-    pool = np.sort(np.concatenate([rest, everyone[~several]]))
+    pool = np.sort(np.concatenate([rest, everyone[~several[everyone]]]))
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
     learned, _ = _choose(stream_key(seed, "train"), pool, wanted, "train_identities")
     if settings.evaluate == "validation":
@@ -213,7 +342,8 @@ def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Bench
     row = np.full(count, -1, dtype=np.int64)
     row[shuffled(stream_key(seed, "steps"), learned)] = np.arange(len(learned))
     sample_rows = row[dataset.identity]
-    step_of = np.where(sample_rows < 0, -1, np.searchsorted(rows, sample_rows, side="right"))
+    step_of = np.searchsorted(rows, sample_rows, side="right")
+    step_of[(sample_rows < 0) | ~trains] = -1
     seen_query, seen_gallery = _seen_split(dataset, np.flatnonzero(step_of == 0), settings)
     step_of[seen_query] = -1
     query, gallery = _query_and_gallery(dataset, chosen, settings)

@@ -5,6 +5,7 @@ nothing but its position, and the result does not change with NumPy's or PyTorch
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+_ROUNDS = 4  # enough for long permutations; changing it would change every order
+_ROUNDS_SHORT = 8  # a short one needs twice as many before every order is equally likely
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -27,8 +30,8 @@ def stream_key(seed: int, *stream: int | str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
 
 
-def bits(key: np.uint64, index: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """64 random bits for each of `index` ([n], non-negative)."""
+def bits(key: np.uint64 | NDArray[np.uint64], index: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """64 random bits for each of `index` ([n], non-negative), under one key or [n]."""
     with np.errstate(over="ignore"):
         return _mix(_mix(index.astype(np.uint64) * _GAMMA + key) + _GAMMA)
 
@@ -48,6 +51,32 @@ def shuffled(key: np.uint64, items: NDArray[np.int64]) -> NDArray[np.int64]:
     return items[np.argsort(bits(key, np.arange(len(items))), kind="stable")]
 
 
+def _feistel(
+    x: NDArray[np.uint64], half: NDArray[np.uint64] | np.uint64, keys: list[Any]
+) -> NDArray[np.uint64]:
+    """Permutes words of 2 · `half` bits, a round for each of `keys`."""
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = x >> half, x & mask
+    for key in keys:
+        left, right = right, left ^ (bits(key, right) & mask)
+    return (left << half) | right
+
+
+def permuted(
+    count: NDArray[np.int64], key: NDArray[np.uint64], position: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The items at `position` of random permutations of range(`count`), one for each `key`.
+
+    All [m], with 0 ≤ position < count: as `Permutation`, for many permutations at once.
+    """
+    half = np.maximum(1, -(-np.frexp(np.maximum(count - 1, 1))[1] // 2)).astype(np.uint64)
+    keys = [bits(key, np.full(len(key), r)) for r in range(_ROUNDS_SHORT)]
+    x = _feistel(position.astype(np.uint64), half, keys)
+    while len(outside := np.flatnonzero(x >= count.astype(np.uint64))):
+        x[outside] = _feistel(x[outside], half[outside], [k[outside] for k in keys])
+    return x.astype(np.int64)
+
+
 class Permutation:
     """A random permutation of range(n), evaluated at any position without storing it.
 
@@ -57,19 +86,12 @@ class Permutation:
 
     def __init__(self, n: int, key: np.uint64) -> None:
         self._n = n
-        self._half = max(1, -(-max(n - 1, 1).bit_length() // 2))
-        self._keys = [stream_key(int(key), "round", r) for r in range(4)]
-
-    def _once(self, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        half, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
-        left, right = x >> half, x & mask
-        for key in self._keys:
-            left, right = right, left ^ (bits(key, right) & mask)
-        return (left << half) | right
+        self._half = np.uint64(max(1, -(-max(n - 1, 1).bit_length() // 2)))
+        self._keys = [stream_key(int(key), "round", r) for r in range(_ROUNDS)]
 
     def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """The items at `positions` ([m], each in [0, n))."""
-        x = self._once(positions.astype(np.uint64))
+        x = _feistel(positions.astype(np.uint64), self._half, self._keys)
         while (outside := x >= np.uint64(self._n)).any():
-            x[outside] = self._once(x[outside])
+            x[outside] = _feistel(x[outside], self._half, self._keys)
         return x.astype(np.int64)

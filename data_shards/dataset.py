@@ -1,7 +1,7 @@
 """Opens a dataset written by `data_shards.writer`: its tables, its hashes, any sample's bytes."""
 
 import json
-import mmap
+import tarfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,11 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from data_shards.cache import Cache
 from data_shards.files import fingerprint, sha256
+from data_shards.remote import (
+    CacheSettings,
+    Count,
+    RemoteFile,
+    fetch_tables,
+    file_system,
+    ignore,
+    is_remote,
+    plain_name,
+)
+from data_shards.samples import read_samples
 from data_shards.settings import InputError
+from data_shards.shard_files import LocalShards, RemoteShards, ShardFiles
 from data_shards.writer import MANIFEST_VERSION
 
 
@@ -27,7 +41,10 @@ class ShardDataset:
     """A dataset's samples by number: [n] arrays say where each lies and whom it shows."""
 
     folder: Path
+    """Where its tables lie; for a remote dataset, a copy of them."""
     manifest: dict[str, Any]
+    files: ShardFiles
+    """The shards' bytes."""
     shard: NDArray[np.int32]
     offset: NDArray[np.int64]
     size: NDArray[np.int32]
@@ -37,11 +54,37 @@ class ShardDataset:
     crc32: NDArray[np.uint32]
 
     @classmethod
-    def open(cls, folder: Path) -> "ShardDataset":
-        """Reads the manifest and the tables, and checks that every file is there at full length.
+    def open(
+        cls, location: Path | str, cache: CacheSettings | None = None, count: Count = ignore
+    ) -> "ShardDataset":
+        """Opens the dataset in a folder or at a URL of fsspec, whose shards `cache` will hold.
 
-        Raises InputError naming the file and the remedy. Hashes are checked by `verify`.
+        Reads the manifest and the tables, and checks that every local file is there at full
+        length. `count` hears what the cache does. Raises InputError naming the file and the remedy.
+        Hashes are checked by `verify`, and of remote shards when they are fetched.
         """
+        if is_remote(location):
+            return cls._open_remote(str(location).rstrip("/"), cache or CacheSettings(), count)
+        folder = Path(str(location).removeprefix("file://"))
+        manifest = cls._manifest(folder)
+        for name, facts in manifest["files"].items():
+            _check_length(folder / name, facts["bytes"])
+        names = manifest["shards"]
+        return cls(folder, manifest, LocalShards(folder, names), **cls._columns(folder, manifest))
+
+    @classmethod
+    def _open_remote(cls, url: str, settings: CacheSettings, count: Count) -> "ShardDataset":
+        folder = fetch_tables(url, settings)
+        manifest = cls._manifest(folder)
+        system, root = file_system(url)
+        facts = [(plain_name(name, url), manifest["files"][name]) for name in manifest["shards"]]
+        remote = [RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in facts]
+        files = RemoteShards(remote, Cache(settings, count))
+        return cls(folder, manifest, files, **cls._columns(folder, manifest))
+
+    @staticmethod
+    def _manifest(folder: Path) -> dict[str, Any]:
+        """The manifest in `folder`. Raises InputError when there is none of this version."""
         path = folder / "manifest.json"
         if not path.exists():
             raise InputError(
@@ -58,20 +101,15 @@ class ShardDataset:
                 f"{path} has version {version}, this program reads {MANIFEST_VERSION}: "
                 "build the dataset again"
             )
-        for name, facts in manifest["files"].items():
-            file = folder / name
-            if not file.exists():
-                raise InputError(f"{file} is missing: restore it or build the dataset again")
-            if (found := file.stat().st_size) != facts["bytes"]:
-                raise InputError(
-                    f"{file} has {found} bytes instead of {facts['bytes']}: it is truncated or "
-                    "was changed; restore it or build the dataset again"
-                )
+        return manifest
+
+    @staticmethod
+    def _columns(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The columns of the samples table."""
         table = folder / "samples.parquet"
         if sha256(table) != manifest["files"]["samples.parquet"]["sha256"]:
             raise InputError(f"{table} was changed: restore it or build the dataset again")
-        columns = pq.read_table(table)
-        return cls(folder, manifest, **{n: columns[n].to_numpy() for n in columns.column_names})
+        return read_samples(table)
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -88,8 +126,45 @@ class ShardDataset:
         return names.to_numpy(zero_copy_only=False)
 
     @cached_property
-    def _maps(self) -> list[Any]:
-        return [None] * len(self.manifest["shards"])
+    def key_hashes(self) -> NDArray[np.uint64]:
+        """[n] `key_hash` of each sample's key. Raises InputError when they are not there."""
+        path = self.folder / "keys.parquet"
+        if path.name not in self.manifest["files"]:
+            raise InputError(f"{self.folder} has no keys.parquet: build the dataset again")
+        if sha256(path) != self.manifest["files"][path.name]["sha256"]:
+            raise InputError(f"{path} was changed: restore it or build the dataset again")
+        return pq.read_table(path)["key"].to_numpy()
+
+    def keys(self, samples: NDArray[np.int64]) -> list[str]:
+        """The sources' names of `samples` ([b]), from the shards, where each follows its image.
+
+        Raises SampleError when one is damaged.
+        """
+        return [str(self._meta(sample)["key"]) for sample in samples.tolist()]
+
+    def _meta(self, sample: int) -> dict[str, Any]:
+        shard, end = int(self.shard[sample]), int(self.offset[sample] + self.size[sample])
+        view = self.files.view(shard)
+        header = end + -end % tarfile.BLOCKSIZE
+        start = header + tarfile.BLOCKSIZE
+        try:
+            member = tarfile.TarInfo.frombuf(view[header:start].tobytes(), "utf-8", "strict")
+            return json.loads(view[start : start + member.size].tobytes())
+        except (tarfile.HeaderError, ValueError) as error:
+            where = self.files.name(shard)
+            raise SampleError(f"what {where} tells of sample {sample} is damaged") from error
+
+    def table(self, name: str) -> pa.Table:
+        """An extra table that the source defined, such as "pairs"; sample numbers may be -1 where
+        the image was refused. Raises InputError when there is none of that name, or it was changed.
+        """
+        held = self.manifest.get("tables", [])
+        if name not in held:
+            raise InputError(f"{self.folder} has no table {name!r}; it has {held or 'none'}")
+        path = self.folder / f"{name}.parquet"
+        if sha256(path) != self.manifest["files"][path.name]["sha256"]:
+            raise InputError(f"{path} was changed: restore it or build the dataset again")
+        return pq.read_table(path)
 
     def image(self, sample: int) -> memoryview:
         """The encoded JPEG of a sample, straight from the memory-mapped shard.
@@ -98,8 +173,8 @@ class ShardDataset:
         """
         (image,) = self.images(np.array([sample]))
         if image is None:
-            path = self.folder / self.manifest["shards"][self.shard[sample]]
-            raise SampleError(f"sample {sample} at byte {self.offset[sample]} of {path} is damaged")
+            where = f"byte {self.offset[sample]} of {self.files.name(int(self.shard[sample]))}"
+            raise SampleError(f"sample {sample} at {where} is damaged")
         return image
 
     def images(self, samples: NDArray[np.int64]) -> list[memoryview | None]:
@@ -107,25 +182,33 @@ class ShardDataset:
         columns = (self.shard, self.offset, self.size, self.crc32)
         found: list[memoryview | None] = []
         for shard, start, size, crc in zip(*(c[samples].tolist() for c in columns), strict=True):
-            view = (self._maps[shard] or self._map(shard))[start : start + size]
+            view = self.files.view(shard)[start : start + size]
             found.append(view if zlib.crc32(view) == crc else None)
         return found
 
-    def _map(self, shard: int) -> memoryview:
-        with (self.folder / self.manifest["shards"][shard]).open("rb") as file:
-            self._maps[shard] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return self._maps[shard]
-
     def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
-        """Compares every file with its sha256; `progress` hears the bytes done after each.
+        """Compares every file that is here with its sha256; `progress` hears the bytes done.
 
-        Raises InputError naming the first file that differs.
+        Of a remote dataset these are its tables. Raises InputError naming the first that differs.
         """
-        done = 0
+        done, local = 0, isinstance(self.files, LocalShards)
         for name, facts in self.manifest["files"].items():
+            if not local and not (self.folder / name).exists():
+                continue
             if sha256(self.folder / name) != facts["sha256"]:
                 raise InputError(
                     f"{self.folder / name} does not match its sha256 in manifest.json: "
                     "restore it or build the dataset again"
                 )
             progress(done := done + facts["bytes"])
+
+
+def _check_length(path: Path, wanted: int) -> None:
+    """Raises InputError unless a file is there at full length."""
+    if not path.exists():
+        raise InputError(f"{path} is missing: restore it or build the dataset again")
+    if (found := path.stat().st_size) != wanted:
+        raise InputError(
+            f"{path} has {found} bytes instead of {wanted}: it is truncated or was changed; "
+            "restore it or build the dataset again"
+        )

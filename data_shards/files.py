@@ -42,3 +42,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """`write_atomically` for a JSON value, indented for people."""
     write_atomically(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def printable(text: str) -> str:
+    """`text` with what is not valid Unicode (bytes of odd file names) spelled out."""
+    return text.encode(errors="backslashreplace").decode()

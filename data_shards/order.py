@@ -1,55 +1,70 @@
-"""Which sample comes when, and how it is augmented: pure functions of (seed, epoch, position).
+"""Which sample comes when: pure functions of (seed, position).
 
 The stream of samples is cut into global batches of a fixed size, and each rank takes a slice of
 every batch. What happens to a sample therefore does not depend on the number of ranks, and the
 state of an order is one integer.
 """
 
-from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from data_shards.counter import Permutation, integers, stream_key, uniform
+from data_shards.block_order import BlockOrder
+from data_shards.counter import Permutation, stream_key
+from data_shards.identity_order import IdentityOrder
 from data_shards.settings import Settings
 
 Ids = NDArray[np.int64]
 
 
-class AugmentationSettings(Settings):
-    """Random changes to training images, decided by the order and applied by the pipeline."""
+class UniformSettings(Settings):
+    """Every epoch has every sample once, shuffled over the whole dataset."""
 
-    flip: bool = False
-    """Mirror half of the images, at random. Never for characters."""
-    shift: int = 0
-    """Largest random shift in either direction, pixels."""
-    fill: int = 0
-    """Grey level (0-255) of what a shift uncovers."""
+    kind: Literal["uniform"] = "uniform"
+    """`uniform`: every epoch has every sample once, shuffled over the whole dataset."""
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done to each of b images."""
+class IdentitySettings(Settings):
+    """Batches of P identities × K images."""
 
-    flipped: NDArray[np.bool_]
-    """[b] mirrored left to right."""
-    shift: NDArray[np.int64]
-    """[b, 2] pixels down and right."""
+    kind: Literal["identities"]
+    """`identities`: batches of P identities × K images, every identity equally often."""
+    images_per_identity: int = Field(default=4, ge=1)
+    """K; `training.batch` must be a multiple of it."""
 
 
-def augment(settings: AugmentationSettings, seed: int, epoch: Ids, samples: Ids) -> Augmentation:
-    """The augmentation of `samples` ([b]), each in its `epoch` ([b])."""
-    count = len(samples)
-    flipped, shift = np.zeros(count, dtype=bool), np.zeros((count, 2), dtype=np.int64)
-    for e in np.unique(epoch).tolist():
-        here = epoch == e
-        own = samples[here]
-        if settings.flip:
-            flipped[here] = uniform(stream_key(seed, "flip", e), own) < 0.5
-        for axis in range(2) if settings.shift else ():
-            key = stream_key(seed, "shift", e, axis)
-            shift[here, axis] = integers(key, own, -settings.shift, settings.shift)
-    return Augmentation(flipped, shift)
+class BlockSettings(Settings):
+    """Shuffles within windows of shards."""
+
+    kind: Literal["blocks"]
+    """`blocks`: shuffled shards, and samples shuffled within windows of them: for remote datasets
+    that are larger than the cache."""
+    window: int = Field(default=16, ge=1)
+    """Most shards whose samples are mixed; the cache must hold three windows, or more."""
+
+
+OrderSettings = Annotated[
+    UniformSettings | IdentitySettings | BlockSettings, Field(discriminator="kind")
+]
+"""Settings of an order; `kind` says of which."""
+
+
+class Order(Protocol):
+    """An endless stream of samples by position."""
+
+    def epoch(self, positions: Ids) -> Ids:
+        """A number for each position ([m]) that differs whenever a sample comes again."""
+
+    def at(self, positions: Ids, skipped: Ids | int = 0) -> Ids:
+        """The samples at `positions` ([m]), after as many others were `skipped` for each."""
+
+    def stride(self, left_out: int) -> int:
+        """How many to skip in place of a suspect, when `left_out` samples are."""
+
+    def shards_ahead(self, position: int) -> Ids:
+        """The shards needed from `position` on, in the order of their use; empty if any may be."""
 
 
 def rank_slice(batch: int, rank: int, world: int) -> slice:
@@ -57,8 +72,8 @@ def rank_slice(batch: int, rank: int, world: int) -> slice:
     return slice(rank * batch // world, (rank + 1) * batch // world)
 
 
-class Order:
-    """Samples in a new random order every epoch, as an endless stream of positions."""
+class UniformOrder:
+    """Samples in a new random order every epoch."""
 
     def __init__(self, samples: Ids, seed: int) -> None:
         if len(samples) == 0:
@@ -70,8 +85,9 @@ class Order:
         """The epoch of each position ([m])."""
         return positions // len(self._samples)
 
-    def at(self, positions: Ids) -> Ids:
-        """The samples at `positions` ([m]) of the stream. Each epoch has every sample once."""
+    def at(self, positions: Ids, skipped: Ids | int = 0) -> Ids:
+        """The samples at `positions` + `skipped` ([m]). Each epoch has every sample once."""
+        positions = positions + skipped
         out = np.empty(len(positions), dtype=np.int64)
         epochs, within = np.divmod(positions, len(self._samples))
         for e in np.unique(epochs).tolist():
@@ -79,3 +95,31 @@ class Order:
             here = epochs == e
             out[here] = self._samples[permutation(within[here])]
         return out
+
+    def stride(self, left_out: int) -> int:
+        """How many to skip in place of a suspect, when `left_out` samples are."""
+        return left_out
+
+    def shards_ahead(self, position: int) -> Ids:
+        """None: any shard may come at any time."""
+        return np.empty(0, dtype=np.int64)
+
+
+def make_order(
+    settings: UniformSettings | IdentitySettings | BlockSettings,
+    samples: Ids,
+    identity: Ids,
+    shard: NDArray[np.integer],
+    batch: int,
+    seed: int,
+) -> Order:
+    """The order of `samples` ([n]) that `settings` ask for, in global batches of `batch`.
+
+    `identity` and `shard` are the dataset's. Raises ValueError for what it cannot be made of.
+    """
+    if settings.kind == "identities":
+        images = settings.images_per_identity
+        return IdentityOrder(samples, identity[samples], images, batch, seed)
+    if settings.kind == "blocks":
+        return BlockOrder(samples, shard[samples], settings.window, seed)
+    return UniformOrder(samples, seed)

@@ -1,10 +1,8 @@
 """DALI: requests for samples go in, `Batch`es come out, decoded ahead of their use."""
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,20 @@ from nvidia.dali import fn as _fn
 from nvidia.dali import types as _types
 from nvidia.dali.pipeline import Pipeline
 
+from data_shards.augmentation import (
+    Augmentation,
+    AugmentationSettings,
+    augment,
+    no_augmentation,
+)
 from data_shards.dataset import SampleError, ShardDataset
-from data_shards.order import Augmentation, AugmentationSettings, Order, augment, rank_slice
+from data_shards.order import Order, OrderSettings, UniformSettings, rank_slice
+from data_shards.quarantine import Quarantine, readable
+from data_shards.remote import CacheSettings
 from data_shards.settings import InputError, Settings
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
-_NONE = np.empty(0, dtype=np.int64)
 fn: Any = _fn  # DALI's stubs describe neither its types nor its operators' outputs well
 types: Any = _types
 
@@ -32,6 +37,10 @@ class PipelineSettings(Settings):
     """Height and width that images are resized to, pixels; none: as the dataset has them."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random changes to training images."""
+    order: OrderSettings = UniformSettings()
+    """Which sample comes when."""
+    cache: CacheSettings = CacheSettings()
+    """Where copies of a remote dataset's shards are kept."""
     threads: int = 1
     """Decoding threads of each worker."""
     prefetch: int = 2
@@ -58,8 +67,7 @@ class Request:
             jpegs = [dataset.image(sample) for sample in samples.tolist()]
         except SampleError as error:
             raise InputError(f"{error}: restore the dataset and run again") from error
-        shift = np.zeros((len(samples), 2), dtype=np.int64)
-        return cls(samples, Augmentation(np.full(len(samples), flipped), shift), jpegs)
+        return cls(samples, no_augmentation(len(samples), flipped), jpegs)
 
 
 @dataclass(frozen=True)
@@ -91,40 +99,6 @@ def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, 
     return height, width
 
 
-class Quarantine:
-    """Lists samples that could not be read; above its budget the run stops.
-
-    `suspects` [s] are left out as well: readable samples that training was rewound because of.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        budget: int,
-        count: Callable[[], None] = lambda: None,
-        suspects: NDArray[np.int64] = _NONE,
-    ) -> None:
-        self.suspects = suspects
-        self._path, self._budget, self._count = path, budget, count
-        self._known: set[int] = set()
-
-    def add(self, sample: int, why: str) -> None:
-        """Records a damaged sample once. Raises InputError above the budget."""
-        if sample in self._known:
-            return
-        self._known.add(sample)
-        self._count()
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps({"sample": sample, "why": why}) + "\n")
-        if len(self._known) > self._budget:
-            raise InputError(
-                f"{len(self._known)} samples are damaged, more than data.max_quarantined = "
-                f"{self._budget} (last: {why}): restore the dataset, see {self._path}"
-            )
-
-
 class ImageStream:
     """Decodes `requests` in order, some ahead; yields each with its images [b, 3, H, W] uint8."""
 
@@ -143,6 +117,7 @@ class ImageStream:
         self._device = device
         self._height, self._width = image_size(dataset, settings)
         self._shifts = augmented and settings.augmentation.shift > 0
+        self._erases = augmented and settings.augmentation.erase > 0
         self._pipeline = Pipeline(
             max(1, max_batch),
             num_threads=settings.threads,
@@ -155,9 +130,11 @@ class ImageStream:
 
     def _define(self, settings: PipelineSettings) -> None:
         on = "gpu" if self._device.type == "cuda" else "cpu"
-        inputs = [types.UINT8, types.INT32] + [types.INT32] * self._shifts
+        inputs = [types.UINT8, types.INT32]
+        inputs += [types.INT32] * self._shifts + [types.FLOAT] * 2 * self._erases
+        augmentation = settings.augmentation
         with self._pipeline:
-            jpegs, flipped, *anchor = fn.external_source(
+            jpegs, flipped, *others = fn.external_source(
                 source=self._next,
                 num_outputs=len(inputs),
                 batch=True,
@@ -167,18 +144,22 @@ class ImageStream:
             stored = self._dataset.manifest["image_size"]
             if stored is None or tuple(stored) != (self._height, self._width):
                 images = fn.resize(images, resize_y=self._height, resize_x=self._width)
-            if anchor:
+            if self._shifts:
                 images = fn.slice(
                     images,
-                    *anchor,
+                    others.pop(0),
                     [self._height, self._width],
                     axes=[0, 1],
                     normalized_anchor=False,
                     normalized_shape=False,
                     out_of_bounds_policy="pad",
-                    fill_values=[settings.augmentation.fill] * 3,
+                    fill_values=[augmentation.fill] * 3,
                 )
             images = fn.flip(images, horizontal=flipped)
+            if self._erases:
+                anchor, shape = others
+                fill = [float(level) for level in augmentation.erase_fill]
+                images = fn.erase(images, anchor=anchor, shape=shape, axes=[0, 1], fill_value=fill)
             self._pipeline.set_outputs(images)
 
     def _next(self) -> tuple[Any, ...]:
@@ -186,10 +167,13 @@ class ImageStream:
         request = next(self._requests)
         self._pending.append(request)
         jpegs = [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in request.jpegs]
-        augmentation = request.augmentation
-        flipped = augmentation.flipped.astype(np.int32)
-        anchor = (-augmentation.shift).astype(np.int32)
-        return (jpegs, flipped, anchor) if self._shifts else (jpegs, flipped)
+        drawn = request.augmentation
+        inputs: list[Any] = [jpegs, drawn.flipped.astype(np.int32)]
+        if self._shifts:
+            inputs.append((-drawn.shift).astype(np.int32))
+        if self._erases:
+            inputs += [e.astype(np.float32, order="C") for e in np.split(drawn.erased, 2, axis=1)]
+        return tuple(inputs)
 
     def __iter__(self) -> Iterator[tuple[Request, torch.Tensor]]:
         while True:
@@ -204,42 +188,6 @@ class ImageStream:
         """DALI's output without a copy: its dynamic executor never reuses a buffer that is held."""
         tensor = torch.from_dlpack(images.as_tensor())
         return tensor.view(count, self._height, self._width, 3).permute(0, 3, 1, 2)
-
-
-def readable(
-    dataset: ShardDataset,
-    order: Order,
-    positions: NDArray[np.int64],
-    samples: NDArray[np.int64],
-    quarantine: Quarantine,
-) -> tuple[NDArray[np.int64], list[memoryview]]:
-    """The `samples` at `positions` ([b]) and their bytes, each damaged one replaced by the next.
-
-    The next in order, that is: it depends on the data alone, so every world size takes the same.
-    Suspects come in whole batches and are replaced by the sample as many positions on as there are
-    suspects; the next one good for all would fill a batch with copies of itself.
-    """
-    positions, samples = positions.copy(), samples.copy()
-
-    def move(which: NDArray[np.bool_], by: int) -> None:
-        positions[which] += by
-        samples[which] = order.at(positions[which])
-        while (suspected := np.isin(samples, quarantine.suspects) & which).any():
-            positions[suspected] += len(quarantine.suspects)
-            samples[suspected] = order.at(positions[suspected])
-
-    if len(quarantine.suspects):
-        move(np.isin(samples, quarantine.suspects), 0)
-    jpegs: list[Any] = dataset.images(samples)
-    for i in [i for i, jpeg in enumerate(jpegs) if jpeg is None]:
-        this = np.arange(len(samples)) == i
-        while jpegs[i] is None:
-            try:
-                jpegs[i] = dataset.image(int(samples[i]))
-            except SampleError as error:
-                quarantine.add(int(samples[i]), str(error))
-                move(this, 1)
-    return samples, jpegs
 
 
 def training_batches(
@@ -260,7 +208,7 @@ def training_batches(
     `rows` maps identities to classifier rows. Iteration i takes positions [i·batch, (i+1)·batch)
     of the order, at any world size.
     """
-    part = rank_slice(batch, rank, world)
+    part, size = rank_slice(batch, rank, world), image_size(dataset, settings)
 
     def requests() -> Iterator[Request]:
         own = np.arange(part.start, part.stop, dtype=np.int64)
@@ -269,8 +217,10 @@ def training_batches(
             every_position = ahead[:, None] * batch + own
             every_sample = order.at(every_position.ravel()).reshape(every_position.shape)
             for positions, chosen in zip(every_position, every_sample, strict=True):
+                dataset.files.need(order.shards_ahead(int(positions[0])))
                 samples, jpegs = readable(dataset, order, positions, chosen, quarantine)
-                drawn = augment(settings.augmentation, seed, order.epoch(positions), samples)
+                epoch = order.epoch(positions)
+                drawn = augment(settings.augmentation, seed, epoch, samples, size)
                 yield Request(samples, drawn, jpegs)
 
     stream = ImageStream(dataset, requests(), part.stop - part.start, settings, device)

@@ -6,183 +6,177 @@ Layout of a dataset folder::
     shard-00000.idx      the index that DALI's wds2idx would write
     samples.parquet      one row a sample: shard, offset, size, identity, camera, role, crc32
     identities.parquet   one row an identity: its name; the row number is its id
-    manifest.json        version, counts, image size, cameras, every file's size and sha256
+    keys.parquet         the hash of each sample's key (`data_shards.keys`)
+    NAME.parquet         extra tables that the source defines, such as pairs
+    refused.jsonl        one line for each thing that was not taken: key, identity, reason, why
+    manifest.json        version, counts, image size, cameras, tables, every file's size and sha256
+
+Memory does not grow with the number of samples but for eight bytes of each one's key; it does grow
+with the number of identities. A writer that was killed goes on behind its last finished shard
+(`data_shards.journal`).
 """
 
-import io
 import json
-import tarfile
-import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import webdataset
-from PIL import Image
 
-from data_shards.files import sha256, write_atomically, write_json
+from data_shards.files import sha256, write_json
+from data_shards.images import ImageSettings
+from data_shards.intake import Intake, Item, checked, chunks, items_behind
+from data_shards.journal import JOURNAL_ROWS, Journal
+from data_shards.keys import key_hash
+from data_shards.parallel import in_order
+from data_shards.samples import write_samples
 from data_shards.settings import InputError
-from data_shards.sources import ROLES, SourceImage
 
 MANIFEST_VERSION = 2
 
 
-def jpeg_size(image: bytes) -> tuple[int, int]:
-    """Decodes `image` whole and returns (height, width). Raises ValueError if it cannot be."""
-    try:
-        with Image.open(io.BytesIO(image)) as opened:
-            if opened.format != "JPEG":
-                raise ValueError(f"it is {opened.format}, not JPEG")
-            opened.load()
-            return opened.height, opened.width
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error)) from error
+def refusals(out: Path) -> Counter[tuple[str, bool]]:
+    """How often each (reason, counts as a refused image) stands in a folder's refused.jsonl."""
+    found: Counter[tuple[str, bool]] = Counter()
+    with (out / "refused.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            value = json.loads(line)
+            found[value["reason"], value.get("counts", True)] += 1
+    return found
 
 
-def index_tar(tar: Path) -> list[list[tuple[str, int, int, str]]]:
-    """The components of each sample of a tar: (extension, offset, size, member name)."""
-    samples: list[list[tuple[str, int, int, str]]] = []
-    previous = None
-    with tarfile.open(tar) as members:
-        for member in members:
-            key, _, extension = member.name.partition(".")
-            if key != previous:
-                samples.append([])
-                previous = key
-            samples[-1].append((extension, member.offset_data, member.size, member.name))
-    return samples
-
-
-def index_text(samples: list[list[tuple[str, int, int, str]]]) -> str:
-    """The text of an index file, byte for byte what DALI's wds2idx writes (format v1.2)."""
-    lines = [" ".join(f"{e} {o} {s} {n}" for e, o, s, n in sample) for sample in samples]
-    return "\n".join([f"v1.2 {len(samples)}", *lines]) + "\n"
-
-
-class _Numbering:
-    """Gives names dense numbers in the order they first come."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def __getitem__(self, name: str) -> int:
-        return self.numbers.setdefault(name, len(self.numbers))
-
-
-def _checked(
-    images: Iterable[SourceImage], refused: list[dict[str, str]]
-) -> Iterator[tuple[SourceImage, tuple[int, int]]]:
-    for image in images:
-        try:
-            yield image, jpeg_size(image.image)
-        except ValueError as error:
-            refused.append({"key": image.key, "identity": image.identity, "why": str(error)})
-
-
-def _write_shard(
-    path: Path, first: int, batch: list[SourceImage], identities: _Numbering, cameras: _Numbering
-) -> list[dict[str, int]]:
-    """Writes one tar and its index; returns its rows of the samples table, without the shard."""
-    part = path.with_suffix(".tar.part")
-    with part.open("wb") as file, webdataset.TarWriter(file, mtime=0.0) as tar:
-        for number, image in enumerate(batch, start=first):
-            meta = {"identity": image.identity, "camera": image.camera, "key": image.key}
-            tar.write(
-                {
-                    "__key__": f"{number:09d}",
-                    "jpg": image.image,
-                    "cls": str(identities[image.identity]),
-                    "json": json.dumps(meta, sort_keys=True).encode(),
-                }
-            )
-    part.rename(path)
-    index = index_tar(path)
-    write_atomically(path.with_suffix(".idx"), index_text(index).encode())
-    rows = []
-    for image, components in zip(batch, index, strict=True):
-        (offset, size), *_ = [(o, s) for extension, o, s, _ in components if extension == "jpg"]
-        rows.append(
-            {
-                "offset": offset,
-                "size": size,
-                "identity": identities[image.identity],
-                "camera": cameras[image.camera],
-                "role": ROLES.index(image.role),
-                "crc32": zlib.crc32(image.image),
-            }
+def _check_budget(out: Path, samples: int, max_refused: float) -> int:
+    """The number of refused images. Raises InputError when it is too large, or nothing is left."""
+    refused = sum(count for (_, counts), count in refusals(out).items() if counts)
+    where = out / "refused.jsonl"
+    if not samples:
+        raise InputError(f"no readable image for {out}: {refused} were refused, see {where}")
+    if refused > max_refused * (samples + refused):
+        raise InputError(
+            f"{refused} of {samples + refused} images were refused, more than the allowed share "
+            f"{max_refused:g}: see {where}; mend them, or run the same command again with a larger "
+            "--max-refused (what is written is kept)"
         )
-    return rows
+    return refused
 
 
-_SAMPLES_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("size", pa.int32()),
-        ("identity", pa.int64()),
-        ("camera", pa.int32()),
-        ("role", pa.int8()),
-        ("crc32", pa.uint32()),
-    ]
-)
+def _write_keys(journal: Journal, path: Path) -> None:
+    """Writes the hashes of the samples' keys, by which benchmark files find them."""
+    schema = pa.schema([JOURNAL_ROWS.field("key")])
+    with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for rows in journal.rows():
+            writer.write_table(rows.select(["key"]))
+
+
+def numbered(table: pa.Table, numbers: Mapping[str, int]) -> pa.Table:
+    """`table` with each column ``X_key`` of image keys replaced by ``X``, int64 sample numbers.
+
+    `numbers` maps keys to sample numbers; a key that it lacks (a refused image) becomes -1.
+    """
+    for position, name in enumerate(table.column_names):
+        if name.endswith("_key"):
+            samples = [numbers.get(key, -1) for key in table[name].to_pylist()]
+            column = pa.array(samples, pa.int64())
+            table = table.set_column(position, name.removesuffix("_key"), column)
+    return table
+
+
+def _numbers(journal: Journal, tables: Mapping[str, pa.Table]) -> dict[str, int]:
+    """The sample numbers of all keys that occur in `tables`."""
+    columns = [t[name] for t in tables.values() for name in t.column_names if name.endswith("_key")]
+    wanted = {key_hash(key): key for column in columns for key in column.unique().to_pylist()}
+    hashes = np.sort(np.fromiter(wanted, np.uint64, len(wanted)))
+    numbers: dict[str, int] = {}
+    first = 0
+    for rows in journal.rows() if wanted else ():
+        keys = rows["key"].to_numpy()
+        for row in np.flatnonzero(np.isin(keys, hashes)).tolist():
+            numbers[wanted[int(keys[row])]] = first + row
+        first += len(keys)
+    return numbers
+
+
+def _finish(
+    journal: Journal,
+    intake: Intake,
+    source: dict[str, Any],
+    max_refused: float,
+    tables: Mapping[str, pa.Table],
+) -> dict[str, Any]:
+    """Writes tables and manifest, all shards being there, and deletes the journal."""
+    out = journal.out
+    refused = _check_budget(out, intake.samples, max_refused)
+    write_samples(journal.rows(), out / "samples.parquet")
+    _write_keys(journal, out / "keys.parquet")
+    pq.write_table(pa.table({"name": list(intake.identities.numbers)}), out / "identities.parquet")
+    numbers = _numbers(journal, tables)
+    for name, table in tables.items():
+        pq.write_table(numbered(table, numbers), out / f"{name}.parquet")
+    sizes = {size for shard in journal.shards for size in shard.sizes}
+    files = {name: facts for shard in journal.shards for name, facts in shard.files.items()}
+    for name in (f"{name}.parquet" for name in ("samples", "identities", "keys", *tables)):
+        files[name] = {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)}
+    manifest = {
+        "version": MANIFEST_VERSION,
+        "source": source,
+        "image_size": list(sizes.pop()) if len(sizes) == 1 else None,
+        "samples": intake.samples,
+        "identities": len(intake.identities.numbers),
+        "cameras": list(intake.cameras.numbers),
+        "refused": refused,
+        "tables": sorted(tables),
+        "shards": [name for name in files if name.endswith(".tar")],
+        "files": files,
+    }
+    write_json(out / "manifest.json", manifest)
+    journal.delete()
+    return manifest
+
+
+def _start(items: Iterable[Item], start: int) -> Iterable[Item]:
+    return islice(items, start, None)
 
 
 def write_dataset(
-    images: Iterable[SourceImage],
+    images: Iterable[Item] | Callable[[int], Iterable[Item]],
     out: Path,
     source: dict[str, Any],
     shard_samples: int = 4096,
     max_refused: float = 0.0,
+    tables: Mapping[str, pa.Table] | None = None,
+    image: ImageSettings | None = None,
+    processes: int = 0,
+    progress: Callable[[int], None] = lambda consumed: None,
 ) -> dict[str, Any]:
     """Writes `images` as a dataset below `out` and returns its manifest.
 
-    Every image is decoded before it is accepted; what cannot be is listed in ``refused.json``,
-    and more than the share `max_refused` of them is an InputError. `source` says where the images
-    came from. The manifest is written last: a folder without one is not a dataset.
+    Every image is decoded and, where needed, encoded anew as `image` says (`normalise`); what
+    cannot be taken is listed in ``refused.jsonl``, and more than the share `max_refused` of it is
+    an InputError. `source` says where the images came from. `tables` are written beside the
+    samples after `numbered` has put sample numbers in place of image keys. The manifest is written
+    last: a folder without one is not a dataset. If the folder holds the beginning of the same
+    import, this goes on with it: `images` may be a function that starts reading at any item.
+    `processes` decode beside this one; `progress` hears how many items are done.
     """
-    if (out / "manifest.json").exists():
-        raise InputError(f"{out} already holds a dataset: delete it or write elsewhere")
-    out.mkdir(parents=True, exist_ok=True)
-    identities, cameras = _Numbering(), _Numbering()
-    refused: list[dict[str, str]] = []
-    sizes: set[tuple[int, int]] = set()
-    rows: list[dict[str, int]] = []
-    shards: list[Path] = []
-    accepted = _checked(images, refused)
-    while batch := list(islice(accepted, shard_samples)):
-        sizes.update(size for _, size in batch)
-        path = out / f"shard-{len(shards):05d}.tar"
-        new = _write_shard(path, len(rows), [i for i, _ in batch], identities, cameras)
-        rows += [{"shard": len(shards), **row} for row in new]
-        shards.append(path)
-    write_json(out / "refused.json", refused)
-    if not rows:
-        raise InputError(f"no readable image for {out}: see {out / 'refused.json'}")
-    if len(refused) > max_refused * (len(rows) + len(refused)):
-        raise InputError(
-            f"{len(refused)} of {len(rows) + len(refused)} images cannot be decoded, more than the "
-            f"allowed share {max_refused:g}: see {out / 'refused.json'}, or raise --max-refused"
-        )
-    pq.write_table(pa.Table.from_pylist(rows, _SAMPLES_SCHEMA), out / "samples.parquet")
-    names = pa.table({"name": list(identities.numbers)})
-    pq.write_table(names, out / "identities.parquet")
-    tables = [out / "samples.parquet", out / "identities.parquet"]
-    manifest = {
-        "version": MANIFEST_VERSION,
+    settings, tables = image or ImageSettings(), tables or {}
+    deciding = {
         "source": source,
-        "image_size": list(next(iter(sizes))) if len(sizes) == 1 else None,
-        "samples": len(rows),
-        "identities": len(identities.numbers),
-        "cameras": list(cameras.numbers),
-        "refused": len(refused),
-        "shards": [path.name for path in shards],
-        "files": {
-            path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in [*shards, *(p.with_suffix(".idx") for p in shards), *tables]
-        },
+        "image": settings.model_dump(mode="json"),
+        "shard_samples": shard_samples,
     }
-    write_json(out / "manifest.json", manifest)
-    return manifest
+    with closing(Journal(out, deciding)) as journal:
+        intake = Intake(journal, shard_samples)
+        items = items_behind(images if callable(images) else partial(_start, images), journal)
+        work, last = in_order(partial(checked, settings=settings), chunks(items), processes), ""
+        for chunk, results in work:
+            intake.add_chunk(chunk, results)
+            last = chunk[-1].key
+            progress(intake.consumed)
+        intake.finish(last)
+        return _finish(journal, intake, source, max_refused, tables)

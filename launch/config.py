@@ -5,13 +5,14 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_shards.benchmark import BenchmarkSettings
 from data_shards.pipeline import PipelineSettings
+from data_shards.remote import is_remote
 from data_shards.settings import InputError, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from trainer.backbones import EmbedderSettings
@@ -68,8 +69,8 @@ class ClusterSettings(Settings):
 class RunConfig(Settings):
     """Everything that decides a run."""
 
-    dataset: Path
-    """Folder of the shards."""
+    dataset: str
+    """Folder of the shards, or any fsspec URL (s3://..., https://...); see `data.cache`."""
     glyphs: GlyphSettings | None = None
     """Build the shards from glyphs when the folder holds none yet."""
     benchmark: BenchmarkSettings = BenchmarkSettings()
@@ -93,6 +94,20 @@ class RunConfig(Settings):
     """Each method runs once a seed; results are mean ± standard deviation over them."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the work runs."""
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_can_be_read(cls, location: str) -> str:
+        is_remote(location)
+        return location.removeprefix("file://")
+
+    def dataset_location(self) -> str:
+        """The dataset's URL, or its absolute path: workers have other working directories."""
+        return self.dataset if is_remote(self.dataset) else str(Path(self.dataset).resolve())
+
+    def dataset_is_there(self) -> bool:
+        """Whether a dataset was built; a remote one is taken to be."""
+        return is_remote(self.dataset) or (Path(self.dataset) / "manifest.json").exists()
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -134,13 +149,21 @@ class RunConfig(Settings):
                 f"training.accumulate = {self.training.accumulate} leaves a worker no image a part:"
                 " lower it or cluster.workers, or raise training.batch"
             )
+        order = self.data.order
+        if order.kind == "identities" and self.training.batch % order.images_per_identity:
+            raise ValueError(
+                f"training.batch = {self.training.batch} is no multiple of "
+                f"data.order.images_per_identity = {order.images_per_identity}: change either"
+            )
         return self
 
     def deciding(self) -> dict[str, Any]:
         """The part of the configuration that a result depends on, as plain values."""
         values = self.model_dump(mode="json")
-        del values["cluster"], values["glyphs"]
-        for key in ("threads", "prefetch"):
+        del values["cluster"], values["glyphs"], values["benchmark"]["file"]
+        if self.benchmark.sha256 is None:  # a file counts by its content, wherever it lies
+            del values["benchmark"]["sha256"]
+        for key in ("threads", "prefetch", "cache"):
             del values["data"][key]
         del values["classifier"]["memory"]
         for key in NOT_DECIDING:
@@ -150,11 +173,15 @@ class RunConfig(Settings):
 
 
 def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
-    """Every (dotted key, default, documentation) of a configuration model."""
+    """Every (dotted key, default, documentation) of a configuration model.
+
+    NAME stands for a name of the user's choice.
+    """
     for name, field in model.model_fields.items():
         inner = _settings_within(field.annotation)
+        chosen = "NAME." if get_origin(field.annotation) is dict else ""
         for kind in inner:
-            yield from fields(kind, f"{prefix}{name}.")
+            yield from fields(kind, f"{prefix}{name}.{chosen}")
         if not inner:
             default = (
                 "(required)"
@@ -173,10 +200,15 @@ def _settings_within(annotation: Any) -> list[type[Settings]]:
 def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> str:
     """A hint at the key that was probably meant, beside the unknown one."""
     model = METHODS[kind] if kind else RunConfig
-    below = "" if kind else "".join(f"{parent}." for parent in parents)
-    keys = [key for key, _, _ in fields(model) if key.startswith(below)]
-    siblings = sorted({key.removeprefix(below).split(".")[0] for key in keys})
-    near = difflib.get_close_matches(unknown, siblings, 1, cutoff=0.5)
+    above = () if kind else parents
+    keys = [key.split(".") for key, _, _ in fields(model)]
+    siblings = {
+        key[len(above)]
+        for key in keys
+        if len(key) > len(above)
+        and all(own in (given, "NAME") for own, given in zip(key, above, strict=False))
+    }
+    near = difflib.get_close_matches(unknown, sorted(siblings), 1, cutoff=0.5)
     if not near:
         return "; `perennial config` lists every key"
     return f"; did you mean {'.'.join([*parents, near[0]])}?"
@@ -184,11 +216,12 @@ def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> st
 
 def explain(error: ValidationError, source: str) -> InputError:
     """The first problem of a configuration, as one line."""
-    first = error.errors()[0]
+    every = error.errors()  # a key that is missing may only be misspelt
+    first = next((e for e in every if e["type"] == "extra_forbidden"), every[0])
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]
-    if location[:2] == ("classifier", "margin"):
+    if location[:2] in (("classifier", "margin"), ("data", "order")):
         location = location[:2] + location[3:]
     key = ".".join(location) or "configuration"
     if first["type"] == "extra_forbidden":

@@ -7,8 +7,10 @@ from pathlib import Path
 from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
+from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
+from launch.held_out import HeldOutTest, open_tests
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -36,12 +38,19 @@ class Run:
     config: RunConfig
     dataset: ShardDataset
     benchmark: Benchmark
+    held_out: dict[str, HeldOutTest]
+    """Test sets of their own."""
 
     @classmethod
-    def open(cls, folder: Path, config: RunConfig) -> "Run":
-        """Opens the dataset and builds the benchmark. Raises InputError."""
-        dataset = ShardDataset.open(config.dataset)
-        return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark))
+    def open(cls, folder: Path, config: RunConfig, count: Count = ignore) -> "Run":
+        """Opens the datasets and builds the benchmark. Raises InputError.
+
+        `count` hears what the cache of a remote dataset does.
+        """
+        config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
+        tests = open_tests(config.evaluation)
+        dataset = ShardDataset.open(config.dataset, config.data.cache, count)
+        return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark), tests)
 
     def chains(self) -> list[Chain]:
         """Every method under every seed; the seeds of one method follow each other last."""

@@ -3,6 +3,8 @@
 A shard (in one view) is a unit of work; units are cut the same way whatever the number of actors.
 """
 
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
 from data_shards.dataset import ShardDataset
+from data_shards.files import write_atomically
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
+from data_shards.remote import CacheSettings
 from monitoring.exporter import serve_metrics
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
@@ -64,11 +68,14 @@ def embed(
 class OldModel:
     """A Ray actor that keeps the dataset open and the last model loaded."""
 
-    def __init__(self, dataset: Path, threads: int, target_file: Path, name: str) -> None:
+    def __init__(
+        self, dataset: str, cache: CacheSettings, threads: int, target_file: Path, name: str
+    ) -> None:
         torch.set_num_threads(threads)
-        self._dataset = ShardDataset.open(dataset)
         self._metrics = Metrics()
+        self._dataset = ShardDataset.open(dataset, cache, self._metrics.count_cache)
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
+        self._held_out: dict[Path, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
         serve_metrics(self._metrics.registry, target_file, labels)
 
@@ -108,6 +115,36 @@ class OldModel:
         _, embedder, _ = self._model(model_folder, TeacherSettings())
         self._metrics.embedded.inc(len(samples))
         return embed(embedder, self._dataset, samples, data, batch)
+
+    def embed_held_out(
+        self,
+        model_folder: Path,
+        dataset: Path,
+        out: Path,
+        samples: Ids,
+        mirrored: bool,
+        data: PipelineSettings,
+        batch: int,
+    ) -> None:
+        """Writes embeddings of another dataset's `samples` to `out`, .npy, fp32 [n, d].
+
+        `mirrored` adds those of the mirror images.
+        """
+        _, embedder, _ = self._model(model_folder, TeacherSettings())
+        if dataset not in self._held_out:
+            self._held_out[dataset] = ShardDataset.open(dataset)
+        images = self._held_out[dataset]
+        self._metrics.embedded.inc(len(samples) * (1 + mirrored))
+        vectors = embed(embedder, images, samples, data, batch)
+        if mirrored:
+            vectors += embed(embedder, images, samples, data, batch, flipped=True)
+        content = io.BytesIO()
+        np.save(content, vectors)
+        write_atomically(out, content.getvalue())
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """A unit of some evaluation's work."""
+        return function(*arguments)
 
 
 def neighbour_examples(

@@ -13,13 +13,16 @@ import numpy as np
 
 from data_shards.files import fingerprint, write_json
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
+from data_shards.pipeline import image_size
 from data_shards.settings import InputError
 from launch.folder import Chain, Run
+from launch.held_out import Measurement
 from launch.ledger import Ledger
 from launch.neighbourhoods import OldModel, neighbour_examples, units
 from launch.preemption import Preempted
 from launch.training import TrainingPhases
 from monitoring.progress import RunProgress
+from monitoring.results import figures
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
 
@@ -60,7 +63,8 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
             made = fingerprint(["neighbours", past, repr(needs), step, deciding["teacher"]])
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
         yield Phase("train", chain, step, trained, folder / "model")
-        tested = fingerprint(["evaluate", trained, deciding["evaluation"]])
+        tests = [test.fingerprint for test in run.held_out.values()]
+        tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
         yield Phase("evaluate", chain, step, tested, folder / "evaluation.json")
 
 
@@ -152,7 +156,7 @@ class Driver:
 
     def _pool(self) -> list[Any]:
         if not self._actors:
-            cluster = self._run.config.cluster
+            config, cluster = self._run.config, self._run.config.cluster
             count = cluster.actor_count()
             threads = max(1, cluster.cores() // count)
             actor = self._ray.remote(OldModel)
@@ -161,7 +165,7 @@ class Driver:
                 options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
                 self._actors.append(
                     actor.options(**options).remote(
-                        self._run.config.dataset.resolve(), threads, target, str(number)
+                        config.dataset_location(), config.data.cache, threads, target, str(number)
                     )
                 )
         return self._actors
@@ -242,12 +246,20 @@ class Driver:
             (model.folder.resolve(), own, config.data, config.teacher.batch)
             for _, own in units(run.dataset, samples)
         ]
-        embeddings = np.concatenate(self._map("embed", calls))
+        none = np.empty((0, config.embedder.dimension), dtype=np.float32)
+        embeddings = np.concatenate([none, *self._map("embed", calls)])
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
         measured = evaluate(*given)
+        if run.held_out:
+            scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
+            size = image_size(run.dataset, config.data)
+            data = config.data.model_copy(update={"image_size": size})
+            measurement = Measurement(model.folder, data, config.teacher.batch, scratch, self._map)
+            measured["tests"] = measurement.measure(run.held_out)
         write_json(phase.output, measured)
-        return f"top-1 {measured['top1']:.1%}, mAP {measured['map']:.1%}"
+        shown = list(figures(measured).values())[:2]
+        return ", ".join(f"{title} {value:.1%}" for title, value in shown)
 
     def _train(self, phase: Phase) -> str:
         self._close_pool()

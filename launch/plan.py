@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from data_shards.benchmark import counted_split
@@ -85,12 +86,12 @@ def split_of(config: RunConfig, identities: int | None, images: int | None) -> S
     Raises InputError when there is neither, or when the benchmark asks for more than there is.
     """
     if identities is None and images is None:
-        if not (config.dataset / "manifest.json").exists():
+        if not config.dataset_is_there():
             raise InputError(
                 f"{config.dataset} holds no dataset to read counts from: say --identities and "
                 "--images, or build it"
             )
-        run = Run.open(config.dataset, config)
+        run = Run.open(Path(), config)
         size = config.data.image_size or run.dataset.manifest["image_size"]
         files = run.dataset.manifest["files"].values()
         samples = tuple(len(own) for own in run.benchmark.steps)

@@ -91,10 +91,11 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
     Raises InputError for anything that the user can mend, Preempted after SIGTERM; what is
     finished stays.
     """
-    if not (config.dataset / "manifest.json").exists() and config.glyphs is not None:
-        build_glyphs(config.glyphs, config.dataset, console)
+    if config.glyphs is not None and not config.dataset_is_there():
+        build_glyphs(config.glyphs, Path(config.dataset), console)
     with locked(folder):
         run = Run.open(folder, config)
+        config = run.config
         samples = [len(own) for own in run.benchmark.steps]
         check_steps(run.benchmark.rows, samples, config.cluster.workers)
         _settle_configuration(config, folder)

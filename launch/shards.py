@@ -1,5 +1,6 @@
 """The commands `perennial shards ...`."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,7 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from data_shards.settings import InputError
+from launch.benchmarks import benchmarks, merge
+
 shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
+shards.add_typer(benchmarks, name="benchmark")
+shards.command("merge")(merge)
 console = Console(highlight=False)
 
 
@@ -24,6 +30,9 @@ def shards_glyphs(
     script: Annotated[
         Literal["any", "han"], typer.Option(help="han: Han characters alone.")
     ] = "any",
+    query_fonts: Annotated[
+        int, typer.Option(help="Families of fonts for queries alone: nobody is trained on them.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
 ) -> None:
     """Draw the built-in dataset: characters are identities, fonts are cameras."""
@@ -37,9 +46,65 @@ def shards_glyphs(
         variants=variants,
         fonts=tuple(fonts or ()),
         script=script,
+        query_fonts=query_fonts,
         seed=seed,
     )
     build_glyphs(settings, out, console)
+
+
+@shards.command("sources")
+def shards_sources() -> None:
+    """List the formats that can be imported, and their options."""
+    from data_shards.sources.registry import SOURCES
+    from launch.config import fields
+
+    table = Table("source", "option", "default", "meaning", title="sources", title_justify="left")
+    for name, source in SOURCES.items():
+        for key, default, meaning in fields(source.settings):
+            table.add_row(name, key, str(default), meaning)
+        table.add_section()
+    console.print(table)
+
+
+@shards.command("import")
+def shards_import(
+    source: Annotated[str, typer.Argument(help="A format of `perennial shards sources`.")],
+    path: Annotated[str, typer.Argument(help="File, folder or pattern to import.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must hold no other dataset.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(help="key=value options of the format, as name=ms1m.")
+    ] = None,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width to scale all images to, pixels; default: as they are."),
+    ] = None,
+    quality: Annotated[
+        int, typer.Option(min=1, max=100, help="JPEG quality of images encoded anew.")
+    ] = 95,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, max=178_000_000, help="Larger images are refused.")
+    ] = 64_000_000,
+    max_refused: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of images that may be refused.")
+    ] = 0.0,
+    shard_samples: Annotated[int, typer.Option(min=1, help="Images in a shard.")] = 4096,
+    processes: Annotated[
+        int | None, typer.Option(min=0, help="Processes that check images; default: one a core.")
+    ] = None,
+) -> None:
+    """Turn original files into a dataset of shards; given again after a kill, it goes on.
+
+    Images that cannot be taken are listed in refused.jsonl; more than --max-refused is an error
+    with exit status 2.
+    """
+    from data_shards.images import ImageSettings
+    from data_shards.importing import source_settings
+    from launch.importing import run_import
+
+    settings = source_settings(source, path, options or [])
+    image = ImageSettings(size=size, quality=quality, max_pixels=max_pixels)
+    count = len(os.sched_getaffinity(0)) if processes is None else processes
+    run_import(source, settings, out, image, shard_samples, max_refused, count, console)
 
 
 @shards.command("verify")
@@ -59,22 +124,35 @@ def shards_verify(
 def shards_info(
     folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
 ) -> None:
-    """Say what a dataset holds."""
+    """Say what a dataset holds: images, identities, cameras, roles, tables."""
     from data_shards.dataset import ShardDataset
+    from launch.importing import describe
 
     dataset = ShardDataset.open(folder)
-    manifest = dataset.manifest
     table = Table(title=str(folder), title_justify="left", show_header=False)
-    total = sum(facts["bytes"] for facts in manifest["files"].values())
-    for key, value in {
-        "images": f"{manifest['samples']:,}",
-        "identities": f"{manifest['identities']:,}",
-        "cameras": f"{len(manifest['cameras']):,}",
-        "image size": " × ".join(map(str, manifest["image_size"] or ["varies"])),
-        "shards": f"{len(manifest['shards']):,}",
-        "bytes": f"{total:,}",
-        "refused at writing": f"{manifest['refused']:,}",
-        "fingerprint": dataset.fingerprint,
-    }.items():
+    for key, value in describe(dataset).items():
         table.add_row(key, value)
     console.print(table)
+
+
+@shards.command("show")
+def shards_show(
+    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+    out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")],
+    rows: Annotated[int, typer.Option(min=1, max=500, help="Identities shown.")] = 8,
+    columns: Annotated[int, typer.Option(min=1, max=100, help="Images of each.")] = 10,
+    seed: Annotated[int, typer.Option(help="Decides which identities.")] = 0,
+) -> None:
+    """Draw a contact sheet: identities as rows, their images with cameras beside them."""
+    from data_shards.dataset import SampleError, ShardDataset
+    from data_shards.sheet import contact_sheet
+
+    if out.suffix.lower() not in {".png", ".jpg"}:
+        raise InputError(f"--out {out} must end in .png or .jpg")
+    try:
+        contact_sheet(ShardDataset.open(folder), rows, columns, seed).save(out)
+    except SampleError as error:
+        raise InputError(f"{error}: restore the dataset") from error
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}") from error
+    console.print(f"contact sheet: {out}")

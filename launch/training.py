@@ -42,7 +42,7 @@ class TrainingPhases:
             "phase": name,
             "mailbox": self._mailbox,
         }
-        spec["config"]["dataset"] = str(self._run.config.dataset.resolve())
+        spec["config"]["dataset"] = self._run.config.dataset_location()
         failure: list[BaseException] = []
         thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
         thread.start()

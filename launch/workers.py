@@ -31,9 +31,9 @@ def worker(spec: dict[str, Any]) -> None:
     ranks = Ranks.default()
     mailbox, phase = spec["mailbox"], spec["phase"]
     try:
-        run = Run.open(spec["folder"], config)
-        chain, step = Chain(spec["method"], spec["seed"]), spec["step"]
         metrics = Metrics()
+        run = Run.open(spec["folder"], config, metrics.count_cache)
+        chain, step = Chain(spec["method"], spec["seed"]), spec["step"]
         metrics.step.set(step)
         metrics.phase_started.set_to_current_time()
         restarts = ray.get(mailbox.start.remote(phase, ranks.rank))

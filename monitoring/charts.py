@@ -23,7 +23,7 @@ class Line:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values that cover [low, high], about `count` of them."""
-    if high <= low:
+    if high - low < 1e-9 * max(1.0, abs(low)):
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / max(1, count - 1)
     power = 10 ** math.floor(math.log10(rough))
@@ -32,24 +32,55 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(n * step, 10) for n in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """The values 1, 2 and 5 times a power of ten that cover [low, high], or every power of ten
+    where there are three or more between them. `low` is above 0."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if len(powers) > 3:
+        return [10.0**power for power in powers]
+    every = [m * 10.0**power for power in powers for m in (1, 2, 5)]
+    first = max((tick for tick in every if tick <= low * 1.001), default=every[0])
+    last = min((tick for tick in every if tick >= high * 0.999), default=every[-1])
+    return [tick for tick in every if first <= tick <= last]
+
+
+def _same(value: float) -> float:
+    return value
+
+
 def line_chart(
-    lines: Sequence[Line], x_label: str, y_label: str, whole_x: bool = False, points: bool = True
+    lines: Sequence[Line],
+    x_label: str,
+    y_label: str,
+    whole_x: bool = False,
+    points: bool = True,
+    log_x: bool = False,
+    log_y: bool = False,
 ) -> str:
-    """An SVG of `lines` with axes; hovering a point or line names it."""
+    """An SVG of `lines` with axes; hovering a point or line names it.
+
+    On a logarithmic axis, points at or below 0 are left out.
+    """
+    if log_x or log_y:
+        shown = [[(x, y) for x, y in n.points if x > 0 or not log_x] for n in lines]
+        shown = [[(x, y) for x, y in own if y > 0 or not log_y] for own in shown]
+        lines = [Line(n.name, n.colour, own) for n, own in zip(lines, shown, strict=True)]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
     lows = [y - b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
     highs = [y + b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
-    y_ticks = ticks(min(lows), max(highs))
-    x_ticks = sorted(set(xs)) if whole_x else ticks(min(xs), max(xs), 6)
+    y_ticks = (log_ticks if log_y else ticks)(min(lows), max(highs))
+    x_ticks = log_ticks(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs), 6)
+    x_ticks = sorted(set(xs)) if whole_x else x_ticks
+    along, upward = math.log10 if log_x else _same, math.log10 if log_y else _same
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
-    y_low, y_high = y_ticks[0], y_ticks[-1]
+    y_low, y_high = y_ticks[0], max(y_ticks[-1], y_ticks[0] + 1e-9)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        up = (y - y_low) / (y_high - y_low)
+        across = (along(x) - along(x_low)) / (along(x_high) - along(x_low))
+        up = (upward(y) - upward(y_low)) / (upward(y_high) - upward(y_low))
         return (
             _LEFT + across * (WIDTH - _LEFT - _RIGHT),
             HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM),

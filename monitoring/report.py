@@ -9,7 +9,8 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
 from monitoring.charts import Line, Span, line_chart, timeline
-from monitoring.results import METRICS, compare, ordered_methods, read_jsonl
+from monitoring.curves import tradeoffs
+from monitoring.results import compare, evaluations, metrics, ordered_methods, read_jsonl
 
 _PHASE_COLOURS = {"train": 0, "neighbours": 1, "evaluate": 2}
 
@@ -37,6 +38,10 @@ def draw(folder: Path) -> Path:
         steps=sorted({row["step"] for row in rows}),
         tables=_tables(rows, methods),
         curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, colours)],
+        tradeoffs=[
+            {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
+            for name, charts in tradeoffs(evaluations(folder), methods, colours).items()
+        ],
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours)],
         timeline=Markup(timeline(_spans(ledger))),
         hours=sum(r["finished"] - r["started"] for r in ledger) / 3600,
@@ -54,9 +59,10 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
     found = {(row["method"], row["step"]): row for row in rows}
     steps = sorted({row["step"] for row in rows})
     tables = []
-    for metric, title in METRICS.items():
+    for metric, title in metrics(rows).items():
+        known = [row for row in rows if metric in row]
         best = {
-            step: max((r[metric]["mean"] for r in rows if r["step"] == step), default=0.0)
+            step: max((r[metric]["mean"] for r in known if r["step"] == step), default=0.0)
             for step in steps
         }
         lines = []
@@ -64,7 +70,7 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
             cells = []
             for step in steps:
                 row = found.get((method, step))
-                value = row[metric] if row else None
+                value = row.get(metric) if row else None
                 cells.append({"value": value, "best": bool(value and value["mean"] == best[step])})
             lines.append({"method": method, "cells": cells})
         tables.append({"title": title, "lines": lines})
@@ -76,10 +82,11 @@ def _curves(
 ) -> list[tuple[str, str]]:
     """A chart a metric: accuracy over learning steps, with a band of one standard deviation."""
     charts = []
-    for metric, title in METRICS.items():
+    for metric, title in metrics(rows).items():
         lines = []
         for method in methods:
-            own = sorted((r for r in rows if r["method"] == method), key=lambda r: r["step"])
+            own = [r for r in rows if r["method"] == method and metric in r]
+            own.sort(key=lambda r: r["step"])
             points = [(float(r["step"]), 100 * r[metric]["mean"]) for r in own]
             band = [100 * r[metric]["std"] for r in own]
             lines.append(Line(method, colours[method], points, band))

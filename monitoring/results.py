@@ -15,6 +15,44 @@ METRICS = {
     "verification": "10-fold verification accuracy",
     "seen_top1": "top-1 on step 0's identities",
 }
+_OF_TESTS = {
+    "accuracy": "10-fold accuracy",
+    "rank1": "rank-1",
+    "top1": "top-1",
+    "map": "mAP",
+    "tar": "TAR at FAR",
+    "tpir": "TPIR at FPIR",
+}
+_RATES = {"tar": "0.0001", "tpir": "0.01"}  # shown, where the test is large enough to tell
+
+
+def parts(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The results of each test set of an evaluation, by name; raw and cleaned lists apart."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, test in evaluation.get("tests", {}).items():
+        if "raw" in test:
+            found |= {f"{name} {part}": test[part] for part in ("raw", "cleaned")}
+        else:
+            found[name] = test
+    return found
+
+
+def figures(evaluation: dict[str, Any]) -> dict[str, tuple[str, float]]:
+    """What is compared of an evaluation: by metric its title and value."""
+    found = {
+        metric: (title, evaluation[metric])
+        for metric, title in METRICS.items()
+        if metric in evaluation
+    }
+    for name, test in parts(evaluation).items():
+        for key, title in _OF_TESTS.items():
+            value = test.get(key)
+            if isinstance(value, dict):
+                rate = _RATES[key] if _RATES[key] in value else next(iter(value), None)
+                title, value = f"{title} {rate}", value.get(rate)
+            if value is not None:
+                found[f"tests.{name}.{key}"] = (f"{name}: {title}", value)
+    return found
 
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -37,12 +75,19 @@ def compare(folders: Iterable[Path]) -> list[dict[str, Any]]:
     rows = []
     for (run, method, step), found in groups.items():
         row: dict[str, Any] = {"run": run, "method": method, "step": step, "seeds": len(found)}
-        for metric in METRICS:
-            values = [e[metric] for e in found]
+        of_seeds = [figures(evaluation) for evaluation in found]
+        for metric, (title, _) in of_seeds[0].items():
+            values = [figure[metric][1] for figure in of_seeds if metric in figure]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            row[metric] = {"mean": statistics.fmean(values), "std": deviation}
+            row[metric] = {"title": title, "mean": statistics.fmean(values), "std": deviation}
         rows.append(row)
     return rows
+
+
+def metrics(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Every metric of `compare`'s rows and its title, those of test sets last."""
+    found = {m: v["title"] for row in rows for m, v in row.items() if isinstance(v, dict)}
+    return {m: METRICS[m] for m in METRICS if m in found} | found
 
 
 def ordered_methods(rows: list[dict[str, Any]], metric: str = "top1") -> list[tuple[str, str]]:
@@ -50,7 +95,8 @@ def ordered_methods(rows: list[dict[str, Any]], metric: str = "top1") -> list[tu
     last: dict[tuple[str, str], tuple[int, float]] = {}
     for row in rows:
         key = (row["run"], row["method"])
-        last[key] = max(last.get(key, (-1, 0.0)), (row["step"], row[metric]["mean"]))
+        if metric in row:
+            last[key] = max(last.get(key, (-1, 0.0)), (row["step"], row[metric]["mean"]))
     return sorted(last, key=lambda key: last[key])
 
 
@@ -66,7 +112,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     several_runs = len({row["run"] for row in rows}) > 1
     found = {(r["run"], r["method"], r["step"]): r for r in rows}
     drawn = []
-    for metric, title in METRICS.items():
+    for metric, title in metrics(rows).items():
         table = Table(title=f"{title} (%)", title_justify="left", title_style="bold")
         table.add_column("method")
         for step in steps:
@@ -75,7 +121,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             cells = []
             for step in steps:
                 row = found.get((run, method, step))
-                cells.append(_cell(row[metric], row["seeds"]) if row else "–")
+                cells.append(_cell(row[metric], row["seeds"]) if row and metric in row else "–")
             table.add_row(f"{run}: {method}" if several_runs else method, *cells)
         drawn.append(table)
     return drawn

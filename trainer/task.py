@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from data_shards.benchmark import Benchmark
 from data_shards.counter import stream_key
 from data_shards.dataset import ShardDataset
-from data_shards.order import Order
-from data_shards.pipeline import Batch, PipelineSettings, Quarantine, training_batches
+from data_shards.order import make_order
+from data_shards.pipeline import Batch, PipelineSettings, training_batches
+from data_shards.quarantine import Quarantine
 from trainer.backbones import EmbedderSettings
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
@@ -59,13 +60,16 @@ def task_batches(
 ) -> Iterator[Batch]:
     """This rank's batches from iteration `start` on."""
     seed = int(stream_key(task.seed, "order", task.step) >> 1)
+    dataset, batch = task.dataset, task.training.batch
     return training_batches(
-        task.dataset,
+        dataset,
         task.benchmark.row,
-        Order(task_samples(task), seed),
+        make_order(
+            task.data.order, task_samples(task), dataset.identity, dataset.shard, batch, seed
+        ),
         seed,
         range(start, task.training.iterations),
-        task.training.batch,
+        batch,
         ranks.rank,
         ranks.world,
         task.data,

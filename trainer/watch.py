@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.pipeline import Batch, Quarantine
+from data_shards.pipeline import Batch
+from data_shards.quarantine import Quarantine
 from monitoring.metrics import Metrics
 from trainer.guard import Fault
 from trainer.optimizers import learning_rate

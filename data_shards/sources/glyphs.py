@@ -8,11 +8,9 @@ or person benchmark.
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from data_shards.counter import stream_key, uniform
-from data_shards.parallel import chunks, ordered
+from data_shards.parallel import chunks, ordered, worker_pool
 from data_shards.settings import InputError, Settings
 from data_shards.sources import SourceImage
 from data_shards.sources.fonts import CANVAS, Face, Script, draw, drawable, faces, opened
@@ -42,8 +40,11 @@ class GlyphSettings(Settings):
     script: Script = "any"
     """"any": letters, numbers, symbols and punctuation; "han": Han characters alone, and none of
     matplotlib's fonts, which have none."""
+    query_fonts: int = 0
+    """Families of fonts, drawn by `seed`, that nobody is trained on: their images have role query,
+    and a benchmark searches for them."""
     seed: int = 0
-    """Decides the distortions and which characters are kept."""
+    """Decides the distortions, which characters are kept and which fonts are for queries."""
 
 
 def distort(drawing: Image.Image, key: np.uint64, size: int) -> bytes:
@@ -110,7 +111,34 @@ class _Job(NamedTuple):
     """The faces that have it, and as which of its characters."""
 
 
-def _render(jobs: list[_Job], settings: GlyphSettings) -> list[SourceImage]:
+def held_out(counts: Mapping[Face, int], settings: GlyphSettings) -> frozenset[str]:
+    """The names of the faces for queries: whole families, because one weight tells of another.
+
+    They are drawn from the families with at least a quarter as many characters as the largest, by
+    `counts`. Raises InputError when fewer than two of those are left to train on.
+    """
+    families: dict[str, int] = defaultdict(int)
+    for face, count in counts.items():
+        families[family(face)] = max(families[family(face)], count)
+    large = [name for name, count in families.items() if 4 * count >= max(families.values())]
+    if settings.query_fonts and settings.query_fonts > len(large) - 2:
+        raise InputError(
+            f"glyphs.query_fonts is {settings.query_fonts}, but there are {len(large)} families of "
+            "fonts with many characters: lower it, or add fonts with --fonts DIR"
+        )
+    order = sorted(large, key=lambda name: int(stream_key(settings.seed, "query font", name)))
+    chosen = order[: settings.query_fonts]
+    return frozenset(face.name for face in counts if family(face) in chosen)
+
+
+def family(face: Face) -> str:
+    """What weights and slants of one design share: the name up to its first hyphen."""
+    return face.name.partition("-")[0]
+
+
+def _render(
+    jobs: list[_Job], settings: GlyphSettings, queries: frozenset[str]
+) -> list[SourceImage]:
     images = []
     for identity, face, character in ((job.identity, *own) for job in jobs for own in job.drawn):
         drawing = draw(opened(face), character)
@@ -119,7 +147,8 @@ def _render(jobs: list[_Job], settings: GlyphSettings) -> list[SourceImage]:
             key = stream_key(settings.seed, "glyph", character, face.name, variant)
             jpeg = distort(drawing, key, settings.image_size)
             name = f"{identity}_{face.name}_{variant}"
-            images.append(SourceImage(jpeg, identity, face.name, name))
+            role = "query" if face.name in queries else "train"
+            images.append(SourceImage(jpeg, identity, face.name, name, role))
     return images
 
 
@@ -156,10 +185,12 @@ def read_glyphs(settings: GlyphSettings, processes: int = 1) -> Iterator[SourceI
     the speed. Raises InputError when no character is left.
     """
     every = faces(settings.fonts, settings.script)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with worker_pool(processes) as pool:
         look = partial(_digests, script=settings.script)
         digests = dict(zip(every, pool.map(look, every), strict=True))
         work = chunks(_jobs(settings, digests), 64)
+        queries = held_out({face: len(found) for face, found in digests.items()}, settings)
+        render = partial(_render, settings=settings, queries=queries)
         del digests
-        for images in ordered(pool, partial(_render, settings=settings), work, 4 * processes):
+        for images in ordered(pool, render, work, 4 * processes):
             yield from images

@@ -130,7 +130,7 @@ def test_the_image_held_out_of_step_0_is_any_one_and_not_searched_in(small):
 def test_an_only_image_is_not_held_out(small):
     alone = np.flatnonzero(small.identity < 40)[::4]
     keep = np.sort(np.concatenate([alone, np.flatnonzero(small.identity >= 40)]))
-    columns = ("shard", "offset", "size", "identity", "camera", "crc32")
+    columns = ("shard", "offset", "size", "identity", "camera", "role", "crc32")
     few = dataclasses.replace(small, **{name: getattr(small, name)[keep] for name in columns})
     settings = BenchmarkSettings(steps=1, test_identities=20, pairs=20, seen_identities=40)
     benchmark = build_benchmark(few, settings)

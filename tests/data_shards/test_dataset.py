@@ -1,6 +1,5 @@
 """Written datasets: readable by others, and damage of any kind is noticed."""
 
-import io
 import json
 import shutil
 import subprocess
@@ -9,11 +8,11 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.settings import InputError
@@ -126,14 +125,12 @@ def test_another_version_is_refused(copy):
 
 
 def bad_images():
-    good, png = jpeg(0, 0), io.BytesIO()
-    Image.open(io.BytesIO(good)).save(png, "PNG")
+    good = jpeg(0, 0)
     return {
         "empty": b"",
         "text": b"not an image",
         "truncated in the header": good[: len(good) // 2],
         "truncated in the picture": good[:-12],
-        "png": png.getvalue(),
     }
 
 
@@ -141,13 +138,13 @@ def bad_images():
 def test_what_cannot_be_decoded_is_refused_and_listed(tmp_path, kind):
     bad = SourceImage(bad_images()[kind], "id-bad", "camera-0", "the-bad-one")
     images = [*source(3, 2), bad]
-    with pytest.raises(InputError, match=r"1 of 7 images.*refused\.json"):
+    with pytest.raises(InputError, match=r"1 of 7 images.*refused\.jsonl"):
         write_dataset(images, tmp_path / "strict", {})
     assert not (tmp_path / "strict" / "manifest.json").exists()
     manifest = write_dataset(images, tmp_path / "lenient", {}, max_refused=0.2)
     assert (manifest["samples"], manifest["refused"]) == (6, 1)
-    refused = json.loads((tmp_path / "lenient" / "refused.json").read_text())
-    assert refused[0]["key"] == "the-bad-one"
+    (refused,) = (tmp_path / "lenient" / "refused.jsonl").read_text().splitlines()
+    assert json.loads(refused)["key"] == "the-bad-one"
 
 
 def test_a_dataset_is_not_overwritten(small_folder):
@@ -160,3 +157,28 @@ def test_tar_members_are_named_as_webdataset_wants(small_folder):
         names = [m.name for m in tar][:3]
     assert [n.split(".", 1)[1] for n in names] == ["cls", "jpg", "json"]
     assert len({n.split(".")[0] for n in names}) == 1
+
+
+def test_extra_tables_name_samples_by_number(tmp_path):
+    bad = SourceImage(b"", "id-bad", "camera-0", "bad")
+    images = [*source(2, 1), bad, *source(3, 1)[2:]]
+    pairs = pa.table({"left_key": ["2_0", "0_0"], "same": [True, False], "right_key": ["bad", "?"]})
+    manifest = write_dataset(images, tmp_path / "d", {}, max_refused=0.5, tables={"pairs": pairs})
+    assert manifest["tables"] == ["pairs"] and "pairs.parquet" in manifest["files"]
+    table = ShardDataset.open(tmp_path / "d").table("pairs")
+    expected = {"left": [2, 0], "same": [True, False], "right": [-1, -1]}
+    assert table.to_pydict() == expected and table["left"].type == pa.int64()
+
+
+def test_a_table_that_is_not_there_or_was_changed_is_named(tmp_path):
+    dataset_of = {"search": pa.table({"template": [1, 2]})}
+    write_dataset(source(1, 1), tmp_path / "d", {}, tables=dataset_of)
+    dataset = ShardDataset.open(tmp_path / "d")
+    with pytest.raises(InputError, match=r"no table 'pairs'; it has \['search'\]"):
+        dataset.table("pairs")
+    path = tmp_path / "d" / "search.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"search\.parquet was changed"):
+        dataset.table("search")

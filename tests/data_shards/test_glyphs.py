@@ -1,11 +1,17 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 from PIL import Image
 
+from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.sources import ROLES
 from data_shards.sources.glyphs import GlyphSettings, merge_coinciding, read_glyphs
+from data_shards.writer import write_dataset
 
 
 def test_glyphs_are_the_same_every_time_and_ordered():
@@ -36,6 +42,37 @@ def test_characters_drawn_alike_in_any_font_are_one_identity():
 def test_more_characters_than_there_are_is_explained():
     with pytest.raises(InputError, match=r"glyphs\.identities is 9999, but only \d+"):
         list(read_glyphs(GlyphSettings(identities=9999)))
+
+
+def test_nobody_is_trained_on_a_font_held_out_for_queries(tmp_path):
+    settings = GlyphSettings(identities=150, query_fonts=1)
+    write_dataset(read_glyphs(settings), tmp_path / "d", {})
+    dataset = ShardDataset.open(tmp_path / "d")
+    asks = dataset.role == ROLES.index("query")
+    families = {name: name.partition("-")[0] for name in dataset.manifest["cameras"]}
+    of_sample = np.array([families[dataset.manifest["cameras"][c]] for c in dataset.camera])
+    (held_out,) = set(of_sample[asks])
+    assert held_out not in of_sample[~asks]
+    drawn = {"steps": 2, "test_identities": 30, "pairs": 40, "seen_identities": 6}
+    split = BenchmarkSettings(queries="role", **drawn)
+    benchmark = build_benchmark(dataset, split)
+    assert set(of_sample[benchmark.query]) == {held_out}
+    for samples in (*benchmark.steps, benchmark.gallery, benchmark.seen_gallery):
+        assert held_out not in of_sample[samples]
+    tested = set(dataset.identity[benchmark.query].tolist())
+    assert len(tested) == 30 and tested == set(dataset.identity[benchmark.gallery].tolist())
+    assert not tested & set(dataset.identity[np.concatenate(benchmark.steps)].tolist())
+
+
+def test_two_families_of_fonts_are_left_to_train_on():
+    with pytest.raises(InputError, match=r"query_fonts is 9, but there are \d+ families of"):
+        list(read_glyphs(GlyphSettings(identities=10, query_fonts=9)))
+
+
+def test_han_characters_come_from_fonts_that_have_them(tmp_path):
+    (tmp_path / "latin.ttf").write_bytes(Path(font_manager.findfont("DejaVu Sans")).read_bytes())
+    with pytest.raises(InputError, match="no character is drawn"):
+        list(read_glyphs(GlyphSettings(script="han", fonts=(tmp_path,), min_fonts=1)))
 
 
 def test_a_folder_without_fonts_is_named(tmp_path):

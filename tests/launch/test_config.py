@@ -44,9 +44,32 @@ def file(tmp_path):
         ("methods={}", "methods: .*at least 1"),
         ("seeds=[1,1]", "repeat a value"),
         ("training.batch=1 cluster.workers=2", r"fewer than cluster\.workers"),
+        ("data.order.kind=identites", r"data\.order: .*'identities'"),
+        ("data.order.kind=blocks data.order.windw=3", r"order\.windw; did you mean.*\.window"),
+        (
+            "data.order.kind=identities training.batch=30",
+            r"batch = 30 is no multiple of data\.order\.images_per_identity = 4",
+        ),
         ("training", "no override"),
         ("training.batch.size=3", "not a group of keys|valid integer"),
         ("training.batch=[", "not YAML"),
+        (
+            "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocl=verification",
+            r"evaluation\.tests\.lfw\.protocl; did you mean evaluation\.tests\.lfw\.protocol",
+        ),
+        (
+            "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocol=retreival",
+            r"evaluation\.tests\.lfw\.protocol: .*'retrieval'",
+        ),
+        (
+            "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocol=retrieval "
+            "evaluation.tests.lfw.distractors=e",
+            r"evaluation\.tests\.lfw: distractors are for protocol identification, not retrieval",
+        ),
+        (
+            "evaluation.tests.a/b.dataset=d evaluation.tests.a/b.protocol=retrieval",
+            "'a/b' is no name",
+        ),
         ("embedder.architecture=vgg", r"embedder\.architecture: .*resnet50"),
     ],
 )

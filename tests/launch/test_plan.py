@@ -16,6 +16,7 @@ from rich.console import Console
 from data_shards.benchmark import BenchmarkSettings, build_benchmark, counted_split
 from data_shards.neighbours import VIEWS
 from data_shards.pipeline import PipelineSettings
+from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from launch.config import load_config
 from launch.machines import MACHINES, Machine, machine, measure
@@ -146,7 +147,7 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
     classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
     save_model(tmp_path / "model", embedder, classifier, network, [rows], ranks)
     shard, samples = units(small, build_benchmark(small, settings).steps[1])[0]
-    actor = OldModel(small_folder, 1, tmp_path / "target.json", "0")
+    actor = OldModel(str(small_folder), CacheSettings(), 1, tmp_path / "target.json", "0")
     plan = planned(
         config,
         "benchmark={steps: 2, test_identities: 24, pairs: 40, seen_identities: 6}",

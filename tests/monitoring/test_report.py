@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from monitoring.charts import Line, Span, line_chart, ticks, timeline
+from monitoring.charts import Line, Span, line_chart, log_ticks, ticks, timeline
+from monitoring.curves import tradeoffs
 from monitoring.report import draw
-from monitoring.results import METRICS, compare, ordered_methods
+from monitoring.results import METRICS, compare, evaluations, ordered_methods, tables
 
 HOSTILE = '<script>alert("x")</script>'
 
@@ -71,6 +72,7 @@ def test_an_unfinished_run_has_a_report_too(tmp_path):
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6), st.integers(2, 9))
+@example(0.0, 5e-324, 3)
 def test_ticks_cover_the_range_with_round_steps(low, span, count):
     found = ticks(low, low + span, count)
     assert found[0] <= low + 1e-6 * max(1, abs(low))
@@ -92,3 +94,98 @@ def test_timelines_draw_a_bar_a_span():
     root = ET.fromstring(timeline(spans))
     bars = [element for element in root.iter() if element.tag == "rect"]
     assert [float(b.get("width")) for b in bars] == pytest.approx([304.7, 609.3], abs=0.5)
+
+
+def with_tests(folder: Path) -> None:
+    """Adds test sets to every evaluation of a run folder."""
+    roc = [[0.001, 0.5], [0.01, 0.75], [1.0, 1.0]]
+    for number, file in enumerate(sorted(folder.glob("chains/*/*/steps/*/evaluation.json"))):
+        cmc = [0.5, 0.6 + 0.01 * number]
+        tests = {
+            "lfw": {"accuracy": 0.9, "tar": {"0.001": 0.5, "0.01": 0.75}, "roc": roc},
+            "megaface": {"raw": {"rank1": 0.5, "cmc": cmc}, "cleaned": {"rank1": 0.6, "cmc": cmc}},
+            "ijbc": {"tar": {"1e-05": 0.1, "0.0001": 0.2}, "tpir": {"0.1": 0.3}, "open_set": roc},
+        }
+        known = json.loads(file.read_text())
+        file.write_text(json.dumps({**known, "roc": roc, "cmc": cmc, "tests": tests}))
+
+
+def test_test_sets_are_compared_beside_the_benchmark(tmp_path):
+    write_run(tmp_path)
+    with_tests(tmp_path)
+    rows = compare([tmp_path])
+    found = {k: v["mean"] for k, v in rows[0].items() if k.startswith("tests.")}
+    assert found == {
+        "tests.lfw.accuracy": 0.9,
+        "tests.lfw.tar": 0.5,
+        "tests.megaface raw.rank1": 0.5,
+        "tests.megaface cleaned.rank1": 0.6,
+        "tests.ijbc.tar": 0.2,
+        "tests.ijbc.tpir": 0.3,
+    }
+    titles = [str(table.title) for table in tables(rows)]
+    assert titles[-3:] == [
+        "megaface cleaned: rank-1 (%)",
+        "ijbc: TAR at FAR 0.0001 (%)",
+        "ijbc: TPIR at FPIR 0.1 (%)",
+    ]
+
+
+def test_runs_with_and_without_a_test_set_are_compared(tmp_path):
+    with_one, without = tmp_path / "a", tmp_path / "b"
+    for folder in (with_one, without):
+        folder.mkdir()
+        write_run(folder)
+    with_tests(with_one)
+    drawn = {str(t.title): t.row_count for t in tables(compare([without, with_one]))}
+    assert drawn["top-1 on unseen identities (%)"] == 4
+    assert drawn["lfw: 10-fold accuracy (%)"] == 2
+
+
+def test_the_report_draws_every_tests_curves(tmp_path):
+    write_run(tmp_path)
+    with_tests(tmp_path)
+    page = draw(tmp_path).read_text()
+    for title in (
+        *(f"benchmark: {kind}" for kind in ("ROC", "DET", "CMC")),
+        *(f"lfw: {kind}" for kind in ("ROC", "DET")),
+        *("megaface raw: CMC", "megaface cleaned: CMC", "ijbc: open set"),
+    ):
+        assert f"<h3>{title}</h3>" in page
+    assert "<h3>lfw: CMC</h3>" not in page
+
+
+def test_a_curve_is_of_the_newest_step_and_first_seed(tmp_path):
+    write_run(tmp_path, methods=("fkd",))
+    files = sorted(tmp_path.glob("chains/*/*/steps/*/evaluation.json"))
+    for number, file in enumerate(files):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "cmc": [0.1 * number, 1.0]}))
+    assert files[1].parts[-4:-1] == ("seed-0", "steps", "1")
+    (chart,) = tradeoffs(evaluations(tmp_path), ["fkd"], {"fkd": 0})["benchmark"].values()
+    alone = line_chart(
+        [Line("fkd", 0, [(1, 10.0), (2, 100.0)])],
+        "rank",
+        "found among the first, %",
+        points=False,
+        log_x=True,
+    )
+    assert chart == alone
+
+
+def test_a_logarithmic_axis_spaces_powers_of_ten_evenly_and_leaves_zero_out():
+    points = [(0.0, 0.5), (1e-3, 0.9), (1e-2, 0.09), (1e-1, 0.009), (1.0, 0.0)]
+    chart = line_chart([Line("a", 0, points)], "x", "y", points=False, log_x=True, log_y=True)
+    (drawn,) = [e for e in ET.fromstring(chart).iter() if e.tag == "polyline"]
+    xs, ys = zip(*(map(float, p.split(",")) for p in drawn.get("points").split()), strict=True)
+    assert len(xs) == 3
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
+    assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.11)
+    assert line_chart([Line("a", 0, [(0.0, 1.0)])], "x", "y", log_x=True) == ""
+
+
+@given(st.floats(1e-8, 1e8), st.floats(1, 1e6))
+def test_logarithmic_ticks_cover_the_range(low, factor):
+    found = log_ticks(low, low * factor)
+    assert found[0] <= low * 1.001
+    assert found[-1] >= low * factor * 0.999
+    assert 1 <= len(found) <= 17

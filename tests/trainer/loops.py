@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from data_shards.augmentation import AugmentationSettings
 from data_shards.benchmark import BenchmarkSettings, build_benchmark
 from data_shards.dataset import ShardDataset
-from data_shards.order import AugmentationSettings
 from data_shards.pipeline import PipelineSettings
 from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_shards.benchmark import BenchmarkSettings, build_benchmark
 from trainer.evaluation import EvaluationSettings
-from trainer.evaluation.protocol import evaluate, samples_to_embed
+from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.evaluation.retrieval import nearest, retrieve
 from trainer.evaluation.verification import best_threshold, ten_fold_accuracy
 
@@ -114,7 +114,7 @@ def test_an_evaluation_puts_each_samples_own_embedding_to_each_test(small, teste
         parts = [torch.stack([of[s] for s in part.tolist()]) for part in (query, gallery)]
         people = [small.identity[part] for part in (query, gallery)]
         cameras = [small.camera[part] for part in (query, gallery)]
-        return brute_force(*parts, *people, *cameras, 10)
+        return brute_force(*parts, *people, *cameras, 50)
 
     cmc, precision, penalty, skipped = search(benchmark.query, benchmark.gallery)
     expected = [cmc[0], precision, penalty, skipped]
@@ -144,3 +144,27 @@ def test_a_fold_has_no_say_in_its_own_threshold():
     folds = np.repeat([0, 1], 20)
     distance = np.where(same, 0.0, 1.0) + 2 * folds  # each fold is perfect under its own
     assert ten_fold_accuracy(distance, same, folds) == 0.5
+
+
+def test_what_a_benchmark_has_no_images_for_is_left_out(small):
+    """As in CRL-face: no identity is held out, but images of step 0 are; or nothing at all."""
+    whole = build_benchmark(
+        small, BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=10)
+    )
+    none = np.empty(0, dtype=np.int64)
+    seen = dataclasses.replace(
+        whole, query=none, gallery=none, pairs=none.reshape(0, 2), same=none > 0, folds=none
+    )
+    nothing = dataclasses.replace(seen, seen_query=none, seen_gallery=none)
+    vectors = np.random.default_rng(0).normal(size=(len(small), 8)).astype(np.float32)
+
+    def measured(benchmark):
+        samples = samples_to_embed(benchmark)
+        given = (small, benchmark, samples, vectors[samples], EvaluationSettings(examples=3))
+        return evaluate(*given), search_examples(*given)
+
+    everything, _ = measured(whole)
+    found, examples = measured(seen)
+    assert found == {"seen_top1": everything["seen_top1"]}
+    assert len(examples) == 3
+    assert measured(nothing) == ({}, [])

@@ -1,14 +1,57 @@
 """Evaluation protocols: pure functions of embeddings and labels."""
 
+from pathlib import Path
 from typing import Literal
 
+from pydantic import Field, field_validator, model_validator
+
 from data_shards.settings import Settings
+
+
+class HeldOutSettings(Settings):
+    """A test set of its own, embedded and measured after every learning step."""
+
+    dataset: Path
+    """Folder of the test set's shards, as `perennial shards import` writes them."""
+    protocol: Literal["verification", "identification", "templates", "retrieval"]
+    """What is measured, see docs/protocols.md. verification: 10-fold accuracy and TAR at FAR of the
+    table `pairs`. identification: rank-1 of every image's mates among distractors. templates: TAR
+    at FAR of `template_pairs`, TPIR at FPIR of `search`. retrieval: CMC, mAP and mINP of the images
+    with role query in those with role gallery."""
+    distractors: Path | None = None
+    """Folder of the distractors' shards, for identification; none: the dataset's own images with
+    role distractor."""
+    mirror: bool | None = None
+    """Whether an image's vector is the sum of its own embedding and of its mirror image's (twice
+    the time); none: for verification only, as is customary there."""
+
+    @model_validator(mode="after")
+    def _distractors_have_a_use(self) -> "HeldOutSettings":
+        if self.distractors is not None and self.protocol != "identification":
+            raise ValueError(f"distractors are for protocol identification, not {self.protocol}")
+        return self
+
+    @property
+    def mirrored(self) -> bool:
+        """`mirror`, decided."""
+        return self.protocol == "verification" if self.mirror is None else self.mirror
 
 
 class EvaluationSettings(Settings):
     """How embeddings are compared."""
 
     distance: Literal["cosine", "euclidean"] = "cosine"
-    """Cosine normalises embeddings first; Euclidean takes them as they are."""
+    """Cosine normalises embeddings first; Euclidean takes them as they are. Verification,
+    identification and templates of `tests` always normalise, as their protocols say."""
     examples: int = 12
     """Queries whose nearest gallery images are kept for the report."""
+    tests: dict[str, HeldOutSettings] = Field(default={})
+    """Test sets of their own, by a name of your choice."""
+
+    @field_validator("tests")
+    @classmethod
+    def _names_are_plain(cls, tests: dict[str, HeldOutSettings]) -> dict[str, HeldOutSettings]:
+        for name in tests:
+            if not name.replace("-", "").replace("_", "").isalnum():
+                raise ValueError(f"{name!r} is no name: use letters, digits and _ -")
+        return tests

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from data_shards.benchmark import Benchmark
 from data_shards.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
-from trainer.evaluation.retrieval import nearest, retrieve
-from trainer.evaluation.verification import ten_fold_accuracy
+from trainer.evaluation.retrieval import Retrieval, nearest, retrieve
+from trainer.evaluation.roc import roc
+from trainer.evaluation.verification import squared_distances, ten_fold_accuracy
 
 Ids = NDArray[np.int64]
+_DEPTH = 50  # ranks that the CMC curve reaches
 
 
 def samples_to_embed(benchmark: Benchmark) -> Ids:
@@ -46,38 +48,50 @@ def evaluate(
     """All measurements on one model, given `embeddings` [n, d] of `samples` [n] (ascending).
 
     ``top1``, ``map``, ``minp`` and ``cmc`` on identities never trained on; ``verification``,
-    10-fold; ``seen_top1``, the share of held-out images of step 0's identities whose nearest
-    image among that step's training images shows the same identity (Table 2 of the CRL paper
-    measures accuracy on them, too).
+    10-fold, and the ``roc`` of the same pairs; ``seen_top1``, the share of held-out images of
+    step 0's identities whose nearest image among that step's training images shows the same
+    identity (Table 2 of the CRL paper measures accuracy on them, too). What the benchmark has no
+    images for is left out.
     """
     embedded = Embedded(samples, embeddings, settings.distance)
-    camera = dataset.camera.astype(np.int64)
+    measured: dict[str, Any] = {}
+    if len(benchmark.query):
+        measured |= _unseen(dataset, benchmark, embedded)
+    if len(benchmark.pairs):
+        left, right = benchmark.pairs.T
+        distance = squared_distances(embedded.of(left), embedded.of(right))
+        measured["verification"] = ten_fold_accuracy(distance, benchmark.same, benchmark.folds)
+        measured["roc"] = roc(-distance, benchmark.same).curve()
+    if len(benchmark.seen_query):
+        found = _search(dataset, embedded, benchmark.seen_query, benchmark.seen_gallery)
+        measured["seen_top1"] = float(found.cmc[0])
+    return measured
 
-    def search(query: Ids, gallery: Ids) -> Any:
-        return retrieve(
-            embedded.of(query),
-            embedded.of(gallery),
-            dataset.identity[query],
-            dataset.identity[gallery],
-            camera[query],
-            camera[gallery],
-        )
 
-    unseen = search(benchmark.query, benchmark.gallery)
-    seen = search(benchmark.seen_query, benchmark.seen_gallery)
-    left, right = embedded.of(benchmark.pairs[:, 0]), embedded.of(benchmark.pairs[:, 1])
-    distance = (left - right).square().sum(dim=1).double().numpy()
+def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> dict[str, Any]:
+    found = _search(dataset, embedded, benchmark.query, benchmark.gallery)
     return {
-        "top1": float(unseen.cmc[0]),
-        "map": unseen.mean_average_precision,
-        "minp": unseen.mean_inverse_penalty,
-        "cmc": unseen.cmc.tolist(),
-        "verification": ten_fold_accuracy(distance, benchmark.same, benchmark.folds),
-        "seen_top1": float(seen.cmc[0]),
+        "top1": float(found.cmc[0]),
+        "map": found.mean_average_precision,
+        "minp": found.mean_inverse_penalty,
+        "cmc": found.cmc.tolist(),
         "queries": len(benchmark.query),
-        "queries_without_match": unseen.skipped,
+        "queries_without_match": found.skipped,
         "gallery": len(benchmark.gallery),
     }
+
+
+def _search(dataset: ShardDataset, embedded: Embedded, query: Ids, gallery: Ids) -> Retrieval:
+    camera = dataset.camera.astype(np.int64)
+    return retrieve(
+        embedded.of(query),
+        embedded.of(gallery),
+        dataset.identity[query],
+        dataset.identity[gallery],
+        camera[query],
+        camera[gallery],
+        _DEPTH,
+    )
 
 
 def search_examples(
@@ -87,16 +101,24 @@ def search_examples(
     embeddings: NDArray[np.float32],
     settings: EvaluationSettings,
 ) -> list[dict[str, Any]]:
-    """Some queries, evenly spaced, each with its nearest gallery images, as the report shows."""
+    """Some queries, evenly spaced, each with its nearest gallery images, as the report shows.
+
+    Of the benchmark's queries, or of the held-out images of step 0 where it has none.
+    """
+    queries, gallery = benchmark.query, benchmark.gallery
+    if not len(queries):
+        queries, gallery = benchmark.seen_query, benchmark.seen_gallery
+    if not len(queries):
+        return []
     embedded = Embedded(samples, embeddings, settings.distance)
-    spaced = np.linspace(0, len(benchmark.query) - 1, settings.examples).astype(np.int64)
-    queries = benchmark.query[spaced]
-    count = min(8, len(benchmark.gallery))
-    near = nearest(embedded.of(queries), embedded.of(benchmark.gallery), count)
+    spaced = np.linspace(0, len(queries) - 1, settings.examples).astype(np.int64)
+    queries = queries[spaced]
+    count = min(8, len(gallery))
+    near = nearest(embedded.of(queries), embedded.of(gallery), count)
     return [
         {
             "query": picture(dataset, query),
-            "found": [picture(dataset, sample) for sample in benchmark.gallery[row].tolist()],
+            "found": [picture(dataset, sample) for sample in gallery[row].tolist()],
         }
         for query, row in zip(queries.tolist(), near, strict=True)
     ]

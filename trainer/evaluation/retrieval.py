@@ -1,20 +1,27 @@
-"""Search: each query ranks the gallery. CMC, mAP and mINP with the camera rule of re-id."""
+"""Search: each query ranks the gallery. CMC, mAP and mINP with the camera rule of re-id.
 
+A query's hits are ranked by counting the gallery images nearer than each of them, so nothing is
+sorted but scores, and nothing is kept of a query but three numbers.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer.evaluation.blocks import Vectors, all_scores, block_size, query_blocks, tiles
+
 Ids = NDArray[np.int64]
-_BLOCK = 256
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """The outcome of a search test."""
 
-    cmc: NDArray[np.float64]
+    cmc: Floats
     """[depth] share of queries with a hit among the first k, k from 1."""
     mean_average_precision: float
     mean_inverse_penalty: float
@@ -23,20 +30,104 @@ class Retrieval:
     """Queries without any image of their identity to find."""
 
 
-def nearest(query: torch.Tensor, gallery: torch.Tensor, k: int) -> Ids:
-    """The k gallery rows nearest to each query ([q, k]), nearest first, by Euclidean distance."""
-    blocks = [_similarity(part, gallery).topk(k, dim=1).indices for part in query.split(_BLOCK)]
-    return torch.cat(blocks).numpy()
+@dataclass(frozen=True)
+class Hits:
+    """What a block of queries found, query by query ([q])."""
+
+    first: Ids
+    """Rank of the nearest hit, from 1; 0 for a query with nothing to find."""
+    precision: Floats
+    """Average precision."""
+    penalty: Floats
+    """Hits divided by the rank of the last."""
 
 
-def _similarity(query: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
-    """[q, g], larger is nearer: minus the squared distance, up to a constant of each query."""
-    return 2 * query @ gallery.T - gallery.square().sum(dim=1)
+class Labels:
+    """Whom and by which camera the gallery shows, for look-up by identity."""
+
+    def __init__(self, identity: Ids, camera: Ids) -> None:
+        self._order = np.argsort(identity, kind="stable")
+        self._sorted = identity[self._order]
+        self._camera = camera
+
+    def own(self, identity: int, camera: int) -> tuple[Ids, Ids]:
+        """Gallery rows of `identity`, ascending: by other cameras, and by this one."""
+        bounds = np.searchsorted(self._sorted, [identity, identity + 1])
+        rows = self._order[slice(*bounds)]
+        same = self._camera[rows] == camera
+        return rows[~same], rows[same]
+
+
+def nearest(query: torch.Tensor, gallery: Vectors, k: int) -> Ids:
+    """The k gallery rows nearest to each query ([q, k]), nearest first, by Euclidean distance.
+
+    Equal distances keep the gallery's order. Memory does not grow with the gallery.
+    """
+    found = []
+    for block in query_blocks(len(query)):
+        part = query[block]
+        best = torch.empty(len(part), 0, dtype=query.dtype)
+        rows = torch.empty(len(part), 0, dtype=torch.int64)
+        for start, scores in tiles(part, gallery, block_size()):
+            here = torch.arange(start, start + scores.shape[1]).expand(len(part), -1)
+            ranked = torch.cat([best, scores], 1).sort(dim=1, descending=True, stable=True)
+            kept = ranked.indices[:, :k]
+            best, rows = ranked.values[:, :k], torch.cat([rows, here], 1).gather(1, kept)
+        found.append(rows)
+    return torch.cat(found).numpy()
+
+
+def _ranks(scores: NDArray[np.floating], hits: Ids) -> Ids:
+    """Ranks (ascending, from 1) of the gallery rows `hits` when `scores` [g] are ranked."""
+    own = scores[hits]
+    ordered = np.sort(scores)
+    left, right = (np.searchsorted(ordered, own, side=side) for side in ("left", "right"))
+    ranks = len(scores) - right + 1
+    for number in np.flatnonzero(right - left > 1):  # equal distances keep the gallery's order
+        ranks[number] += np.count_nonzero(scores[: hits[number]] == own[number])
+    return np.sort(ranks)
+
+
+def search(
+    block: slice, query: Vectors, identity: Ids, camera: Ids, gallery: Vectors, labels: Labels
+) -> Hits:
+    """What one block (of `query_blocks`) of the queries ([q, d]) finds: a unit of work.
+
+    `identity` and `camera` are the queries', `labels` the gallery's.
+    """
+    scores = all_scores(query[block], gallery).numpy()
+
+    def one(number: int) -> tuple[int, float, float]:
+        row, asked = scores[number], block.start + number
+        hits, dropped = labels.own(int(identity[asked]), int(camera[asked]))
+        if not len(hits):
+            return 0, 0.0, 0.0
+        row[dropped] = -np.inf
+        ranks = _ranks(row, hits)
+        found = np.arange(1, len(hits) + 1)
+        return int(ranks[0]), float(np.mean(found / ranks)), len(hits) / int(ranks[-1])
+
+    first, precision, penalty = zip(*map(one, range(len(scores))), strict=True)
+    return Hits(np.array(first), np.array(precision), np.array(penalty))
+
+
+def merge(parts: Iterable[Hits], depth: int) -> Retrieval:
+    """The outcome over all blocks, in the order of the queries."""
+    every = list(parts)
+    first = np.concatenate([np.empty(0, dtype=np.int64), *(part.first for part in every)])
+    counted = max(1, int((first > 0).sum()))
+    by_rank = np.bincount(first[(first > 0) & (first <= depth)], minlength=depth + 1)[1:]
+    return Retrieval(
+        by_rank.cumsum() / counted,
+        float(np.concatenate([[], *(part.precision for part in every)]).sum() / counted),
+        float(np.concatenate([[], *(part.penalty for part in every)]).sum() / counted),
+        int((first == 0).sum()),
+    )
 
 
 def retrieve(
     query: torch.Tensor,
-    gallery: torch.Tensor,
+    gallery: Vectors,
     query_identity: Ids,
     gallery_identity: Ids,
     query_camera: Ids,
@@ -46,35 +137,9 @@ def retrieve(
     """Ranks the gallery ([g, d]) for each query ([q, d]) by Euclidean distance, block by block.
 
     Gallery images of the query's identity *and* camera are dropped; queries left without a match
-    are skipped and counted. Equal distances keep the gallery's order.
+    are skipped and counted. Equal distances keep the gallery's order. Raises ValueError for NaN.
     """
-    g_identity, g_camera = torch.from_numpy(gallery_identity), torch.from_numpy(gallery_camera)
-    hits_by_rank = torch.zeros(depth, dtype=torch.float64)
-    precision, penalty, skipped = 0.0, 0.0, 0
-    ranks = torch.arange(1, len(gallery) + 1, dtype=torch.float64)
-    for start in range(0, len(query), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        q_identity = torch.from_numpy(query_identity[part])[:, None]
-        q_camera = torch.from_numpy(query_camera[part])[:, None]
-        similarity = _similarity(query[part], gallery)
-        same = q_identity == g_identity
-        similarity[same & (q_camera == g_camera)] = -torch.inf
-        ranked = similarity.sort(dim=1, descending=True, stable=True)
-        match = same.gather(1, ranked.indices) & ranked.values.isfinite()
-        found = match.sum(dim=1)
-        skipped += int((found == 0).sum())
-        match, found = match[found > 0], found[found > 0].double()
-        if not len(match):
-            continue
-        total = match.cumsum(dim=1)
-        precision += ((total / ranks * match).sum(dim=1) / found).sum().item()
-        last = (match * ranks).amax(dim=1)
-        penalty += (found / last).sum().item()
-        depth_here = min(depth, match.shape[1])
-        first = (total[:, :depth_here] > 0).double().sum(dim=0)
-        hits_by_rank[:depth_here] += first
-        hits_by_rank[depth_here:] += first[-1]
-    counted = max(1, len(query) - skipped)
-    return Retrieval(
-        (hits_by_rank / counted).numpy(), precision / counted, penalty / counted, skipped
-    )
+    labels = Labels(gallery_identity, gallery_camera)
+    blocks = query_blocks(len(query), len(gallery))
+    parts = [search(b, query, query_identity, query_camera, gallery, labels) for b in blocks]
+    return merge(parts, depth)

@@ -1,0 +1,142 @@
+"""What images come as, made what training reads: 8-bit grey or RGB JPEGs that DALI can decode."""
+
+import io
+import warnings
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+
+from data_shards.settings import Settings
+from data_shards.sources import MAX_ENCODED_BYTES
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""What Pillow is let try; some of its other readers start programs (EPS) or know no limits."""
+_ORIENTATION = 0x0112
+_START_OF_SCAN = 0xDA
+
+
+class ImageSettings(Settings):
+    """What images are made on their way into a dataset."""
+
+    size: tuple[int, int] | None = None
+    """Height and width that every image is scaled to, without keeping its shape, pixels; none:
+    images stay as large as they are."""
+    quality: int = Field(default=95, ge=1, le=100)
+    """JPEG quality of images that had to be encoded anew; colour is not subsampled."""
+    max_pixels: int = Field(default=64_000_000, ge=1, le=178_000_000)
+    """Images with more pixels than this are refused: decoded they would fill the memory."""
+
+
+class Checked(NamedTuple):
+    """A good image."""
+
+    jpeg: bytes | None
+    """The JPEG to store; none: the bytes that were given."""
+    height: int
+    width: int
+    crc32: int
+    """Of the JPEG to store."""
+
+
+class Unfit(NamedTuple):
+    """Why an image cannot be taken."""
+
+    reason: str
+    """The kind of fault; see `Refusal`."""
+    why: str
+
+
+def _has_plain_header(jpeg: bytes) -> bool:
+    """Whether segment follows segment up to the scan: DALI refuses stray bytes in between, which
+    libjpeg passes over."""
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] not in (0x00, 0xFF):
+        if jpeg[at + 1] == _START_OF_SCAN:
+            return True
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return False
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """The EXIF orientation, 1 when upright; None when the EXIF block cannot be read."""
+    if "exif" not in image.info and "xmp" not in image.info:
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow's EXIF reader raises whatever it runs into
+        return None
+    return found if isinstance(found, int) else None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """`image` as 8-bit RGB: 16-bit grey by its upper byte, transparency over white.
+
+    Raises ValueError for pixels without an agreed range.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of kind {image.mode!r} have no agreed range")
+    if "A" in image.getbands() or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _opened(image: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(image), formats=FORMATS)
+
+
+def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
+    """Decodes `image` whole and says what to store for it, or why it cannot be taken.
+
+    A grey or RGB JPEG that is upright, well-formed and of the asked size stays byte for byte;
+    everything else that Pillow decodes becomes an RGB JPEG.
+    """
+    if not image:
+        return Unfit("empty", "it has no bytes")
+    if len(image) > MAX_ENCODED_BYTES:
+        return Unfit("too large", f"{len(image):,} bytes, more than {MAX_ENCODED_BYTES:,}")
+    try:
+        with warnings.catch_warnings(action="ignore"), _opened(image) as opened:
+            if opened.width * opened.height > settings.max_pixels:
+                pixels = f"{opened.width} × {opened.height} pixels"
+                limit = f"max_pixels = {settings.max_pixels:,}"
+                return Unfit("too large", f"{pixels}, more than {limit}")
+            jpeg = opened.format in ("JPEG", "MPO")
+            if not jpeg and (frames := getattr(opened, "n_frames", 1)) > 1:
+                return Unfit("several pictures", f"{frames} frames or pages: which one is meant?")
+            opened.load()
+            size = (opened.height, opened.width)
+            as_it_is = jpeg and opened.mode in ("L", "RGB") and settings.size in (None, size)
+            if as_it_is and _orientation(opened) == 1 and _has_plain_header(image):
+                return Checked(None, opened.height, opened.width, zlib.crc32(image))
+            return _encoded(opened, settings)
+    except Image.DecompressionBombError:
+        return Unfit("too large", f"more pixels than max_pixels = {settings.max_pixels:,}")
+    except UnidentifiedImageError:
+        return Unfit("not an image", f"no {', '.join(FORMATS)}; it begins {image[:8]!r}")
+    except Exception as error:  # Pillow's readers raise whatever they run into
+        return Unfit("damaged", " ".join(str(error).split()) or type(error).__name__)
+
+
+def _encoded(image: Image.Image, settings: ImageSettings) -> Checked:
+    if _orientation(image) not in (1, None):
+        image = ImageOps.exif_transpose(image)
+    image = _rgb(image)
+    if settings.size is not None:
+        image = image.resize(settings.size[::-1], Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    image.info = {}
+    image.save(out, "JPEG", quality=settings.quality, subsampling=0)
+    jpeg = out.getvalue()
+    return Checked(jpeg, image.height, image.width, zlib.crc32(jpeg))
+
+
+def normalise_all(images: Sequence[bytes], settings: ImageSettings) -> list[Checked | Unfit]:
+    """`normalise` of each image: a unit of work for another process."""
+    return [normalise(image, settings) for image in images]

@@ -1,0 +1,161 @@
+"""Files on remote file systems (fsspec): fetched whole, tried again, verified."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+from pydantic import Field, field_validator
+
+from data_shards.files import fingerprint, sha256, write_atomically
+from data_shards.settings import InputError, Settings
+
+Event = Literal["hit", "miss", "evicted", "retry", "mismatch", "downloaded"]
+"""What a cache counts; `downloaded` in bytes."""
+Count = Callable[[Event, int], None]
+_LONGEST_WAIT = 30.0
+
+
+class CacheSettings(Settings):
+    """Where copies of a remote dataset's shards are kept."""
+
+    folder: Path = Field(default=Path("~/.cache/perennial"), validate_default=True)
+    """On a local disk; all processes and runs of a machine share it."""
+    bytes: int = Field(default=20_000_000_000, ge=1)
+    """Most bytes of shards in the folder."""
+    attempts: int = Field(default=6, ge=1)
+    """Tries to fetch a file before the run stops with an error."""
+    wait: float = Field(default=0.5, ge=0)
+    """Seconds before the second try; twice as many before each further one, at most 30."""
+    patience: float = Field(default=120.0, gt=0)
+    """Seconds to wait for other processes to give up shards when the folder is full."""
+    parallel: int = Field(default=4, ge=1)
+    """Shards that a worker fetches ahead at a time."""
+
+    @field_validator("folder")
+    @classmethod
+    def _from_anywhere(cls, folder: Path) -> Path:
+        """Workers have working directories of their own."""
+        return folder.expanduser().absolute()
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file on a file system of fsspec, and what it must be."""
+
+    system: Any
+    """The fsspec file system."""
+    path: str
+    """Its path there."""
+    bytes: int
+    """Its size."""
+    sha256: str
+    """Of its content, in hexadecimal."""
+
+
+def ignore(event: Event, amount: int) -> None:
+    """A `Count` that does not."""
+
+
+def download(
+    remote: RemoteFile, path: Path, settings: CacheSettings, count: Count = ignore
+) -> None:
+    """Fetches `remote` to `path` and verifies it, trying again as `settings` say.
+
+    Raises InputError naming the file, what was wrong, and what to do.
+    """
+    why = ""
+    for attempt in range(settings.attempts):
+        if attempt:
+            count("retry", 1)
+            time.sleep(min(settings.wait * 2 ** (attempt - 1), _LONGEST_WAIT))
+        try:
+            remote.system.get_file(remote.path, str(path))
+        except FileNotFoundError as error:
+            raise InputError(f"{remote.path} is missing: restore it and run again") from error
+        except Exception as error:  # each file system's library has errors of its own
+            why = f"{type(error).__name__}: {error}"
+        else:
+            count("downloaded", path.stat().st_size)
+            if sha256(path) == remote.sha256:
+                return
+            count("mismatch", 1)
+            found = path.stat().st_size
+            why = f"its {found:,} of {remote.bytes:,} bytes do not match its sha256"
+    raise InputError(
+        f"{remote.path} could not be fetched in {settings.attempts} attempts ({why}): check it "
+        "and the connection, and run again, or raise data.cache.attempts"
+    )
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether a dataset's location is a URL of fsspec; raises InputError for ``pipe:``."""
+    text = str(location)
+    if any(part.strip().startswith("pipe:") for part in text.split("::")):
+        raise InputError(f"{text}: pipe: URLs run commands and are refused; give a path or a URL")
+    return "://" in text and not text.startswith("file://")
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The file system and path of a URL. Raises InputError when its package is not there."""
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"{url} cannot be read: {error}") from error
+    return system, path.rstrip("/")
+
+
+def fetch_tables(url: str, settings: CacheSettings) -> Path:
+    """A local folder with the manifest and the tables of the dataset at `url`, but no shards.
+
+    The manifest is read anew each time, the tables only where they changed. Raises InputError.
+    """
+    system, root = file_system(url)
+    content = _manifest(system, root, url, settings)
+    try:
+        files = json.loads(content)["files"]
+        tables = {name: facts for name, facts in files.items() if name.endswith(".parquet")}
+        wanted = [
+            RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in tables.items()
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{url}/manifest.json is damaged: build the dataset again") from error
+    folder = settings.folder / "tables" / fingerprint([url, content.decode()])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, remote in zip(tables, wanted, strict=True):
+        path = folder / plain_name(name, url)
+        if not path.exists() or sha256(path) != remote.sha256:
+            part = path.with_name(f".{name}.{os.getpid()}.part")
+            try:
+                download(remote, part, settings)
+                part.rename(path)
+            finally:
+                part.unlink(missing_ok=True)
+    write_atomically(folder / "manifest.json", content)
+    return folder
+
+
+def _manifest(system: Any, root: str, url: str, settings: CacheSettings) -> bytes:
+    for attempt in range(settings.attempts):
+        try:
+            return system.cat_file(f"{root}/manifest.json")
+        except FileNotFoundError as error:
+            raise InputError(f"{url} holds no dataset (no manifest.json)") from error
+        except Exception as error:  # as above
+            last = error
+            time.sleep(min(settings.wait * 2**attempt, _LONGEST_WAIT))
+    raise InputError(
+        f"{url}/manifest.json could not be read in {settings.attempts} attempts "
+        f"({type(last).__name__}: {last}): check the URL and the connection, and run again"
+    )
+
+
+def plain_name(name: str, url: str) -> str:
+    """`name`, a file of the dataset at `url`. Raises InputError when it leads elsewhere."""
+    if name.startswith(".") or set(name) & set("/\\:"):
+        raise InputError(f"the manifest of {url} names a file {name!r}: build the dataset again")
+    return name

@@ -1,0 +1,131 @@
+"""A dataset's shards as memory: mapped where they lie, or from copies in the cache."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_shards.cache import Cache, release
+from data_shards.remote import RemoteFile
+from data_shards.settings import InputError
+
+_SPARE = 2  # shards kept mapped that are not needed; they are not locked, and may be evicted
+
+
+class ShardFiles(Protocol):
+    """The shards of a dataset, by number."""
+
+    def view(self, shard: int) -> memoryview:
+        """The bytes of a shard. Raises InputError when they cannot be had."""
+
+    def name(self, shard: int) -> str:
+        """The path or URL of a shard."""
+
+    def need(self, shards: NDArray[np.int64]) -> None:
+        """Has `shards` ready, the first first, and no others; empty: any may be asked for."""
+
+
+def _mapped(path: Path) -> memoryview:
+    """A file's content. Arrow's maps, unlike Python's, hold no file descriptor."""
+    with pa.memory_map(str(path)) as file:
+        return memoryview(file.read_buffer()).cast("B")
+
+
+class LocalShards:
+    """Shards in a folder."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._paths = [folder / name for name in names]
+        self._views: list[memoryview | None] = [None] * len(names)
+
+    def view(self, shard: int) -> memoryview:
+        """The bytes of a shard."""
+        found = self._views[shard]
+        if found is None:
+            found = self._views[shard] = _mapped(self._paths[shard])
+        return found
+
+    def name(self, shard: int) -> str:
+        """The path of a shard."""
+        return str(self._paths[shard])
+
+    def need(self, shards: NDArray[np.int64]) -> None:
+        """Nothing to do: all shards are here."""
+
+
+class RemoteShards:
+    """Copies of remote shards, fetched when they are asked for, or ahead when they are needed.
+
+    Needed ones are locked in the cache until others are.
+    """
+
+    def __init__(self, files: Sequence[RemoteFile], cache: Cache) -> None:
+        self._files, self._cache = files, cache
+        self._held: OrderedDict[int, tuple[BinaryIO | None, memoryview]] = OrderedDict()
+        self._needed: tuple[int, ...] = ()
+        self._lock = threading.Lock()
+
+    def view(self, shard: int) -> memoryview:
+        """The bytes of a shard; they stay readable after the copy is evicted."""
+        with self._lock:
+            if shard in self._held:
+                self._held.move_to_end(shard)
+                return self._held[shard][1]
+        file = self._cache.open(self._files[shard])
+        view = _mapped(Path(file.name))
+        with self._lock:
+            lock = file if shard in self._needed and shard not in self._held else None
+            self._held.setdefault(shard, (lock, view))
+            others = [held for held in self._held if held not in self._needed]
+            for other in others[:-_SPARE]:
+                del self._held[other]
+        if lock is None:
+            release(file)
+        return view
+
+    def name(self, shard: int) -> str:
+        """The URL's path of a shard."""
+        return self._files[shard].path
+
+    def need(self, shards: NDArray[np.int64]) -> None:
+        """Fetches `shards` ahead and gives up others; none: all are needed.
+
+        Raises InputError when the cache cannot hold them.
+        """
+        wanted = tuple(shards.tolist()) or tuple(range(len(self._files)))
+        if wanted == self._needed:
+            return
+        sizes = [file.bytes for file in self._files]
+        room = sum(sizes[shard] for shard in set(wanted))
+        if len(wanted) < len(self._files):  # processes are not all at the same place
+            room += max(_SPARE, len(wanted) // 2) * max(sizes)
+        if room > (limit := self._cache.settings.bytes):
+            raise InputError(
+                f"data.cache.bytes = {limit:,} cannot hold the {len(set(wanted))} shards that the "
+                f"order needs at a time ({room:,} bytes): raise it, use data.order.kind=blocks, or "
+                "lower data.order.window"
+            )
+        with self._lock:
+            self._needed = wanted
+            for shard, (lock, _) in list(self._held.items()):
+                if lock is None or shard not in wanted:
+                    del self._held[shard]
+                    if lock is not None:
+                        release(lock)
+        ahead = iter(wanted)
+        for _ in range(self._cache.settings.parallel):
+            threading.Thread(target=self._fetch_ahead, args=(ahead, wanted), daemon=True).start()
+
+    def _fetch_ahead(self, ahead: Iterator[int], wanted: tuple[int, ...]) -> None:
+        for shard in ahead:
+            if self._needed != wanted:
+                return
+            try:
+                self.view(shard)
+            except InputError:
+                return  # whoever reads the shard meets the error itself

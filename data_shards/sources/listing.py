@@ -1,0 +1,86 @@
+"""Sources that can say which image is whose before any is read: lists and folders of files."""
+
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from data_shards.settings import InputError
+from data_shards.sources import MAX_ENCODED_BYTES, Refusal, SourceImage
+
+
+class Listed(NamedTuple):
+    """An image still to be read; the other fields are `SourceImage`'s."""
+
+    path: Path
+    identity: str
+    camera: str
+    key: str
+    role: str = "train"
+
+
+def read_listed(
+    listed: Iterable[Listed | Refusal], start: int = 0
+) -> Iterator[SourceImage | Refusal]:
+    """The images from the item `start` on; one whose file cannot be read becomes a refusal."""
+    for item in islice(listed, start, None):
+        yield item if isinstance(item, Refusal) else _read(item)
+
+
+def _read(item: Listed) -> SourceImage | Refusal:
+    content = content_of(item)
+    return content if isinstance(content, Refusal) else SourceImage(content, *item[1:])
+
+
+def content_of(item: Listed) -> bytes | Refusal:
+    """The bytes of a listed file."""
+    try:
+        facts = item.path.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            return Refusal(item.key, item.identity, "unreadable", "it is no file")
+        if facts.st_size > MAX_ENCODED_BYTES:
+            return Refusal(item.key, item.identity, "too large", f"{facts.st_size:,} bytes")
+        return item.path.read_bytes()
+    except FileNotFoundError:
+        return Refusal(item.key, item.identity, "missing", f"there is no {item.path}")
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        return Refusal(item.key, item.identity, "unreadable", str(error))
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a list's entry leaves the folder that it should be in."""
+    return Path(name).is_absolute() or ".." in Path(name).parts
+
+
+def folder_within(root: Path, *names: str) -> Path:
+    """The first folder among `names` below `root`. Raises InputError when there is none."""
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise InputError(
+        f"{root} has no folder {' or '.join(names)}: give the folder that the archive unpacks to"
+    )
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a list, without empty ones. Raises InputError when it is missing or no text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} is not a readable list ({error}): take it from its publisher again"
+        ) from error
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def files_in(folder: Path) -> list[Path]:
+    """What lies directly in `folder`, but for folders and hidden files, by name."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
+
+
+def not_named(path: Path, key: str, example: str) -> Refusal:
+    """A file whose name does not say whom it shows; one that is no image is not counted."""
+    image = path.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
+    reason = "not named like the others" if image else "not named like an image"
+    return Refusal(key, "", reason, f"{path.name!r} is not like {example}", counts=image)

@@ -1,0 +1,170 @@
+"""Imports and describes datasets on a terminal: progress, what was refused, what is held."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from data_shards.dataset import ShardDataset
+from data_shards.images import ImageSettings
+from data_shards.importing import description, finished, import_source
+from data_shards.settings import InputError, Settings
+from data_shards.sources import ROLES
+from data_shards.sources.registry import SOURCES
+from data_shards.writer import refusals
+
+_PLAIN_SECONDS = 30.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} images/s")
+
+
+@contextmanager
+def _progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, elsewhere a line every half minute."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
+    begun = shown = time.monotonic()
+    first: list[int] = []
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bar:
+        task = bar.add_task(what, total=total)
+
+        def hear(done: int) -> None:
+            nonlocal shown
+            if not first:
+                bar.reset(task, completed=done)  # what was done before says nothing of the rate
+                first.append(done)
+            bar.update(task, completed=done)
+            now = time.monotonic()
+            if not console.is_terminal and now - shown >= _PLAIN_SECONDS:
+                shown, rate = now, (done - first[0]) / (now - begun)
+                left = f", {(total - done) / rate / 60:,.0f} min left" if total and rate else ""
+                of = f" of {total:,}" if total else ""
+                console.print(f"{what}: {done:,}{of}, {rate:,.0f} images/s{left}")
+
+        yield hear
+
+
+def refusal_table(out: Path) -> Table | None:
+    """What an import did not take, by reason; None when it took everything."""
+    counts = refusals(out)
+    if not counts:
+        return None
+    table = Table("not taken because", "how many", title=str(out / "refused.jsonl"))
+    table.title_justify = "left"
+    for (reason, counted), count in counts.most_common():
+        table.add_row(reason + ("" if counted else " (not counted)"), f"{count:,}")
+    return table
+
+
+def run_import(
+    name: str,
+    settings: Settings,
+    out: Path,
+    image: ImageSettings,
+    shard_samples: int,
+    max_refused: float,
+    processes: int,
+    console: Console,
+) -> None:
+    """Imports a source into `out` and says what came of it. Raises InputError."""
+    if finished(out, description(name, settings, image)):
+        console.print(f"[green]✓[/] {out} holds just this import already")
+        return
+    total = SOURCES[name].total
+    count = total(settings) if total else None
+    try:
+        with _progress(console, f"importing into {out}", count) as hear:
+            manifest = import_source(
+                name, settings, out, image, shard_samples, max_refused, processes, hear
+            )
+    except InputError:
+        if (out / "refused.jsonl").exists() and (table := refusal_table(out)):
+            console.print(table)
+        raise
+    if table := refusal_table(out):
+        console.print(table)
+    console.print(
+        f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
+        f"{out}, {manifest['refused']:,} refused"
+    )
+    for line in unlike_published(ShardDataset.open(out), SOURCES[name].published(settings)):
+        console.print(f"[yellow]![/] {line}")
+    singles = int((np.bincount(ShardDataset.open(out).identity) == 1).sum())
+    if singles:
+        console.print(
+            f"[yellow]![/] identities with a single image: {singles:,}; there is nothing to find "
+            "them by or to compare them with"
+        )
+
+
+def unlike_published(dataset: ShardDataset, published: Mapping[str, int]) -> list[str]:
+    """A line for each number of images that is not the published one (`Source.published`)."""
+    counts = np.bincount(dataset.role, minlength=len(ROLES)).tolist()
+    lines = []
+    for roles, wanted in published.items():
+        found = sum(counts[ROLES.index(role)] for role in roles.split("+"))
+        if found != wanted:
+            lines.append(f"{found:,} images with role {roles}, where {wanted:,} were published")
+    return lines
+
+
+def _histogram(counts: np.ndarray) -> str:
+    """How many identities have how many images, in classes that double."""
+    edges = 2 ** np.arange(0, int(counts.max()).bit_length() + 1)
+    numbers, _ = np.histogram(counts, edges)
+    spans = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in pairwise(edges)]
+    return ", ".join(f"{span}: {n:,}" for span, n in zip(spans, numbers, strict=True) if n)
+
+
+def describe(dataset: ShardDataset) -> dict[str, Any]:
+    """What a dataset holds, as a table's rows."""
+    manifest = dataset.manifest
+    counts = np.bincount(dataset.identity, minlength=manifest["identities"])
+    roles = np.bincount(dataset.role, minlength=len(ROLES)).tolist()
+    cameras = np.bincount(dataset.camera, minlength=len(manifest["cameras"])).tolist()
+    common = sorted(zip(cameras, manifest["cameras"], strict=True), key=lambda c: (-c[0], c[1]))
+    more = f" and {len(common) - 8:,} more" if len(common) > 8 else ""
+    return {
+        "images": f"{manifest['samples']:,}",
+        "roles": ", ".join(f"{r} {n:,}" for r, n in zip(ROLES, roles, strict=True) if n),
+        "identities": f"{manifest['identities']:,}",
+        "images per identity": _histogram(counts),
+        "at least, median, mean, at most": (
+            f"{counts.min()}, {np.median(counts):g}, {counts.mean():.1f}, {counts.max()}"
+        ),
+        "cameras": f"{len(cameras):,}",
+        "images per camera": ", ".join(f"{name} {n:,}" for n, name in common[:8]) + more,
+        "image size": " × ".join(map(str, manifest["image_size"] or ["varies"])),
+        "tables": ", ".join(
+            f"{name} ({dataset.table(name).num_rows:,} rows)" for name in manifest.get("tables", [])
+        )
+        or "none",
+        "shards": f"{len(manifest['shards']):,}",
+        "bytes": f"{sum(facts['bytes'] for facts in manifest['files'].values()):,}",
+        "refused at writing": f"{manifest['refused']:,}",
+        "fingerprint": dataset.fingerprint,
+    }

@@ -1,0 +1,313 @@
+"""Test sets of their own: what a run must be given, and that it measures what the protocols say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sklearn.metrics import roc_curve
+
+from data_shards.dataset import ShardDataset
+from data_shards.pipeline import PipelineSettings
+from data_shards.settings import InputError
+from data_shards.sources import SourceImage
+from data_shards.writer import write_dataset
+from launch.config import load_config
+from launch.folder import Run
+from launch.held_out import HeldOutTest, Measurement, open_tests
+from launch.neighbourhoods import OldModel
+from tests.conftest import jpeg
+from trainer.evaluation import EvaluationSettings
+from trainer.evaluation.held_out import open_held_out
+from trainer.evaluation.identification import identify
+from trainer.evaluation.retrieval import retrieve
+from trainer.evaluation.vectors import StoredVectors
+from trainer.evaluation.verification import grid_accuracy
+
+
+def image(identity: int, camera: int, role: str = "train") -> SourceImage:
+    key = f"{role}/{identity}_{camera}"
+    return SourceImage(jpeg(identity, camera), f"id-{identity}", f"c-{camera}", key, role)
+
+
+def pairs_table(people: int) -> pa.Table:
+    """A genuine and an impostor pair of every person, in ten folds; one image was refused."""
+    left = [f"train/{i}_0" for i in range(people)] * 2
+    right = [f"train/{i}_1" for i in range(people)]
+    right += [f"train/{(i + 1) % people}_1" for i in range(people)]
+    left[0] = "train/no-such-image"
+    same = [True] * people + [False] * people
+    fold = pa.array([i % 10 for i in range(people)] * 2, pa.int8())
+    return pa.table({"left_key": left, "right_key": right, "same": same, "fold": fold})
+
+
+def template_tables(people: int) -> dict[str, pa.Table]:
+    """Templates 2i (two media, three images) and 2i + 1 (one image) of every person i."""
+    rows = []
+    for i in range(people):
+        rows += [(2 * i, 0, f"train/{i}_0"), (2 * i, 0, f"train/{i}_1")]
+        rows += [(2 * i, 1, f"train/{i}_2"), (2 * i + 1, 0, f"train/{i}_3")]
+    template, medium, key = zip(*rows, strict=True)
+    pairs = [(2 * i, 2 * j + 1, i == j) for i in range(people) for j in range(people)]
+    left, right, same = zip(*pairs, strict=True)
+    # each gallery holds the larger templates of half of the people; all others are probes of both
+    part = ["gallery-1" if i < people // 2 else "gallery-2" for i in range(people)]
+    search = {
+        "template": [2 * i for i in range(people)] + [2 * i + 1 for i in range(people)],
+        "subject": 2 * list(range(people)),
+        "part": part + ["probe"] * people,
+    }
+    return {
+        "templates": pa.table({"template": template, "medium": medium, "sample_key": key}),
+        "template_pairs": pa.table({"left": left, "right": right, "same": same}),
+        "search": pa.table(search),
+    }
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets of each kind of test, in shards of 16."""
+    root = tmp_path_factory.mktemp("sets")
+
+    def write(name, images, **tables):
+        write_dataset(images, root / name, {"kind": name}, 16, tables=tables)
+
+    faces = [image(i, c) for i in range(100, 120) for c in range(4)]
+    renamed = [f._replace(key=f"train/{n // 4}_{n % 4}") for n, f in enumerate(faces)]
+    write("pairs", renamed, pairs=pairs_table(20))
+    write("templates", renamed, **template_tables(20))
+    probes = [image(i, c) for i in range(200, 206) for c in range(3)]
+    others = [image(i, 0, "distractor") for i in range(300, 330)]
+    write("mates", [*others[:15], *probes, *others[15:]])
+    write("apart", others, noisy=pa.table({"sample_key": ["distractor/301_0"]}))
+    noisy = pa.table({"sample_key": ["train/200_0", "train/200_1", "train/200_2"]})
+    write("probes", probes, noisy=noisy)
+    people = [image(i, c, "gallery") for i in range(400, 412) for c in range(4)]
+    write("market", people + [image(i, 2, "query") for i in range(404, 416)])
+    return root
+
+
+TESTS = {
+    "lfw": {"dataset": "pairs", "protocol": "verification"},
+    "ijbc": {"dataset": "templates", "protocol": "templates"},
+    "megaface": {"dataset": "probes", "protocol": "identification", "distractors": "apart"},
+    "glyphface": {"dataset": "mates", "protocol": "identification"},
+    "market": {"dataset": "market", "protocol": "retrieval"},
+}
+
+
+def configured(sets: Path, tests: dict = TESTS) -> EvaluationSettings:
+    values = {
+        name: {k: str(sets / v) if k in ("dataset", "distractors") else v for k, v in test.items()}
+        for name, test in tests.items()
+    }
+    return EvaluationSettings.model_validate({"tests": values})
+
+
+def opened(sets: Path, name: str) -> list[ShardDataset]:
+    """The datasets of a test."""
+    test = configured(sets).tests[name]
+    return [ShardDataset.open(f) for f in (test.dataset, test.distractors) if f]
+
+
+def one_after_another(actor):
+    """Calls `actor` as a run's actors are called."""
+
+    def map_(method, calls):
+        return [getattr(actor, method)(*call) for call in calls]
+
+    return map_
+
+
+def measured(sets: Path, folder: Path, name: str):
+    """Results of a test, its datasets and a random embedding of each of their samples."""
+    datasets = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
+    protocol = open_held_out(name, configured(sets), *datasets.values())
+    stored, embeddings = {}, {}
+    for number, (part, samples) in enumerate(protocol.samples().items()):
+        dataset = datasets[part]
+        rng = np.random.default_rng(number + 1)
+        noise = rng.normal(size=(len(dataset), 6)).astype(np.float32)
+        centre = np.random.default_rng(9).normal(size=(500, 6)).astype(np.float32)
+        identity = [int(str(n).removeprefix("id-")) for n in dataset.names[dataset.identity]]
+        vectors = centre[identity] + noise
+        np.save(folder / f"{part}.npy", vectors[samples])
+        stored[part] = StoredVectors(folder / f"{part}.npy", samples, protocol.normalised)
+        embeddings[part] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    def spread(calls):
+        return [function(*arguments) for function, *arguments in calls]
+
+    return protocol.measure(stored, spread), datasets, embeddings
+
+
+def test_verification_compares_the_pairs_that_are_there(sets, tmp_path):
+    found, datasets, embeddings = measured(sets, tmp_path, "lfw")
+    table = datasets["dataset"].table("pairs")[1:]
+    vectors = embeddings["dataset"]
+    left, right = (vectors[table[side].to_numpy()] for side in ("left", "right"))
+    apart = ((left - right) ** 2).sum(axis=1)
+    same = table["same"].to_numpy()
+    assert found["pairs_of_refused_images"] == 1
+    assert found["pairs"] == 39
+    assert 0.5 < found["accuracy"] < 1
+    assert found["accuracy"] == pytest.approx(
+        grid_accuracy(apart.astype(float), same, table["fold"].to_numpy())
+    )
+    false, true, _ = roc_curve(same, -apart, drop_intermediate=False)
+    assert found["tar"] == {"0.1": pytest.approx(true[false <= 0.1].max())}
+
+
+def test_identification_reports_raw_and_cleaned_lists_apart(sets, tmp_path):
+    found, datasets, embeddings = measured(sets, tmp_path, "megaface")
+    probe, others = (torch.from_numpy(embeddings[part]) for part in ("dataset", "distractors"))
+    identity = datasets["dataset"].identity
+    raw = identify(probe, identity, others)
+    cleaned = identify(probe[3:], identity[3:], torch.cat([others[:1], others[2:]]))
+    assert found["raw"]["rank1"] == pytest.approx(raw.cmc[0])
+    assert found["cleaned"]["rank1"] == pytest.approx(cleaned.cmc[0])
+    assert (found["raw"]["trials"], found["cleaned"]["trials"]) == (36, 30)
+    assert (found["raw"]["distractors"], found["cleaned"]["distractors"]) == (30, 29)
+
+
+def test_distractors_may_be_in_the_same_dataset(sets, tmp_path):
+    found, datasets, embeddings = measured(sets, tmp_path, "glyphface")
+    vectors, dataset = torch.from_numpy(embeddings["dataset"]), datasets["dataset"]
+    probes = dataset.role == 0
+    expected = identify(vectors[probes], dataset.identity[probes], vectors[~probes])
+    assert found["rank1"] == pytest.approx(expected.cmc[0])
+    assert found["distractors"] == 30
+
+
+def test_retrieval_is_of_queries_in_the_gallery(sets, tmp_path):
+    found, datasets, embeddings = measured(sets, tmp_path, "market")
+    vectors, dataset = torch.from_numpy(embeddings["dataset"]), datasets["dataset"]
+    query, gallery = dataset.role == 1, dataset.role == 2
+    camera = dataset.camera.astype(np.int64)
+    expected = retrieve(
+        vectors[query],
+        vectors[gallery],
+        dataset.identity[query],
+        dataset.identity[gallery],
+        camera[query],
+        camera[gallery],
+    )
+    assert found["map"] == pytest.approx(expected.mean_average_precision)
+    assert found["queries_without_match"] == 4
+    assert 0 < found["top1"] < 1
+
+
+def test_templates_are_verified_and_searched_in_both_galleries(sets, tmp_path):
+    found, _, _ = measured(sets, tmp_path, "ijbc")
+    stored = np.load(tmp_path / "dataset.npy").reshape(20, 4, 6)
+    large, small = (stored[:, 0] + stored[:, 1]) / 2 + stored[:, 2], stored[:, 3]
+    large, small = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (large, small))
+    cosine = large @ small.T
+    false, true, _ = roc_curve(np.eye(20).ravel(), cosine.ravel(), drop_intermediate=False)
+    assert found["tar"] == {
+        "0.01": pytest.approx(true[false <= 0.01].max()),
+        "0.1": pytest.approx(true[false <= 0.1].max()),
+    }
+    half, tpir, rank1 = np.arange(10), [], []
+    for own in (half, half + 10):
+        mates, strangers = cosine[own][:, own], np.delete(cosine, np.setdiff1d(range(20), own), 0)
+        alarm = np.sort(np.delete(strangers, own, axis=1).max(axis=0))[-2]  # 1 of 10 may pass
+        first = mates.argmax(axis=0) == half
+        rank1.append(first.mean())
+        tpir.append((first & (mates.diagonal() > alarm)).mean())
+    assert tpir[0] != tpir[1]
+    assert rank1[0] != rank1[1]
+    assert found["tpir"] == {"0.1": pytest.approx(np.mean(tpir))}
+    assert found["rank1"] == pytest.approx(np.mean(rank1))
+    assert found["galleries"] == 2
+
+
+@pytest.mark.parametrize("name", list(TESTS))
+def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_path, name):
+    protocol = open_held_out(name, configured(sets), *opened(sets, name))
+
+    class Diverged:
+        def embed_held_out(self, model, dataset, out, samples, *how):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            np.save(out, np.full((len(samples), 3), np.nan, np.float32))
+
+        def call(self, function, *arguments):
+            return function(*arguments)
+
+    measurement = Measurement(
+        tmp_path, PipelineSettings(), 8, tmp_path / "scratch", one_after_another(Diverged())
+    )
+    parts = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
+    with pytest.raises(InputError, match=f"evaluation.tests.{name}: .*are NaN or infinite"):
+        measurement.measure({name: HeldOutTest(parts, protocol, False)})
+
+
+@pytest.mark.parametrize(
+    ("test", "words"),
+    [
+        ({"dataset": "none", "protocol": "retrieval"}, "tests.t.dataset: .*none holds no dataset"),
+        ({"dataset": "pairs", "protocol": "retrieval"}, "tests.t: .*no image with role query"),
+        ({"dataset": "market", "protocol": "verification"}, "tests.t: .*no table 'pairs'"),
+        ({"dataset": "market", "protocol": "templates"}, "tests.t: .*no table 'templates'"),
+        ({"dataset": "pairs", "protocol": "identification"}, "no image with role distractor"),
+        (
+            {"dataset": "pairs", "distractors": "gone", "protocol": "identification"},
+            r"tests.t.distractors: .*gone holds no dataset",
+        ),
+    ],
+)
+def test_a_run_lacking_a_test_sets_data_does_not_begin(sets, small_folder, tmp_path, test, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"dataset: {small_folder}\nmethods: {{finetune: {{}}}}\n")
+    config = load_config(path)
+    evaluation = configured(sets, {"t": test})
+    with pytest.raises(InputError, match=words):
+        Run.open(tmp_path / "run", config.model_copy(update={"evaluation": evaluation}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tmp_path):
+    values = {
+        "dataset": str(small_folder),
+        "benchmark": {"steps": 1, "test_identities": 24, "pairs": 40, "seen_identities": 6},
+        "embedder": {"architecture": "small", "width": 4, "dimension": 8},
+        "training": {"iterations": 3, "batch": 24, "milestones": []},
+        "evaluation": json.loads(configured(sets).model_dump_json()),
+        "methods": {"finetune": {}},
+        "cluster": {"workers": 0, "actors": 2},
+    }
+    (tmp_path / "c.json").write_text(json.dumps(values))  # JSON is YAML
+    command = [sys.executable, "-m", "launch.cli", "run", tmp_path / "c.json"]
+    ended = subprocess.run(
+        [*command, "--out", tmp_path / "run"], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    step = tmp_path / "run/chains/finetune/seed-0/steps/0"
+    found = json.loads((step / "evaluation.json").read_text())["tests"]
+    assert set(found) == set(TESTS)
+    assert not list(step.glob("held-out-*"))
+    config = load_config(tmp_path / "c.json")
+    alone = one_after_another(OldModel(small_folder, 1, tmp_path / "target.json", "alone"))
+    embedded, calls_left = [], [3]
+
+    def interrupted(method, calls):
+        if method == "embed_held_out":
+            embedded.extend(call[2] for call in calls[: calls_left[0]])
+            alone(method, calls[: calls_left[0]])
+            if calls_left[0] < len(calls):
+                raise KeyboardInterrupt
+            return []
+        return alone(method, calls)
+
+    data = config.data.model_copy(update={"image_size": (16, 16)})
+    measurement = Measurement(step / "model", data, 7, tmp_path / "scratch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measurement.measure(open_tests(config.evaluation))
+    calls_left[0] = 1000
+    expected = measurement.measure(open_tests(config.evaluation))
+    assert found == json.loads(json.dumps(expected))
+    assert len(embedded) == len(set(embedded)) > 3  # nothing was embedded again

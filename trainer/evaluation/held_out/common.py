@@ -1,0 +1,50 @@
+"""What every test set's protocol shares."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from data_shards.dataset import ShardDataset
+from data_shards.settings import InputError
+from data_shards.sources import ROLES
+from trainer.evaluation.vectors import StoredVectors
+
+Ids = NDArray[np.int64]
+Spread = Callable[[Sequence[tuple[Any, ...]]], list[Any]]
+"""Calls each (function, *arguments), wherever there is room, and returns the results in order."""
+DEPTH = 50
+"""Ranks that CMC curves reach."""
+
+
+class HeldOut(Protocol):
+    """A test set under its protocol.
+
+    It is opened before training, so that a missing table or role is an InputError at once.
+    """
+
+    normalised: bool
+    """Whether the protocol compares embeddings of length 1."""
+
+    def samples(self) -> dict[str, Ids]:
+        """The samples to embed, ascending, of each dataset: "dataset" and, maybe, "distractors"."""
+        ...
+
+    def measure(self, vectors: Mapping[str, StoredVectors], spread: Spread) -> dict[str, Any]:
+        """The results, given the embeddings of `samples`, as evaluation.json holds them."""
+        ...
+
+
+def with_role(dataset: ShardDataset, role: str) -> Ids:
+    """The samples of a role, ascending. Raises InputError when there are none."""
+    samples = np.flatnonzero(dataset.role == ROLES.index(role))
+    if not len(samples):
+        raise InputError(f"{dataset.folder} has no image with role {role}: import it again")
+    return samples
+
+
+def columns(table: pa.Table, *names: str) -> list[NDArray[Any]]:
+    """Columns of a table as arrays."""
+    return [table[name].to_numpy() for name in names]

@@ -1,0 +1,56 @@
+"""Class-incremental learning: accuracy task by task, its averages, and two kinds of forgetting.
+
+`accuracy` is [T, T]: row t is the model after task t, column k the accuracy on task k's test
+images among all classes seen so far; entries above the diagonal do not exist and are not read.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def task_accuracy(predicted: Ids, label: Ids, rows: tuple[int, ...]) -> Floats:
+    """Accuracy on each task seen so far ([t]), of predicted against true classes ([n] each).
+
+    Task k's classes are rows[k-1] <= class < rows[k]. Raises ValueError for a task without images.
+    """
+    task = np.searchsorted(rows, label, side="right")
+    counts = np.bincount(task, minlength=len(rows))
+    if len(counts) > len(rows) or (label < 0).any():
+        raise ValueError(f"labels must lie in 0 ... {rows[-1] - 1}")
+    if not counts.all():
+        raise ValueError(f"task {int(np.argmin(counts))} has no test image")
+    return np.bincount(task[predicted == label], minlength=len(rows)) / counts
+
+
+def average_accuracy(accuracy: Floats, classes: NDArray[np.integer]) -> Floats:
+    """[T] accuracy over all classes seen after each task: tasks weigh as many as their classes [T].
+
+    Its mean over T is the average incremental accuracy (Mnemonics, Sec. 5; N + 1 phases).
+    """
+    return np.array(
+        [np.average(row[: t + 1], weights=classes[: t + 1]) for t, row in enumerate(accuracy)]
+    )
+
+
+def average_over_tasks(accuracy: Floats) -> Floats:
+    """[T] mean accuracy over the tasks seen after each task, each weighing alike (GFR, Sec. 5)."""
+    return np.array([row[: t + 1].mean() for t, row in enumerate(accuracy)])
+
+
+def average_forgetting(accuracy: Floats) -> Floats:
+    """[T] GFR's forgetting after each task: best accuracy ever minus accuracy now, averaged.
+
+    The average is over the tasks before the current one, on which nothing can be forgotten yet;
+    0 after the first. "Ever" includes now: a task that improved counts 0 (GFR, Sec. 5).
+    """
+    best = np.maximum.accumulate(np.tril(accuracy), axis=0)
+    lost = best - accuracy
+    return np.array([lost[t, :t].mean() if t else 0.0 for t in range(len(accuracy))])
+
+
+def forgetting_rate(accuracy: Floats) -> float:
+    """Mnemonics' forgetting: what the first task's accuracy fell by from first model to last."""
+    return float(accuracy[0, 0] - accuracy[-1, 0])

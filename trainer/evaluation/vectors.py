@@ -1,0 +1,38 @@
+"""Embeddings in a file, read in slices: what does not fit in memory is not in memory."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int64]
+
+
+class StoredVectors:
+    """Vectors of chosen samples, in the order chosen, out of a file of one row [d] a sample.
+
+    A slice is a tensor [n, d]; only what is sliced is read. Small enough to send to a process.
+    """
+
+    def __init__(self, file: Path, samples: Ids, normalised: bool) -> None:
+        """`file` is .npy, fp32 [s, d]; its rows are of `samples` [s], ascending.
+
+        `normalised` makes every vector's length 1 when it is read.
+        """
+        self._file, self._samples, self._normalised = file, samples, normalised
+        self._rows = np.arange(len(samples))
+
+    def of(self, samples: Ids) -> "StoredVectors":
+        """The vectors of `samples` ([n], any order, repetitions allowed, all in the file)."""
+        chosen = StoredVectors(self._file, self._samples, self._normalised)
+        chosen._rows = np.searchsorted(self._samples, samples)
+        return chosen
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        stored = np.load(self._file, mmap_mode="r")
+        vectors = torch.from_numpy(stored[self._rows[rows]])
+        return torch.nn.functional.normalize(vectors) if self._normalised else vectors
