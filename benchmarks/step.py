@@ -28,7 +28,7 @@ from trainer.methods.plain import Finetune
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.state import State
 from trainer.stepper import Stepper
-from trainer.teacher import CachedTeacher, NoTeacher
+from trainer.teacher import CachedTeacher, NoTeacher, OldClassifier
 
 NEW, FEW_OLD, MANY_OLD, DIMENSION, NEIGHBOURS = 17_148, 17_148, 68_592, 256, 200
 
@@ -76,14 +76,15 @@ def main() -> None:
             current = ShardedRows.new(old, old + NEW, DIMENSION, 0, ranks)
             previous = ShardedRows.new(0, old, DIMENSION, 1, ranks)
             trained = {"current": current}
+            classifier = Classifier(ClassifierSettings(), 0, images.device)
             teacher: Any = NoTeacher()
             if recipe.needs.any:
                 trained["previous"] = previous
                 folder = Path(name) / f"{method.kind}-{old}"
                 frozen = ShardedRows.new(0, old, DIMENSION, 1, ranks).requires_grad_(False)
-                teacher = CachedTeacher(cache(folder, batch, old, recipe), frozen)
+                held = OldClassifier(frozen, classifier, old)
+                teacher = CachedTeacher(cache(folder, batch, old, recipe), held)
             row_optimizers = {k: RowOptimizer(rows, training) for k, rows in trained.items()}
-            classifier = Classifier(ClassifierSettings(), 0, images.device)
             state = State(
                 engine,
                 classifier,

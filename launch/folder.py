@@ -90,6 +90,7 @@ class Run:
             step=step,
             previous=self.previous(chain, step),
             cache=folder / "neighbours",
+            prototypes=folder / "prototypes.safetensors",
             folder=folder,
             checkpoints=self.checkpoints(chain, step),
         )

@@ -26,6 +26,7 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
 from trainer.model import Model
+from trainer.prototypes import class_sums, write_sums
 from trainer.teacher import TeacherSettings, answers
 
 Ids = NDArray[np.int64]
@@ -107,6 +108,21 @@ class OldModel:
             teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
         )
         return len(samples)
+
+    def prototypes(
+        self,
+        model_folder: Path,
+        out: Path,
+        samples: Ids,
+        rows: Ids,
+        data: PipelineSettings,
+        settings: TeacherSettings,
+    ) -> None:
+        """Writes the sums of the embeddings of `samples` [n] by their classifier `rows` [n]."""
+        model, embedder, _ = self._model(model_folder, settings)
+        self._metrics.embedded.inc(len(samples))
+        vectors = embed(embedder, self._dataset, samples, data, settings.batch)
+        write_sums(out, class_sums(vectors, rows), model.fingerprint)
 
     def embed(
         self, model_folder: Path, samples: Ids, data: PipelineSettings, batch: int

@@ -25,6 +25,7 @@ from monitoring.progress import RunProgress
 from monitoring.results import figures
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
+from trainer.prototypes import class_means, read_sums, write_prototypes
 
 _POLL_SECONDS = 0.2
 
@@ -34,7 +35,7 @@ class Phase:
     """One resumable unit of a learning step."""
 
     kind: str
-    """``neighbours``, ``train`` or ``evaluate``."""
+    """``neighbours``, ``prototypes``, ``train`` or ``evaluate``."""
     chain: Chain
     step: int
     fingerprint: str
@@ -58,10 +59,13 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
     for step in range(run.config.benchmark.steps):
         folder, trained = run.step_folder(chain, step), run.fingerprint(chain, step)
         needs = run.recipe(chain, step).needs
-        if step and needs.any and run.config.teacher.mode == "cached":
-            past = run.fingerprint(chain, step - 1)
+        past = run.fingerprint(chain, step - 1) if step else ""
+        if step and needs.answers and run.config.teacher.mode == "cached":
             made = fingerprint(["neighbours", past, repr(needs), step, deciding["teacher"]])
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
+        if step and needs.prototypes:
+            made = fingerprint(["prototypes", past, step, deciding["teacher"]])
+            yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
         yield Phase("train", chain, step, trained, folder / "model")
         tests = [test.fingerprint for test in run.held_out.values()]
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
@@ -69,14 +73,15 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
 
 
 def pending(run: Run, ledger: Ledger) -> list[Phase]:
-    """The phases still to do. A neighbourhood phase whose training is done is not needed."""
+    """The phases still to do. What only prepares a training that is done is not needed."""
     every = phases(run)
     done = {p for p in every if ledger.has(p.name, p.fingerprint) and p.output.exists()}
     trained = {(p.chain, p.step) for p in done if p.kind == "train"}
     return [
         p
         for p in every
-        if p not in done and not (p.kind == "neighbours" and (p.chain, p.step) in trained)
+        if p not in done
+        and not (p.kind in ("neighbours", "prototypes") and (p.chain, p.step) in trained)
     ]
 
 
@@ -120,6 +125,7 @@ class Driver:
         """
         works: dict[str, Callable[[Phase], str]] = {
             "neighbours": self._neighbours,
+            "prototypes": self._prototypes,
             "train": self._train,
             "evaluate": self._evaluate,
         }
@@ -237,6 +243,29 @@ class Driver:
             write_json(phase.output.with_name("neighbour_examples.json"), examples)
         part.rename(phase.output)
         return ""
+
+    def _prototypes(self, phase: Phase) -> str:
+        run, config = self._run, self._run.config
+        previous = run.previous(phase.chain, phase.step)
+        assert previous is not None
+        part = phase.output.with_name("prototypes.part")
+        part.mkdir(parents=True, exist_ok=True)
+        model = previous.folder.resolve()
+        row_of = run.benchmark.row[run.dataset.identity]
+        samples = run.benchmark.step_samples(phase.step, all_so_far=False)
+        shards = units(run.dataset, samples)
+        files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
+        calls = [
+            (model, file, own, row_of[own], config.data, config.teacher)
+            for file, (_, own) in zip(files, shards, strict=True)
+            if not file.exists()
+        ]
+        self._map("prototypes", calls)
+        sums = (read_sums(file, previous.fingerprint) for file in files)
+        means = class_means(sums, previous.rows, run.benchmark.rows[phase.step])
+        write_prototypes(phase.output, means, previous.fingerprint)
+        shutil.rmtree(part)
+        return f"{len(means):,} rows"
 
     def _evaluate(self, phase: Phase) -> str:
         run, config = self._run, self._run.config

@@ -182,7 +182,7 @@ class _Planner:
             "embedder optimiser": embedder.optimizer,
             "rows": head.rows,
             "row optimiser": head.optimizer,
-            "previous model": head.frozen + embedder.parameters * (self._online and needs.any),
+            "previous model": head.frozen + embedder.parameters * (self._online and needs.answers),
             "images": 3 * height * width * images * (1 + self._config.data.prefetch),
         }
         # DeepSpeed copies the gradients into one bucket before it averages them
@@ -216,7 +216,7 @@ class _Planner:
         # while one is written, all that are kept lie beside it
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
-        if needs.any and not self._online:
+        if needs.answers and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
             answer = 4 * self._config.embedder.dimension if needs.embeddings else 0
             answer += 8 * min(needs.neighbours or 0, old)

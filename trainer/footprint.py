@@ -4,7 +4,7 @@ Sizes are of the fullest rank: the one with the most images, and the one with th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -164,13 +164,15 @@ def head_footprint(
         without = rehearsal.mark()
         optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
         kept = rehearsal.held - without
-        frozen = _rows(range(old), dimension, ranks) if recipe.needs.any else None
+        known = range(last if recipe.needs.prototypes else old)
+        frozen = _rows(known, dimension, ranks) if recipe.needs.any else None
         classifier = Classifier(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
         before = rehearsal.mark()
         teacher = Teacher()
         if frozen is not None:
-            teacher = _teacher(recipe, frozen.requires_grad_(False), ranks, counts, online)
+            said = _teacher(recipe, frozen.requires_grad_(False), ranks, counts, online)
+            teacher = replace(said, classifier=classifier, known=old)
         asked = _taken(ranks)
         gathered = gather_embeddings(embeddings, ranks, counts)
         labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
@@ -225,7 +227,7 @@ def _teacher(
     """What the previous model says, as `CachedTeacher` and `OnlineTeacher` gather it."""
     needs, own, (_, dimension) = recipe.needs, counts[ranks.rank], rows.weight.shape
     embeddings = classes = activations = None
-    if needs.embeddings or online:
+    if needs.embeddings or (online and needs.answers):
         embeddings = ranks.gather(torch.empty((own, dimension)), counts)
     if needs.neighbours is not None and online:
         assert embeddings is not None

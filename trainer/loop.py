@@ -12,14 +12,23 @@ from data_shards.neighbours import VIEWS, TeacherCache
 from monitoring.metrics import Metrics
 from trainer.checkpoint import Checkpoints
 from trainer.guard import Fault
+from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
-from trainer.model import save_model
+from trainer.model import Model, save_model
+from trainer.prototypes import read_prototypes, with_prototypes
 from trainer.pulse import Pulse
 from trainer.rewinds import Rewinds
 from trainer.state import State, build_state, restore_state, save_state
 from trainer.stepper import Stepper
 from trainer.task import Task, task_batches, task_samples
-from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
+from trainer.teacher import (
+    CachedTeacher,
+    ClassifierTeacher,
+    NoTeacher,
+    OldClassifier,
+    OnlineTeacher,
+    TeacherSource,
+)
 from trainer.watch import Watch
 
 LOG = logging.getLogger("perennial")
@@ -110,10 +119,23 @@ def build_teacher(task: Task, ranks: Ranks, device: torch.device) -> TeacherSour
     needs = task.recipe.needs
     if task.previous is None or not needs.any:
         return NoTeacher()
-    rows = task.previous.frozen_rows(ranks).to(device)
+    old = old_classifier(task, task.previous, ranks, device)
+    if not needs.answers:
+        return ClassifierTeacher(old)
     if task.teacher.mode == "online":
-        embedder = task.previous.embedder().to(device)
-        return OnlineTeacher(embedder, rows, task.previous.classifier, needs)
+        return OnlineTeacher(task.previous.embedder().to(device), old, needs)
     views = VIEWS if task.data.augmentation.flip else VIEWS[:1]
     shards = len(task.dataset.manifest["shards"])
-    return CachedTeacher(TeacherCache(task.cache, shards, views, task.previous.fingerprint), rows)
+    return CachedTeacher(TeacherCache(task.cache, shards, views, task.previous.fingerprint), old)
+
+
+def old_classifier(
+    task: Task, previous: Model, ranks: Ranks, device: torch.device
+) -> OldClassifier:
+    """The previous model's frozen classifier, with prototypes where the recipe asks for them."""
+    classifier = Classifier(previous.classifier, 0, device)
+    classifier.restore(previous.running())
+    rows = previous.frozen_rows(ranks)
+    if task.recipe.needs.prototypes:
+        rows = with_prototypes(rows, read_prototypes(task.prototypes, previous.fingerprint))
+    return OldClassifier(rows.to(device), classifier, previous.rows)

@@ -32,3 +32,9 @@ def embedding_distance(embeddings: torch.Tensor, previous: torch.Tensor) -> torc
     The loss of LFL (less-forgetting learning), as the CRL paper compares with it.
     """
     return (embeddings - previous).square().sum(dim=1) / 2
+
+
+def leading(embeddings: torch.Tensor, dimension: int) -> torch.Tensor:
+    """The first `dimension` elements of each embedding, [B, dimension]: those of a longer embedding
+    that meet a shorter, older one's (Sec. 3.6 of the BCT paper)."""
+    return embeddings[:, :dimension]

@@ -42,6 +42,8 @@ class Task:
     """The model of the step before; none at step 0."""
     cache: Path
     """Folder of the cached teacher's files."""
+    prototypes: Path
+    """File of the rows synthesised for identities that the previous model does not know."""
     folder: Path
     """Where the step's model goes."""
     checkpoints: str = ""

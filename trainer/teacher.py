@@ -4,6 +4,7 @@
 ``online`` runs the frozen model in the training loop on the very image that was augmented.
 """
 
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
 from trainer.backbones import Embedder
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs, Teacher
@@ -39,14 +40,39 @@ class TeacherSource(Protocol):
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher: ...
 
 
+@dataclass(frozen=True)
+class OldClassifier:
+    """The previous model's classifier, frozen."""
+
+    rows: ShardedRows
+    """As its logits see them, prototypes included."""
+    classifier: Classifier
+    known: int
+    """Rows that it was trained with."""
+
+    def teacher(self, **said: torch.Tensor | None) -> Teacher:
+        """It, with what the model `said` of a batch."""
+        return Teacher(rows=self.rows, classifier=self.classifier, known=self.known, **said)
+
+
+class ClassifierTeacher:
+    """For recipes that ask for the classifier alone."""
+
+    def __init__(self, old: OldClassifier) -> None:
+        self._old = old
+
+    def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
+        return self._old.teacher()
+
+
 class CachedTeacher:
     """Looks answers up."""
 
-    def __init__(self, cache: TeacherCache, rows: ShardedRows) -> None:
-        self._cache, self._rows = cache, rows
+    def __init__(self, cache: TeacherCache, old: OldClassifier) -> None:
+        self._cache, self._old = cache, old
 
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
-        device, ranks = batch.images.device, self._rows.ranks
+        device, ranks = batch.images.device, self._old.rows.ranks
         held = self._cache.look_up(batch.samples, batch.flipped)
 
         def gathered(name: str, dtype: torch.dtype) -> torch.Tensor | None:
@@ -54,32 +80,29 @@ class CachedTeacher:
                 return None
             return ranks.gather(torch.from_numpy(held[name]).to(device, dtype), counts)
 
-        return Teacher(
-            gathered("embeddings", torch.float32),
-            gathered("classes", torch.int64),
-            gathered("activations", torch.float32),
-            self._rows,
+        return self._old.teacher(
+            embeddings=gathered("embeddings", torch.float32),
+            classes=gathered("classes", torch.int64),
+            activations=gathered("activations", torch.float32),
         )
 
 
 class OnlineTeacher:
     """Runs the previous model on the batch."""
 
-    def __init__(
-        self, embedder: Embedder, rows: ShardedRows, classifier: ClassifierSettings, needs: Needs
-    ) -> None:
-        self._embedder, self._rows = embedder.eval(), rows
-        self._classifier, self._needs = classifier, needs
+    def __init__(self, embedder: Embedder, old: OldClassifier, needs: Needs) -> None:
+        self._embedder, self._old, self._needs = embedder.eval(), old, needs
 
     @torch.no_grad()
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
-        embeddings = self._rows.ranks.gather(self._embedder(batch.images), counts)
+        old, rows = self._old, self._old.rows
+        embeddings = rows.ranks.gather(self._embedder(batch.images), counts)
         if self._needs.neighbours is None:
-            return Teacher(embeddings=embeddings, rows=self._rows)
-        inputs = self._classifier.inputs(embeddings)
-        classes, activations = sharded_top_k(inputs, self._rows, self._needs.neighbours)
+            return old.teacher(embeddings=embeddings)
+        inputs = old.classifier.settings.inputs(embeddings)
+        classes, activations = sharded_top_k(inputs, rows, self._needs.neighbours)
         kept = embeddings if self._needs.embeddings else None
-        return Teacher(kept, classes, activations, self._rows)
+        return old.teacher(embeddings=kept, classes=classes, activations=activations)
 
 
 class NoTeacher:

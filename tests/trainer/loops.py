@@ -88,6 +88,7 @@ def train_step(
         step=step,
         previous=Model.open(out / "0" / "model") if step else None,
         cache=out / str(step) / "neighbours",
+        prototypes=out / str(step) / "prototypes.safetensors",
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
     )

@@ -17,7 +17,7 @@ from trainer.methods import METHODS
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.recipe import Forward, Recipe, Teacher
 from trainer.methods.terms import Distill
-from trainer.teacher import CachedTeacher, OnlineTeacher, answers
+from trainer.teacher import CachedTeacher, OldClassifier, OnlineTeacher, answers
 
 LINEAR = ClassifierSettings()
 BASIC = FlexibleDistillation(neighbours=None, relaxation=0.0)
@@ -115,8 +115,9 @@ def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_
             tensors = answers(torch.from_numpy(vectors), rows, LINEAR, recipe.needs)
             path = teacher_file(tmp_path, shard, view)
             write_teacher_file(path, {"samples": own, **tensors}, "model")
-    cached = CachedTeacher(TeacherCache(tmp_path, 5, VIEWS, "model"), rows)
-    online = OnlineTeacher(network, rows, LINEAR, recipe.needs)
+    old = OldClassifier(rows, Classifier(LINEAR, 0, rows.weight.device), 30)
+    cached = CachedTeacher(TeacherCache(tmp_path, 5, VIEWS, "model"), old)
+    online = OnlineTeacher(network, old, recipe.needs)
     mixed = np.random.default_rng(0).permutation(samples)[:77]
     for flipped in (False, True):
         request = Request.plain(small, mixed, flipped)

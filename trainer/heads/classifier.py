@@ -71,7 +71,8 @@ class Classifier:
         """Each sample's softmax cross-entropy with the margin, over the rows of all ranks: [B].
 
         `embeddings` [B, d] and `labels` [B] int64 (global row ids within `rows`) are equal on every
-        rank. Raises ValueError for a label beyond `rows`; on a GPU, when the device gets there.
+        rank. Rows that require no gradient get none, and cost none. Raises ValueError for a label
+        beyond `rows`; on a GPU, when the device gets there.
         """
         check_labels(labels, rows)
         place, owned = rows.local(labels)
@@ -86,7 +87,8 @@ class Classifier:
 
         else:
             norms = torch.linalg.vector_norm(embeddings.detach(), dim=1)
-            margin.observe(norms, self.running)
+            if rows.weight.requires_grad:  # a finished model's statistics stay
+                margin.observe(norms, self.running)
             assert scale is not None
 
             def target(logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,6 +106,7 @@ class Classifier:
             target=target,
             budget=self.settings.memory,
             update=update,
+            frozen=not rows.weight.requires_grad,
         )
         return cross_entropy(self.settings.inputs(embeddings), rows.weight, shard)
 

@@ -54,6 +54,8 @@ class Shard:
     budget: int | None
     """Bytes for logits and their likes; none: the exponentials are kept, in one buffer."""
     update: Update | None
+    frozen: bool = False
+    """Rows have no gradient: they are not trained."""
     kept: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     """Of each block, its exponentials [B, n] and the logit [B] they are relative to."""
     inverse: list[torch.Tensor | None] = field(default_factory=list)
@@ -65,7 +67,9 @@ class Shard:
 
     def gradient(self) -> torch.Tensor | None:
         """Room for the gradient of the participating rows, unless they are updated right away."""
-        return None if self.update else self.weight.new_empty(self.count(), self.weight.shape[1])
+        if self.update or self.frozen:
+            return None
+        return self.weight.new_empty(self.count(), self.weight.shape[1])
 
     def blocks(self) -> list[tuple[int, Index]]:
         """The blocks of participating rows: the first one's place, and their index in `weight`."""
@@ -140,6 +144,8 @@ class _CrossEntropy(torch.autograd.Function):
             factor = grad * (top - log_partition).exp_()
             logits_grad = logits_gradient(exponents, factor, push, inverse, shard.place - start)
             grad_inputs += gradient_product(logits_grad, rows, shard.half)
+            if shard.frozen:
+                continue
             rows_grad = gradient_product(logits_grad.T, inputs, shard.half)
             if inverse is not None:  # a row's length does not matter: its gradient is tangential
                 along = (rows_grad * rows).sum(dim=1) * inverse.square()

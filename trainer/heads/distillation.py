@@ -44,11 +44,12 @@ class _Distillation(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: Any, grad: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, None, None, None]:
         embeddings, weight, difference = ctx.saved_tensors
         grad_logits = difference * (grad / ctx.temperature)[:, None]
         grad_embeddings = ctx.ranks.sum(grad_logits @ weight)
-        return grad_embeddings, grad_logits.T @ embeddings, None, None, None
+        trained = ctx.needs_input_grad[1]
+        return grad_embeddings, grad_logits.T @ embeddings if trained else None, None, None, None
 
 
 def distillation(

@@ -23,7 +23,12 @@ class Teacher:
     activations: torch.Tensor | None = None
     """[B, K] float32, the previous model's activations on them."""
     rows: ShardedRows | None = None
-    """The previous model's own rows as its logits see them, frozen."""
+    """The previous model's own rows as its logits see them, frozen; for Terms that ask for
+    prototypes, followed by one row for each identity of this step that it does not know."""
+    classifier: Classifier | None = None
+    """The previous model's classifier: its margin and running statistics."""
+    known: int = 0
+    """How many of the rows it was trained with; identities beyond are new to it."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,20 @@ class Needs:
     """K."""
     trained_rows: bool = False
     """The old identities' rows are trained along."""
+    classifier: bool = False
+    """Its classifier with its rows, frozen."""
+    prototypes: bool = False
+    """Rows for the identities it does not know: the means of its embeddings of their images."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it must be run on each training image."""
+        return self.embeddings or self.neighbours is not None
 
     @property
     def any(self) -> bool:
         """Whether there must be a previous model at all."""
-        return self.embeddings or self.neighbours is not None or self.trained_rows
+        return self.answers or self.trained_rows or self.classifier or self.prototypes
 
 
 class Term(Protocol):
@@ -75,7 +89,7 @@ class Term(Protocol):
     def at(self, old_rows: int) -> "Term":
         """The Term to use when there are `old_rows` old identities."""
 
-    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
         """The loss summed over the global batch, and the number of samples in the sum."""
 
 
@@ -102,6 +116,8 @@ class Recipe:
             embeddings=any(n.embeddings for n in every),
             neighbours=next((n.neighbours for n in every if n.neighbours is not None), None),
             trained_rows=any(n.trained_rows for n in every),
+            classifier=any(n.classifier for n in every),
+            prototypes=any(n.prototypes for n in every),
         )
 
     def at(self, step: int, old_rows: int) -> "Recipe":

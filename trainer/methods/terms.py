@@ -7,7 +7,7 @@ import torch
 
 from trainer.heads.distillation import distillation
 from trainer.heads.neighbourhood import activations
-from trainer.losses import embedding_distance, neighbourhood_distillation, relaxed
+from trainer.losses import embedding_distance, leading, neighbourhood_distillation, relaxed
 from trainer.methods.recipe import Forward, Needs
 
 
@@ -30,18 +30,26 @@ class Classify:
 
 @dataclass(frozen=True)
 class MatchEmbeddings:
-    """Keeps embeddings where the previous model put them (LFL)."""
+    """Keeps embeddings where the previous model put them (LFL).
+
+    `known` leaves out the identities that it was not trained on (the BCT paper's l2, Eq. 3).
+    """
 
     weight: float
+    known: bool = False
     needs: Needs = Needs(embeddings=True)
 
     def at(self, old_rows: int) -> "MatchEmbeddings":
         return self
 
-    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
-        assert forward.teacher.embeddings is not None
-        losses = embedding_distance(forward.embeddings, forward.teacher.embeddings)
-        return losses.sum(), len(losses)
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
+        old = forward.teacher.embeddings
+        assert old is not None
+        losses = embedding_distance(leading(forward.embeddings, old.shape[1]), old)
+        if not self.known:
+            return losses.sum(), len(losses)
+        counted = forward.labels < forward.teacher.known
+        return (losses * counted).sum(), counted.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Backward-compatible training, and what its paper compares it with.
+
+The old model is the previous learning step's. Every recipe starts from scratch, on the images of
+all steps so far, as the paper does; its `independent` model and paragon are `joint`.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.methods.influence import Influence
+from trainer.methods.recipe import MethodSettings, Recipe
+from trainer.methods.terms import Classify, MatchEmbeddings
+
+
+class BackwardCompatible(MethodSettings):
+    """BCT: the old classifier's loss on the identities it knows (Eq. 8)."""
+
+    kind: Literal["bct"] = "bct"
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, weight of the influence loss."""
+
+    def recipe(self) -> Recipe:
+        terms = (Classify(), Influence(self.weight, "skip"))
+        return Recipe(start="scratch", data="all", terms=terms)
+
+
+class SynthesisedClassifier(MethodSettings):
+    """BCT-sys: new identities get rows in the old classifier, the means of old embeddings."""
+
+    kind: Literal["bct-sys"] = "bct-sys"
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, weight of the influence loss."""
+
+    def recipe(self) -> Recipe:
+        terms = (Classify(), Influence(self.weight, "synthesise"))
+        return Recipe(start="scratch", data="all", terms=terms)
+
+
+class DistilledInfluence(MethodSettings):
+    """BCT-kd: on images of new identities the old classifier's answers are distilled."""
+
+    kind: Literal["bct-kd"] = "bct-kd"
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, weight of the influence loss."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Of the distillation; none: the old classifier's scale, 1 for linear logits."""
+
+    def recipe(self) -> Recipe:
+        terms = (Classify(), Influence(self.weight, "distil", temperature=self.temperature))
+        return Recipe(start="scratch", data="all", terms=terms)
+
+
+class PseudoLabels(MethodSettings):
+    """bct-lwf: only new images, and the old classifier's answers to them (Table 1)."""
+
+    kind: Literal["bct-lwf"] = "bct-lwf"
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, weight of the distillation."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Of the distillation; none: the old classifier's scale, 1 for linear logits."""
+
+    def recipe(self) -> Recipe:
+        distil = Influence(self.weight, "distil", known=False, temperature=self.temperature)
+        return Recipe(start="scratch", data="current", terms=(Classify(), distil))
+
+
+class MatchOldEmbeddings(MethodSettings):
+    """l2: the Euclidean distance to old embeddings of the images the old model knows (Eq. 3)."""
+
+    kind: Literal["l2"] = "l2"
+    weight: float = Field(default=1.0, ge=0)
+    """lambda, weight of the distance."""
+
+    def recipe(self) -> Recipe:
+        match = MatchEmbeddings(self.weight, known=True)
+        return Recipe(start="scratch", data="all", terms=(Classify(), match))

@@ -1,0 +1,79 @@
+"""The Term of backward-compatible training: the frozen old classifier judges the new embedding."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from trainer.heads.distillation import distillation
+from trainer.heads.precision import product
+from trainer.losses import leading
+from trainer.methods.recipe import Forward, Needs, Teacher
+
+Unknown = Literal["skip", "synthesise", "distil"]
+"""What to do with images of identities that the old classifier lacks: leave them out (BCT), give
+them rows, the class means of old embeddings (BCT-sys), or distil the old classifier's answer to the
+old embedding (BCT-kd)."""
+
+
+@dataclass(frozen=True)
+class Influence:
+    """The influence loss of the BCT paper (Eq. 8 and Sec. 2.5).
+
+    The old classifier is of the old model's form, whatever the new one's. When the new embedding
+    is longer than the old, its first elements meet the old rows.
+    """
+
+    weight: float
+    unknown: Unknown
+    known: bool = True
+    """Classify images of the identities that the old classifier knows; else they are left out."""
+    temperature: float | None = None
+    """Of the distillation; none: the old classifier's scale, 1 where it has none (App. A)."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(
+            embeddings=self.unknown == "distil",
+            classifier=True,
+            prototypes=self.unknown == "synthesise",
+        )
+
+    def at(self, old_rows: int) -> "Influence":
+        return self
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
+        old = forward.teacher
+        assert old.rows is not None and old.classifier is not None
+        embeddings = leading(forward.embeddings, old.rows.weight.shape[1])
+        place = places(forward.labels, forward.current.first, old.known)
+        has_row = place < old.rows.last
+        total = embeddings.new_zeros(())
+        counted = torch.zeros_like(has_row)
+        if self.known:
+            target = torch.where(has_row, place, old.rows.first)
+            losses = old.classifier.losses(embeddings, target, old.rows, forward.iteration)
+            total, counted = total + (losses * has_row).sum(), has_row
+        if self.unknown == "distil":
+            divergence = self._distilled(embeddings, old)
+            total, counted = total + (divergence * ~has_row).sum(), counted | ~has_row
+        return total, counted.sum().clamp_min(1)
+
+    def _distilled(self, embeddings: torch.Tensor, old: Teacher) -> torch.Tensor:
+        """KL of the old classifier's answers to the new embeddings from those to the old: [B]."""
+        assert old.rows is not None and old.classifier is not None and old.embeddings is not None
+        logits, rows = old.classifier.settings, old.rows
+        said = product(logits.inputs(old.embeddings), rows.weight.T)
+        temperature = self.temperature or logits.scale or 1.0
+        inputs = logits.inputs(embeddings)
+        crossed, entropy = distillation(inputs, rows.weight, said, temperature, rows.ranks)
+        return crossed - entropy
+
+
+def places(labels: torch.Tensor, first: int, known: int) -> torch.Tensor:
+    """Each label [B] among the old classifier's rows, new identities behind the `known` ones.
+
+    `first` is the first row that is trained now. Where it lies beyond `known` (the old model is
+    not the last one), the rows between belong to identities of whom there is no image.
+    """
+    return torch.where(labels < known, labels, labels - max(0, first - known))

@@ -1,0 +1,89 @@
+"""Synthesised rows of backward-compatible training: class means of the old model's embeddings.
+
+Each shard gives sums in float64, merged in the order of the shards: the same whatever the number
+of processes, and however often the work was stopped (Sec. 2.5 of the BCT paper).
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from data_shards.files import write_atomically
+from data_shards.settings import InputError
+from trainer.heads.rows import ShardedRows, own_ids
+
+Ids = NDArray[np.int64]
+Sums = tuple[Ids, NDArray[np.float64], Ids]
+"""Classifier rows [m] ascending, the sums of their embeddings [m, d], and their numbers [m]."""
+
+
+def class_sums(embeddings: NDArray[np.float32], classes: Ids) -> Sums:
+    """The sums of `embeddings` [n, d] by their `classes` [n]."""
+    rows, place = np.unique(classes, return_inverse=True)
+    sums = np.zeros((len(rows), embeddings.shape[1]))
+    np.add.at(sums, place, embeddings.astype(np.float64))
+    return rows, sums, np.bincount(place, minlength=len(rows)).astype(np.int64)
+
+
+def class_means(parts: Iterable[Sums], first: int, last: int) -> NDArray[np.float32]:
+    """The mean embedding of each row first <= r < last, [last - first, d], from shards' sums.
+
+    Raises InputError for a row without an image.
+    """
+    total, counts = None, np.zeros(last - first, dtype=np.int64)
+    for rows, sums, numbers in parts:
+        if total is None:
+            total = np.zeros((last - first, sums.shape[1]))
+        total[rows - first] += sums
+        counts[rows - first] += numbers
+    if total is None or (counts == 0).any():
+        lacking = first + int(np.argmin(counts))
+        raise InputError(f"classifier row {lacking} has no image to synthesise it from")
+    return (total / counts[:, None]).astype(np.float32)
+
+
+def write_sums(path: Path, sums: Sums, model: str) -> None:
+    """Keeps one shard's sums; `model` is the fingerprint of the model that embedded."""
+    named = dict(zip(("rows", "sums", "counts"), sums, strict=True))
+    write_atomically(path, save(named, metadata={"model": model}))
+
+
+def read_sums(path: Path, model: str) -> Sums:
+    """One shard's sums. Raises InputError when they are damaged or of another model."""
+    tensors = _read(path, model)
+    return tensors["rows"], tensors["sums"], tensors["counts"]
+
+
+def write_prototypes(path: Path, means: NDArray[np.float32], model: str) -> None:
+    """Keeps the means [n, d] of the identities that the old model does not know, by row."""
+    write_atomically(path, save({"means": means}, metadata={"model": model}))
+
+
+def read_prototypes(path: Path, model: str) -> torch.Tensor:
+    """The means [n, d]. Raises InputError when they are damaged or of another model."""
+    return torch.from_numpy(_read(path, model)["means"])
+
+
+def _read(path: Path, model: str) -> dict[str, NDArray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            found = (file.metadata() or {}).get("model")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is missing or damaged: delete it and run again") from error
+    if found != model:
+        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
+    return tensors
+
+
+def with_prototypes(rows: ShardedRows, means: torch.Tensor) -> ShardedRows:
+    """Frozen `rows` followed by `means` [n, d], which are equal on every rank."""
+    last = rows.last + len(means)
+    new = own_ids(rows.last, last, rows.ranks) - rows.last
+    weight = torch.cat([rows.weight.detach(), means[new]])
+    return ShardedRows(rows.first, last, weight, rows.ranks).requires_grad_(False)
