@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_curve
 
+from data_shards.cache import CacheSettings
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
@@ -291,7 +292,9 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
     assert set(found) == set(TESTS)
     assert not list(step.glob("held-out-*"))
     config = load_config(tmp_path / "c.json")
-    alone = one_after_another(OldModel(small_folder, 1, tmp_path / "target.json", "alone"))
+    alone = one_after_another(
+        OldModel(str(small_folder), CacheSettings(), 1, tmp_path / "target.json", "alone")
+    )
     embedded, calls_left = [], [3]
 
     def interrupted(method, calls):

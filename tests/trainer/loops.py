@@ -11,6 +11,7 @@ from data_shards.augmentation import AugmentationSettings
 from data_shards.benchmark import BenchmarkSettings, build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
+from launch.neighbourhoods import embed
 from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings
 from trainer.engine import ensure_process_group
@@ -21,6 +22,7 @@ from trainer.methods import METHODS
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.prototypes import class_means, class_sums, write_prototypes
 from trainer.pulse import Pulse
 from trainer.task import Task
 from trainer.teacher import TeacherSettings
@@ -92,6 +94,12 @@ def train_step(
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
     )
+    if recipe.needs.prototypes and task.previous is not None:
+        samples = benchmark.step_samples(step, all_so_far=False)
+        vectors = embed(task.previous.embedder(), opened, samples, PipelineSettings(), 16)
+        sums = class_sums(vectors, benchmark.row[opened.identity[samples]])
+        means = class_means([sums], task.previous.rows, benchmark.rows[step])
+        write_prototypes(task.prototypes, means, task.previous.fingerprint)
     losses = [] if losses is None else losses
     ranks, pulse = Ranks.default(), Pulse()
 
