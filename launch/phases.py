@@ -26,6 +26,7 @@ from monitoring.results import figures
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
 from trainer.prototypes import class_means, read_sums, write_prototypes
+from trainer.stored import write_embeddings
 
 _POLL_SECONDS = 0.2
 
@@ -42,6 +43,8 @@ class Phase:
     """Equal for phases with the same result."""
     output: Path
     """What must exist when it is done."""
+    beside: tuple[str, ...] = ()
+    """Files that it also leaves in the output's folder."""
 
     @property
     def name(self) -> str:
@@ -69,7 +72,8 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
         yield Phase("train", chain, step, trained, folder / "model")
         tests = [test.fingerprint for test in run.held_out.values()]
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
-        yield Phase("evaluate", chain, step, tested, folder / "evaluation.json")
+        beside = ("embeddings.safetensors", "examples.json")
+        yield Phase("evaluate", chain, step, tested, folder / "evaluation.json", beside)
 
 
 def pending(run: Run, ledger: Ledger) -> list[Phase]:
@@ -137,7 +141,9 @@ class Driver:
             twin = self._ledger.twin(phase.fingerprint)
             source = self._run.folder / twin["output"] if twin else None
             if twin and source and source.exists() and source != phase.output:
-                _link(source, phase.output)
+                for name in (*phase.beside, phase.output.name):
+                    if (file := source.with_name(name)).exists():
+                        _link(file, phase.output.with_name(name))
                 result = f"the same as {twin['phase']}"
             else:
                 twin = None
@@ -275,8 +281,11 @@ class Driver:
             (model.folder.resolve(), own, config.data, config.teacher.batch)
             for _, own in units(run.dataset, samples)
         ]
-        none = np.empty((0, config.embedder.dimension), dtype=np.float32)
+        none = np.empty((0, model.settings.dimension), dtype=np.float32)
         embeddings = np.concatenate([none, *self._map("embed", calls)])
+        write_embeddings(
+            phase.output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
+        )
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
         measured = evaluate(*given)

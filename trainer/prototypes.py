@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from data_shards.files import write_atomically
 from data_shards.settings import InputError
 from trainer.heads.rows import ShardedRows, own_ids
+from trainer.stored import read_stored, write_stored
 
 Ids = NDArray[np.int64]
 Sums = tuple[Ids, NDArray[np.float64], Ids]
@@ -49,36 +47,23 @@ def class_means(parts: Iterable[Sums], first: int, last: int) -> NDArray[np.floa
 
 def write_sums(path: Path, sums: Sums, model: str) -> None:
     """Keeps one shard's sums; `model` is the fingerprint of the model that embedded."""
-    named = dict(zip(("rows", "sums", "counts"), sums, strict=True))
-    write_atomically(path, save(named, metadata={"model": model}))
+    write_stored(path, dict(zip(("rows", "sums", "counts"), sums, strict=True)), model)
 
 
 def read_sums(path: Path, model: str) -> Sums:
     """One shard's sums. Raises InputError when they are damaged or of another model."""
-    tensors = _read(path, model)
+    tensors = read_stored(path, model)
     return tensors["rows"], tensors["sums"], tensors["counts"]
 
 
 def write_prototypes(path: Path, means: NDArray[np.float32], model: str) -> None:
     """Keeps the means [n, d] of the identities that the old model does not know, by row."""
-    write_atomically(path, save({"means": means}, metadata={"model": model}))
+    write_stored(path, {"means": means}, model)
 
 
 def read_prototypes(path: Path, model: str) -> torch.Tensor:
     """The means [n, d]. Raises InputError when they are damaged or of another model."""
-    return torch.from_numpy(_read(path, model)["means"])
-
-
-def _read(path: Path, model: str) -> dict[str, NDArray]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            found = (file.metadata() or {}).get("model")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is missing or damaged: delete it and run again") from error
-    if found != model:
-        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
-    return tensors
+    return torch.from_numpy(read_stored(path, model)["means"])
 
 
 def with_prototypes(rows: ShardedRows, means: torch.Tensor) -> ShardedRows:
