@@ -25,10 +25,11 @@ from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.plain import Finetune
+from trainer.methods.recipe import OldClassifier
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.state import State
 from trainer.stepper import Stepper
-from trainer.teacher import CachedTeacher, NoTeacher, OldClassifier
+from trainer.teacher import CachedTeacher, NoTeacher
 
 NEW, FEW_OLD, MANY_OLD, DIMENSION, NEIGHBOURS = 17_148, 17_148, 68_592, 256, 200
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from data_shards.benchmark_file import BenchmarkFile, place, read_benchmark
 from data_shards.counter import bits, shuffled, stream_key
@@ -34,6 +34,9 @@ class BenchmarkSettings(Settings):
     steps: int = 5
     """T, learning steps; training identities are split over them randomly and equally. With
     `file`, the number of steps that it has."""
+    first_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the training identities that step 0 learns, the others being split equally over the
+    steps after it; none: all steps are equal."""
     train_identities: int | None = None
     """Identities to learn, over all steps; none: all that are not tested on."""
     test_identities: int = 1500
@@ -99,7 +102,7 @@ class BenchmarkSettings(Settings):
 
 
 _DRAWN_ONLY = (
-    *("train_identities", "test_identities", "evaluate", "validation_identities"),
+    *("first_share", "train_identities", "test_identities", "evaluate", "validation_identities"),
     *("query_cameras", "queries", "pairs", "seen_identities", "seed"),
 )
 
@@ -236,8 +239,12 @@ def _rows_after(learned: int, evaluated: int, settings: BenchmarkSettings) -> tu
             f"{learned} identities cannot fill benchmark.steps = {settings.steps}, or none is "
             f"left to evaluate on ({evaluated}): change benchmark's counts"
         )
-    parts = np.array_split(np.arange(learned), settings.steps)
-    return tuple(int(part[-1]) + 1 for part in parts)
+    if settings.first_share is None or settings.steps == 1:
+        parts = np.array_split(np.arange(learned), settings.steps)
+        return tuple(int(part[-1]) + 1 for part in parts)
+    first = min(max(1, round(settings.first_share * learned)), learned - settings.steps + 1)
+    parts = np.array_split(np.arange(first, learned), settings.steps - 1)
+    return first, *(int(part[-1]) + 1 for part in parts)
 
 
 def counted_split(

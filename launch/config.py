@@ -95,6 +95,29 @@ class RunConfig(Settings):
     cluster: ClusterSettings = ClusterSettings()
     """Where the work runs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _methods_change_the_runs_model(cls, values: Any) -> Any:
+        """Fills in what a method's own `embedder` or `classifier` leaves out."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("methods"), Mapping):
+            return values
+
+        def filled(method: Any) -> Any:
+            if not isinstance(method, Mapping):
+                return method
+            own = {part: method.get(part) for part in ("embedder", "classifier")}
+            return {
+                **method,
+                **{
+                    part: {**(values.get(part) or {}), **changed}
+                    for part, changed in own.items()
+                    if isinstance(changed, Mapping)
+                },
+            }
+
+        methods = {name: filled(method) for name, method in values["methods"].items()}
+        return {**values, "methods": methods}
+
     @field_validator("dataset")
     @classmethod
     def _dataset_can_be_read(cls, location: str) -> str:
@@ -200,7 +223,8 @@ def _settings_within(annotation: Any) -> list[type[Settings]]:
 def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> str:
     """A hint at the key that was probably meant, beside the unknown one."""
     model = METHODS[kind] if kind else RunConfig
-    above = () if kind else parents
+    prefix = (4 if "of" in parents else 2) if kind else 0  # methods.NAME, methods.NAME.of.KIND
+    above = parents[prefix:]
     keys = [key.split(".") for key, _, _ in fields(model)]
     siblings = {
         key[len(above)]
@@ -221,8 +245,11 @@ def explain(error: ValidationError, source: str) -> InputError:
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
         kind, location = location[2], location[:2] + location[3:]
-    if location[:2] in (("classifier", "margin"), ("data", "order")):
-        location = location[:2] + location[3:]
+        if location[2] == "of" and len(location) > 4:
+            kind, location = location[4], location[:4] + location[5:]
+    for place in range(len(location) - 2):  # and behind the key of anything else that has one
+        if location[place : place + 2] in (("classifier", "margin"), ("data", "order")):
+            location = location[: place + 2] + location[place + 3 :]
     key = ".".join(location) or "configuration"
     if first["type"] == "extra_forbidden":
         hint = _nearest_key(location[-1], location[:-1], kind)

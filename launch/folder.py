@@ -11,6 +11,8 @@ from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.held_out import HeldOutTest, open_tests
+from trainer.backbones import EmbedderSettings
+from trainer.heads.classifier import ClassifierSettings
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -69,10 +71,34 @@ class Run:
         """The verified model of the step before."""
         return Model.open(self.step_folder(chain, step - 1) / "model") if step else None
 
+    def anchor_step(self, chain: Chain, step: int) -> int:
+        """The step whose model that of `step` stays compatible with."""
+        return 0 if self.recipe(chain, step).anchor == "first" else step - 1
+
+    def anchor(self, chain: Chain, step: int) -> Model | None:
+        """The verified model to stay compatible with."""
+        before = self.anchor_step(chain, step)
+        return Model.open(self.step_folder(chain, before) / "model") if step else None
+
+    def prototype_rows(self, chain: Chain, step: int) -> tuple[int, int]:
+        """The identities first <= r < last that `step` trains on and its anchor does not know."""
+        rows, before = self.benchmark.rows, self.anchor_step(chain, step)
+        whole = self.recipe(chain, step).data == "all"
+        return rows[before] if whole else rows[step - 1], rows[step]
+
     def training(self, chain: Chain, step: int) -> TrainingSettings:
         """The schedule of a learning step."""
         whole = self.recipe(chain, step).data == "all"
-        return for_all_data(self.config.training, step) if whole else self.config.training
+        settings = self.config.training
+        return for_all_data(settings, self.benchmark.rows, step) if whole else settings
+
+    def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
+        """The network of a learning step."""
+        return self.config.methods[chain.method].network(self.config.embedder, step)
+
+    def classifier(self, chain: Chain, step: int) -> ClassifierSettings:
+        """The loss of a learning step."""
+        return self.config.methods[chain.method].loss(self.config.classifier, step)
 
     def task(self, chain: Chain, step: int) -> Task:
         """The training phase of one step. The step before must be finished."""
@@ -81,14 +107,15 @@ class Run:
             dataset=self.dataset,
             benchmark=self.benchmark,
             data=config.data,
-            embedder=config.embedder,
-            classifier=config.classifier,
+            embedder=self.embedder(chain, step),
+            classifier=self.classifier(chain, step),
             training=self.training(chain, step),
             teacher=config.teacher,
             recipe=self.recipe(chain, step),
             seed=chain.seed,
             step=step,
             previous=self.previous(chain, step),
+            anchor=self.anchor(chain, step),
             cache=folder / "neighbours",
             prototypes=folder / "prototypes.safetensors",
             folder=folder,
@@ -105,11 +132,13 @@ class Run:
     def fingerprint(self, chain: Chain, step: int) -> str:
         """Equal for training phases that give the same model: same data, recipe, seed and past."""
         deciding = self.config.deciding()
-        common = [deciding[k] for k in ("benchmark", "data", "embedder", "classifier", "training")]
+        common = [deciding[k] for k in ("benchmark", "data", "training")]
+        network, loss = self.embedder(chain, step), self.classifier(chain, step)
+        model = [network.model_dump(mode="json"), loss.model_dump(mode="json", exclude={"memory"})]
         recipe = self.recipe(chain, step)
         teacher = deciding["teacher"] if recipe.needs.any else None
         past = self.fingerprint(chain, step - 1) if step else self.dataset.fingerprint
-        return fingerprint([common, recipe.fingerprint(), teacher, chain.seed, step, past])
+        return fingerprint([common, model, recipe.fingerprint(), teacher, chain.seed, step, past])
 
 
 def check_steps(rows: Sequence[int], images: Sequence[int], workers: int) -> None:

@@ -67,7 +67,9 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
             made = fingerprint(["neighbours", past, repr(needs), step, deciding["teacher"]])
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
         if step and needs.prototypes:
-            made = fingerprint(["prototypes", past, step, deciding["teacher"]])
+            before = run.anchor_step(chain, step)
+            of = [run.fingerprint(chain, before), run.prototype_rows(chain, step)]
+            made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
             yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
         yield Phase("train", chain, step, trained, folder / "model")
         tests = [test.fingerprint for test in run.held_out.values()]
@@ -252,14 +254,15 @@ class Driver:
 
     def _prototypes(self, phase: Phase) -> str:
         run, config = self._run, self._run.config
-        previous = run.previous(phase.chain, phase.step)
-        assert previous is not None
+        anchor = run.anchor(phase.chain, phase.step)
+        assert anchor is not None
         part = phase.output.with_name("prototypes.part")
         part.mkdir(parents=True, exist_ok=True)
-        model = previous.folder.resolve()
+        model = anchor.folder.resolve()
         row_of = run.benchmark.row[run.dataset.identity]
-        samples = run.benchmark.step_samples(phase.step, all_so_far=False)
-        shards = units(run.dataset, samples)
+        first, last = run.prototype_rows(phase.chain, phase.step)
+        samples = run.benchmark.step_samples(phase.step, all_so_far=True)
+        shards = units(run.dataset, samples[row_of[samples] >= first])
         files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
         calls = [
             (model, file, own, row_of[own], config.data, config.teacher)
@@ -267,9 +270,9 @@ class Driver:
             if not file.exists()
         ]
         self._map("prototypes", calls)
-        sums = (read_sums(file, previous.fingerprint) for file in files)
-        means = class_means(sums, previous.rows, run.benchmark.rows[phase.step])
-        write_prototypes(phase.output, means, previous.fingerprint)
+        sums = (read_sums(file, anchor.fingerprint) for file in files)
+        means = class_means(sums, first, last)
+        write_prototypes(phase.output, means, anchor.fingerprint)
         shutil.rmtree(part)
         return f"{len(means):,} rows"
 

@@ -1,6 +1,6 @@
 """What a run would take, worked out without data, GPUs or other machines."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Run, check_steps
 from launch.machines import Machine
+from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
 from trainer.footprint import (
     Calls,
+    EmbedderFootprint,
     HeadFootprint,
     embedder_footprint,
     head_footprint,
@@ -23,8 +25,10 @@ from trainer.footprint import (
     rows_by_rank,
     saved_bytes,
 )
+from trainer.heads.classifier import ClassifierSettings
 from trainer.methods.recipe import Needs, Recipe
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.rehearsal import Operation
 
 
 @dataclass(frozen=True)
@@ -121,41 +125,60 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
     return Plan(planner.world, len(config.seeds), machine, split.shards, steps)
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """What methods that are planned as one have in common."""
+
+    recipe: Recipe
+    embedder: EmbedderSettings
+    old_embedder: EmbedderSettings
+    """Of the model of the step before."""
+    classifier: ClassifierSettings
+
+
 class _Planner:
-    """Plans one step after the other; the embedder is the same in all of them."""
+    """Plans one step after the other."""
 
     def __init__(self, config: RunConfig, split: Split, machine: Machine | None) -> None:
         self.world = max(1, config.cluster.workers)
         self._config, self._split, self._machine = config, split, machine
         self._online = config.teacher.mode == "online"
-        given = (config.embedder, split.size, config.training, self.world)
-        self._embedder = embedder_footprint(*given)
-        self._asking = online_teacher_operations(*given) if self._online else []
 
     def steps(self, step: int) -> Iterator[StepPlan]:
         """The plans of a learning step, one for each recipe that some methods share."""
-        groups: dict[str, tuple[Recipe, list[str]]] = {}
+        groups: dict[_Trained, list[str]] = {}
         for name, method in self._config.methods.items():
-            recipe = method.recipe().at(step, self._old(step))
-            groups.setdefault(recipe.fingerprint(), (recipe, []))[1].append(name)
-        for recipe, methods in groups.values():
-            yield self._step(step, recipe, tuple(methods))
+            usual, loss = self._config.embedder, self._config.classifier
+            trained = _Trained(
+                recipe=method.recipe().at(step, self._old(step)),
+                embedder=method.network(usual, step),
+                old_embedder=method.network(usual, max(0, step - 1)),
+                classifier=method.loss(loss, step),
+            )
+            groups.setdefault(trained, []).append(name)
+        for trained, methods in groups.items():
+            yield self._step(step, trained, tuple(methods))
 
     def _old(self, step: int) -> int:
         return self._split.rows[step - 1] if step else 0
 
-    def _step(self, step: int, recipe: Recipe, methods: tuple[str, ...]) -> StepPlan:
+    def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
         config, split, world = self._config, self._split, self.world
+        recipe, dimension = trained.recipe, trained.embedder.dimension
         old, last, whole = self._old(step), split.rows[step], recipe.data == "all"
-        training = for_all_data(config.training, step) if whole else config.training
+        training = for_all_data(config.training, split.rows, step) if whole else config.training
         images = sum(split.images[: step + 1]) if whole else split.images[step]
-        dimension = config.embedder.dimension
         head = head_footprint(
-            *(recipe, old, last, dimension, config.classifier, training),
-            *(self._online, world),
+            *(recipe, old, last, dimension, trained.old_embedder.dimension),
+            *(trained.classifier, training, self._online, world),
         )
+        given = split.size, training, world
+        embedder = embedder_footprint(trained.embedder, *given)
+        asking = []
+        if self._online and recipe.needs.answers:
+            asking = online_teacher_operations(trained.old_embedder, *given)
         saved = saved_bytes(recipe, old, last, dimension, training)
-        calls = {**self._embedder.calls, **head.calls}
+        calls = {**embedder.calls, **head.calls}
         blocks = row_blocks(recipe, old, last).values()
         owned = zip(*(rows_by_rank(b.start, b.stop, world) for b in blocks), strict=True)
         return StepPlan(
@@ -168,14 +191,16 @@ class _Planner:
             epochs=training.iterations * training.batch / images,
             rows_by_rank=tuple(map(sum, owned)),
             images_by_rank=tuple(images_by_rank(training.batch, world)),
-            memory=self._memory(head, recipe.needs),
+            memory=self._memory(head, embedder, recipe.needs),
             calls=_sent(calls, world),
-            disk=self._disk(saved, recipe.needs, training, old, images),
-            seconds=self._seconds(head, recipe.needs, calls, training),
+            disk=self._disk(saved, embedder, trained, training, old, images),
+            seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
         )
 
-    def _memory(self, head: HeadFootprint, needs: Needs) -> dict[str, int]:
-        embedder, (height, width) = self._embedder, self._split.size
+    def _memory(
+        self, head: HeadFootprint, embedder: EmbedderFootprint, needs: Needs
+    ) -> dict[str, int]:
+        height, width = self._split.size
         images = max(images_by_rank(self._config.training.batch, self.world))
         lasting = {
             "embedder": embedder.parameters,
@@ -203,13 +228,13 @@ class _Planner:
     def _disk(
         self,
         saved: tuple[int, int],
-        needs: Needs,
+        embedder: EmbedderFootprint,
+        trained: "_Trained",
         training: TrainingSettings,
         old: int,
         images: int,
     ) -> dict[str, int]:
-        rows, trained_rows = saved
-        embedder = self._embedder
+        (rows, trained_rows), needs = saved, trained.recipe.needs
         checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
         made = [*range(0, training.iterations + 1, training.checkpoint_every)][1:]
         kept = len(made) - len(superfluous(made, training.keep_checkpoints, training.keep_every))
@@ -218,18 +243,21 @@ class _Planner:
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
         if needs.answers and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
-            answer = 4 * self._config.embedder.dimension if needs.embeddings else 0
+            answer = 4 * trained.old_embedder.dimension if needs.embeddings else 0
             answer += 8 * min(needs.neighbours or 0, old)
             disk["neighbourhoods"] = views * images * (8 + answer)
         return disk
 
     def _seconds(
-        self, head: HeadFootprint, needs: Needs, calls: Calls, training: TrainingSettings
+        self,
+        embedding: Sequence[Operation],
+        head: HeadFootprint,
+        calls: Calls,
+        training: TrainingSettings,
     ) -> dict[str, float] | None:
         if self._machine is None:
             return None
-        asking = self._asking if needs.any else []
-        compute = self._machine.compute_seconds([*self._embedder.operations, *asking])
+        compute = self._machine.compute_seconds(embedding)
         # rows are rehearsed in the CPU's small blocks: a GPU starts fewer kernels for them
         started = not self._config.cluster.gpu
         compute += self._machine.compute_seconds(head.operations, started)

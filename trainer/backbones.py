@@ -17,30 +17,37 @@ class EmbedderSettings(Settings):
     architecture: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = (
         "small"
     )
-    """A torchvision ResNet, or `small`: six convolutions, for images of 32 pixels on a CPU."""
+    """A torchvision ResNet, or `small`: a few convolutions, for images of 32 pixels on a CPU."""
     dimension: int = Field(default=128, ge=1)
     """d, length of the embedding."""
     width: int = Field(default=16, ge=1)
     """Channels of the first convolution of `small`."""
+    depth: int = Field(default=2, ge=1)
+    """Convolutions of `small` at each of its three resolutions."""
     stem: Literal["standard", "small"] = "standard"
     """How a ResNet begins: `standard` divides the image's side by 4; `small` keeps it, for images
     of at most 64 pixels."""
+    activation: Literal["none", "relu"] = "none"
+    """Applied to the embedding."""
 
 
 class Embedder(nn.Module):
     """Normalises uint8 images on their own device, runs the trunk, embeds: [b,3,H,W] → [b,d]."""
 
-    def __init__(self, trunk: nn.Module, features: int, dimension: int) -> None:
+    def __init__(
+        self, trunk: nn.Module, features: int, dimension: int, activation: str = "none"
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.project = nn.Linear(features, dimension, bias=False)
         self.norm = nn.BatchNorm1d(dimension)
+        self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`images` [b, 3, H, W] uint8 → embeddings [b, d], not normalised."""
         pixels = images.to(self.project.weight.dtype).sub_(127.5).div_(127.5)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.norm(self.project(self.trunk(pixels)))
+        return self.activation(self.norm(self.project(self.trunk(pixels))))
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -51,9 +58,10 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-def _small(width: int) -> tuple[nn.Module, int]:
-    channels = [width, 2 * width, 2 * width, 4 * width, 4 * width, 8 * width]
-    strides = [1, 2, 1, 2, 1, 2]
+def _small(width: int, depth: int) -> tuple[nn.Module, int]:
+    stages = [(width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)]
+    channels = [size for inner, last in stages for size in [*[inner] * (depth - 1), last]]
+    strides = [1 + (number % depth == depth - 1) for number in range(len(channels))]
     layers = [
         _convolution(i, o, s) for i, o, s in zip([3, *channels], channels, strides, strict=False)
     ]
@@ -76,7 +84,7 @@ def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream_key(seed, "embedder") >> 1))
         if settings.architecture == "small":
-            trunk, features = _small(settings.width)
+            trunk, features = _small(settings.width, settings.depth)
         else:
             trunk, features = _resnet(settings.architecture, settings.stem)
-        return Embedder(trunk, features, settings.dimension)
+        return Embedder(trunk, features, settings.dimension, settings.activation)

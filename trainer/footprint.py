@@ -4,7 +4,7 @@ Sizes are of the fullest rank: the one with the most images, and the one with th
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -19,7 +19,7 @@ from trainer.heads.cross_entropy import Update
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.recipe import Forward, Recipe, Teacher
+from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.rehearsal import Collective, Operation, Rehearsal, RehearsedRanks
 
@@ -81,6 +81,7 @@ def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, range]:
     return {"previous": range(old), "current": range(old, last)}
 
 
+@cache
 def embedder_footprint(
     settings: EmbedderSettings,
     size: tuple[int, int],
@@ -124,13 +125,14 @@ def embedder_footprint(
         )
 
 
+@cache
 def online_teacher_operations(
     settings: EmbedderSettings,
     size: tuple[int, int],
     training: TrainingSettings,
     world: int,
 ) -> list[Operation]:
-    """The forward pass of a frozen embedder of the same kind, beside training."""
+    """The forward pass of a frozen embedder beside training."""
     with Rehearsal() as rehearsal, torch.no_grad():
         network = build_embedder(settings).eval()
         images = _images(max(images_by_rank(training.batch, world)), size)
@@ -144,6 +146,7 @@ def head_footprint(
     old: int,
     last: int,
     dimension: int,
+    old_dimension: int,
     settings: ClassifierSettings,
     training: TrainingSettings,
     online: bool,
@@ -151,7 +154,8 @@ def head_footprint(
 ) -> HeadFootprint:
     """Rehearses the Terms of `recipe` (as it applies at the step) and their backward pass.
 
-    By the plain PyTorch path: kernels of our own are nothing that a rehearsal could follow.
+    Old models, of embeddings of `old_dimension`, share one frozen copy of their rows. By the plain
+    PyTorch path: kernels of our own are nothing that a rehearsal could follow.
     """
     blocks = row_blocks(recipe, old, last)
     owned = {name: rows_by_rank(b.start, b.stop, world) for name, b in blocks.items()}
@@ -165,14 +169,14 @@ def head_footprint(
         optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
         kept = rehearsal.held - without
         known = range(last if recipe.needs.prototypes else old)
-        frozen = _rows(known, dimension, ranks) if recipe.needs.any else None
+        frozen = _rows(known, old_dimension, ranks) if recipe.needs.any else None
         classifier = Classifier(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
         before = rehearsal.mark()
-        teacher = Teacher()
+        teacher, anchor = Teacher(), None
         if frozen is not None:
-            said = _teacher(recipe, frozen.requires_grad_(False), ranks, counts, online)
-            teacher = replace(said, classifier=classifier, known=old)
+            anchor = OldClassifier(frozen.requires_grad_(False), classifier, old)
+            teacher = _teacher(recipe, anchor.trained().rows, ranks, counts, online)
         asked = _taken(ranks)
         gathered = gather_embeddings(embeddings, ranks, counts)
         labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
@@ -182,7 +186,9 @@ def head_footprint(
         rehearsal.values = owned.get("previous", held)[ranks.rank]
         update = Update(optimizers["current"], 0.1)
         forward = Forward(
-            gathered, labels, rows["current"], rows.get("previous"), teacher, classifier, 0, update
+            *(gathered, labels, rows["current"], rows.get("previous"), teacher, classifier),
+            update=update,
+            anchor=anchor,
         )
         total = gathered.new_zeros(())
         for term in recipe.terms:

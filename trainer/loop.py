@@ -14,6 +14,7 @@ from trainer.checkpoint import Checkpoints
 from trainer.guard import Fault
 from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
+from trainer.methods.recipe import OldClassifier
 from trainer.model import Model, save_model
 from trainer.prototypes import read_prototypes, with_prototypes
 from trainer.pulse import Pulse
@@ -21,14 +22,7 @@ from trainer.rewinds import Rewinds
 from trainer.state import State, build_state, restore_state, save_state
 from trainer.stepper import Stepper
 from trainer.task import Task, task_batches, task_samples
-from trainer.teacher import (
-    CachedTeacher,
-    ClassifierTeacher,
-    NoTeacher,
-    OldClassifier,
-    OnlineTeacher,
-    TeacherSource,
-)
+from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
 from trainer.watch import Watch
 
 LOG = logging.getLogger("perennial")
@@ -76,8 +70,9 @@ def attempt(
     state = build_state(task, ranks, device)
     if (newest := checkpoints.newest()) is not None:
         restore_state(state, newest, ranks)
-    teacher = build_teacher(task, ranks, device)
-    step = Stepper(task.training, task.recipe, state, teacher, ranks, pulse)
+    anchor = build_anchor(task, ranks, device)
+    teacher = build_teacher(task, anchor, ranks, device)
+    step = Stepper(task.training, task.recipe, state, teacher, ranks, pulse, anchor)
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)
     for batch in watch.batches(task_batches(task, state.iteration, ranks, device, quarantine)):
@@ -114,28 +109,41 @@ def reason_to_rewind(
     return "weights" if kept and not state.finite(ranks) else None
 
 
-def build_teacher(task: Task, ranks: Ranks, device: torch.device) -> TeacherSource:
-    """Whatever the recipe asks the previous model through."""
-    needs = task.recipe.needs
-    if task.previous is None or not needs.any:
+def build_teacher(
+    task: Task, anchor: OldClassifier | None, ranks: Ranks, device: torch.device
+) -> TeacherSource:
+    """Whatever the recipe asks the previous model through; rows that `anchor` has are shared."""
+    needs, previous = task.recipe.needs, task.previous
+    if previous is None or not needs.answers:
         return NoTeacher()
-    old = old_classifier(task, task.previous, ranks, device)
-    if not needs.answers:
-        return ClassifierTeacher(old)
+    if anchor is not None and task.recipe.anchor == "previous":
+        old = anchor.trained()
+    else:
+        old = old_classifier(previous, ranks, device)
     if task.teacher.mode == "online":
-        return OnlineTeacher(task.previous.embedder().to(device), old, needs)
+        return OnlineTeacher(previous.embedder().to(device), old, needs)
     views = VIEWS if task.data.augmentation.flip else VIEWS[:1]
     shards = len(task.dataset.manifest["shards"])
-    return CachedTeacher(TeacherCache(task.cache, shards, views, task.previous.fingerprint), old)
+    return CachedTeacher(TeacherCache(task.cache, shards, views, previous.fingerprint), old)
+
+
+def build_anchor(task: Task, ranks: Ranks, device: torch.device) -> OldClassifier | None:
+    """The classifier to stay compatible with, where the recipe asks for one."""
+    if task.anchor is None or not task.recipe.needs.classifier:
+        return None
+    means = None
+    if task.recipe.needs.prototypes:
+        means = read_prototypes(task.prototypes, task.anchor.fingerprint)
+    return old_classifier(task.anchor, ranks, device, means)
 
 
 def old_classifier(
-    task: Task, previous: Model, ranks: Ranks, device: torch.device
+    model: Model, ranks: Ranks, device: torch.device, prototypes: torch.Tensor | None = None
 ) -> OldClassifier:
-    """The previous model's frozen classifier, with prototypes where the recipe asks for them."""
-    classifier = Classifier(previous.classifier, 0, device)
-    classifier.restore(previous.running())
-    rows = previous.frozen_rows(ranks)
-    if task.recipe.needs.prototypes:
-        rows = with_prototypes(rows, read_prototypes(task.prototypes, previous.fingerprint))
-    return OldClassifier(rows.to(device), classifier, previous.rows)
+    """A finished model's frozen classifier, followed by `prototypes` [n, d], if any."""
+    classifier = Classifier(model.classifier, 0, device)
+    classifier.restore(model.running())
+    rows = model.frozen_rows(ranks)
+    if prototypes is not None:
+        rows = with_prototypes(rows, prototypes)
+    return OldClassifier(rows.to(device), classifier, model.rows)

@@ -1,6 +1,6 @@
 """Optimisers and learning-rate schedule of a training phase."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +27,8 @@ class TrainingSettings(Settings):
     """How long and how fast each learning step is trained."""
 
     iterations: int = Field(default=400, ge=1)
-    """Optimiser updates a learning step; t + 1 times as many, and milestones as late, for a method
-    that trains on the images of all t + 1 steps so far."""
+    """Optimiser updates a learning step. A method that trains on the images of all steps so far
+    makes more, and has its milestones later, in proportion to the identities: as many epochs."""
     batch: int = Field(default=128, ge=1)
     """Images in the global batch, over all workers."""
     accumulate: int = Field(default=1, ge=1)
@@ -88,13 +88,18 @@ class TrainingSettings(Settings):
         return self
 
 
-def for_all_data(settings: TrainingSettings, step: int) -> TrainingSettings:
-    """The schedule of a step that trains on the images of every step up to `step`."""
-    longer = {
-        "iterations": settings.iterations * (step + 1),
-        "milestones": tuple(m * (step + 1) for m in settings.milestones),
-    }
-    return settings.model_copy(update=longer)
+def for_all_data(settings: TrainingSettings, rows: Sequence[int], step: int) -> TrainingSettings:
+    """The schedule of a step that trains on the images of every step up to `step`.
+
+    `rows` are the identities learned after each step: all get as many epochs as step 0's.
+    """
+
+    def longer(iterations: int) -> int:
+        return round(iterations * rows[step] / rows[0])
+
+    milestones = tuple(map(longer, settings.milestones))
+    update = {"iterations": longer(settings.iterations), "milestones": milestones}
+    return settings.model_copy(update=update)
 
 
 def learning_rate(settings: TrainingSettings, iteration: int) -> float:

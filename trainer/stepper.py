@@ -12,7 +12,7 @@ from trainer.engine import discard_gradients
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
-from trainer.methods.recipe import Forward, Recipe
+from trainer.methods.recipe import Forward, OldClassifier, Recipe
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
 from trainer.pulse import Pulse
 from trainer.state import State
@@ -37,8 +37,9 @@ class Stepper:
         teacher: TeacherSource,
         ranks: Ranks,
         pulse: Pulse | None = None,
+        anchor: OldClassifier | None = None,
     ) -> None:
-        self._training, self._recipe = training, recipe
+        self._training, self._recipe, self._anchor = training, recipe, anchor
         self._state, self._teacher, self._ranks = state, teacher, ranks
         self._pulse = pulse or Pulse()
         batch, world = training.batch, ranks.world
@@ -129,6 +130,7 @@ class Stepper:
             state.classifier,
             state.iteration,
             fused,
+            self._anchor,
         )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:

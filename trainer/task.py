@@ -40,10 +40,12 @@ class Task:
     step: int
     previous: Model | None
     """The model of the step before; none at step 0."""
+    anchor: Model | None
+    """The model to stay compatible with; none at step 0."""
     cache: Path
     """Folder of the cached teacher's files."""
     prototypes: Path
-    """File of the rows synthesised for identities that the previous model does not know."""
+    """File of the rows synthesised for identities that the anchor does not know."""
     folder: Path
     """Where the step's model goes."""
     checkpoints: str = ""

@@ -4,7 +4,6 @@
 ``online`` runs the frozen model in the training loop on the very image that was augmented.
 """
 
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -15,10 +14,10 @@ from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
 from trainer.backbones import Embedder
-from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Needs, Teacher
+from trainer.methods.recipe import Needs, OldClassifier, Teacher
 
 
 class TeacherSettings(Settings):
@@ -38,31 +37,6 @@ class TeacherSource(Protocol):
     """Answers for this rank's batch, gathered over the ranks."""
 
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher: ...
-
-
-@dataclass(frozen=True)
-class OldClassifier:
-    """The previous model's classifier, frozen."""
-
-    rows: ShardedRows
-    """As its logits see them, prototypes included."""
-    classifier: Classifier
-    known: int
-    """Rows that it was trained with."""
-
-    def teacher(self, **said: torch.Tensor | None) -> Teacher:
-        """It, with what the model `said` of a batch."""
-        return Teacher(rows=self.rows, classifier=self.classifier, known=self.known, **said)
-
-
-class ClassifierTeacher:
-    """For recipes that ask for the classifier alone."""
-
-    def __init__(self, old: OldClassifier) -> None:
-        self._old = old
-
-    def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
-        return self._old.teacher()
 
 
 class CachedTeacher:

@@ -1,4 +1,4 @@
-"""Backward-compatible training in a run: its phases, and where synthesised rows come from."""
+"""Backward-compatible training in a run: its phases, other networks, and synthesised rows."""
 
 import numpy as np
 import pytest
@@ -14,10 +14,28 @@ from launch.neighbourhoods import embed
 from launch.phases import phases
 from launch.run import execute
 from trainer.heads.collectives import Ranks
-from trainer.loop import old_classifier
+from trainer.loop import build_anchor
+from trainer.model import Model
 from trainer.prototypes import read_prototypes
+from trainer.stored import read_embeddings
 
-METHODS = ("bct", "bct-sys", "bct-kd", "bct-lwf", "l2")
+METHODS = {
+    "bct": {},
+    "bct-sys": {},
+    "bct-kd": {},
+    "bct-lwf": {},
+    "l2": {},
+    "wide": {
+        "kind": "bct",
+        "embedder": {"dimension": 12, "depth": 3},
+        "classifier": {"margin": {"kind": "norm_softmax", "scale": 16}},
+    },
+    "chain": {"kind": "bct-sys", "anchor": "first"},
+    "both": {
+        "kind": "combination",
+        "of": {"fkd": {"neighbours": 5}, "bct-sys": {"anchor": "first"}},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,16 +43,17 @@ def run(small_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compatible")
     values = {
         "dataset": str(small_folder),
-        "methods": {name: {} for name in METHODS},
+        "methods": METHODS,
         "benchmark": {
-            "steps": 2,
+            "steps": 3,
+            "first_share": 0.5,
             "train_identities": 36,
             "test_identities": 24,
             "pairs": 40,
             "seen_identities": 6,
         },
         "embedder": {"width": 4, "dimension": 8},
-        "training": {"iterations": 10, "batch": 20},
+        "training": {"iterations": 5, "batch": 20},
         "classifier": {"margin": {"kind": "cosface", "scale": 16}},
         "cluster": {"workers": 0, "actors": 2},
     }
@@ -44,30 +63,72 @@ def run(small_folder, tmp_path_factory):
     return Run.open(folder / "run", config)
 
 
+def model_of(run, method, step):
+    return Model.open(run.step_folder(Chain(method, 0), step) / "model")
+
+
 def test_each_method_prepares_what_it_asks_for(run):
-    names = [phase.name for phase in phases(run) if phase.kind in ("neighbours", "prototypes")]
-    assert sorted(names) == [
-        "bct-kd/seed-0/step-1/neighbours",
-        "bct-lwf/seed-0/step-1/neighbours",
-        "bct-sys/seed-0/step-1/prototypes",
-        "l2/seed-0/step-1/neighbours",
-    ]
+    names = {p.name for p in phases(run) if p.kind in ("neighbours", "prototypes")}
+    asked = {
+        "bct-kd": ["neighbours"],
+        "bct-lwf": ["neighbours"],
+        "l2": ["neighbours"],
+        "bct-sys": ["prototypes"],
+        "chain": ["prototypes"],
+        "both": ["neighbours", "prototypes"],
+    }
+    assert names == {
+        f"{method}/seed-0/step-{step}/{kind}"
+        for method, kinds in asked.items()
+        for kind in kinds
+        for step in (1, 2)
+    }
     for name in METHODS:
-        assert (run.step_folder(Chain(name, 0), 1) / "evaluation.json").exists()
+        assert (run.step_folder(Chain(name, 0), 2) / "evaluation.json").exists()
 
 
-def test_synthesised_rows_are_the_means_of_the_old_models_embeddings(run):
-    chain = Chain("bct-sys", 0)
-    old = run.previous(chain, 1)
-    found = read_prototypes(run.step_folder(chain, 1) / "prototypes.safetensors", old.fingerprint)
+@pytest.mark.parametrize(
+    ("method", "step", "anchor", "first", "last"),
+    [
+        ("bct-sys", 1, 0, 18, 27),
+        ("bct-sys", 2, 1, 27, 36),
+        ("chain", 2, 0, 18, 36),  # trains on all images: the first model lacks two steps
+        ("both", 2, 0, 27, 36),  # trains on the new images alone
+    ],
+)
+def test_synthesised_rows_are_the_means_of_the_old_models_embeddings(
+    run, method, step, anchor, first, last
+):
+    chain, old = Chain(method, 0), model_of(run, method, anchor)
+    found = read_prototypes(
+        run.step_folder(chain, step) / "prototypes.safetensors", old.fingerprint
+    )
     dataset = ShardDataset.open(run.dataset.folder)
-    samples = run.benchmark.step_samples(1, all_so_far=False)
+    samples = run.benchmark.step_samples(step, all_so_far=True)
     vectors = embed(old.embedder(), dataset, samples, PipelineSettings(), 16)
     rows = run.benchmark.row[dataset.identity[samples]]
-    naive = [vectors[rows == row].astype(np.float64).mean(0) for row in range(18, 36)]
+    naive = [vectors[rows == row].astype(np.float64).mean(0) for row in range(first, last)]
     np.testing.assert_allclose(found, np.array(naive), rtol=1e-4, atol=1e-6)
-    task = run.task(chain, 1)
-    classifier = old_classifier(task, old, Ranks(), torch.device("cpu"))
-    assert (classifier.known, classifier.rows.last) == (18, 36)
-    assert torch.equal(classifier.rows.weight[18:], found)
+    classifier = build_anchor(run.task(chain, step), Ranks(), torch.device("cpu"))
+    assert (classifier.known, len(classifier.rows.weight)) == (old.rows, old.rows + last - first)
+    assert torch.equal(classifier.rows.weight[old.rows :], found)
     assert not classifier.rows.weight.requires_grad
+
+
+def test_a_method_trains_another_network_and_loss_from_step_1_on(run):
+    first, second = (model_of(run, "wide", step) for step in (0, 1))
+    assert (first.settings, first.classifier) == (run.config.embedder, run.config.classifier)
+    assert first.fingerprint == model_of(run, "bct", 0).fingerprint
+    assert (second.settings.dimension, second.settings.depth) == (12, 3)
+    assert second.classifier.margin.kind == "norm_softmax"
+    samples, embeddings = read_embeddings(
+        run.step_folder(Chain("wide", 0), 1) / "embeddings.safetensors", second.fingerprint
+    )
+    found = embed(second.embedder(), run.dataset, samples[:5], PipelineSettings(), 5)
+    np.testing.assert_allclose(embeddings[:5], found, rtol=1e-4, atol=1e-5)
+
+
+def test_the_first_step_learns_its_share_and_longer_steps_train_longer(run):
+    assert run.benchmark.rows == (18, 27, 36)
+    lengths = [run.training(Chain("bct", 0), step).iterations for step in range(3)]
+    assert lengths == [5, 8, 10]

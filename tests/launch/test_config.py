@@ -100,6 +100,35 @@ def test_overrides_reach_every_depth(file):
     assert config.seeds == (4, 5)
 
 
+def test_a_method_changes_the_runs_model_where_it_says_so(file):
+    given = [
+        "embedder={dimension: 64, width: 8}",
+        "classifier={margin: {kind: cosface}, precision: bf16}",
+        "methods.wide={kind: bct, embedder: {dimension: 256}}",
+        "methods.other={kind: joint, classifier: {margin: {kind: norm_softmax}}}",
+    ]
+    config = load_config(file, given)
+    wide, other = config.methods["wide"], config.methods["other"]
+    assert wide.network(config.embedder, 0) == config.embedder
+    assert wide.network(config.embedder, 1) == config.embedder.model_copy(update={"dimension": 256})
+    assert wide.loss(config.classifier, 1) == config.classifier
+    assert other.loss(config.classifier, 1).margin.kind == "norm_softmax"
+    assert other.loss(config.classifier, 1).precision == "bf16"
+    with pytest.raises(InputError, match=r"unknown key methods\.finetune\.embedder"):
+        load_config(file, ["methods.finetune.embedder={dimension: 7}"])
+
+
+def test_a_combination_names_its_methods_and_their_mistakes(file):
+    config = load_config(file, ["methods.both={kind: combination, of: {fkd: {weight: 2}, bct: }}"])
+    assert config.methods["both"].of["fkd"].weight == 2
+    with pytest.raises(
+        InputError, match=r"of\.fkd\.weigth; did you mean methods\.both\.of\.fkd\.weight"
+    ):
+        load_config(file, ["methods.both={kind: combination, of: {fkd: {weigth: 2}, bct: {}}}"])
+    with pytest.raises(InputError, match=r"methods\.both\.of\.nonsense"):
+        load_config(file, ["methods.both={kind: combination, of: {fkd: {}, nonsense: {}}}"])
+
+
 def test_every_key_is_documented():
     undocumented = [key for key, _, meaning in fields() if not meaning]
     assert undocumented == []

@@ -19,6 +19,7 @@ from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.loop import LOG, train
 from trainer.methods import METHODS
+from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -28,11 +29,13 @@ from trainer.task import Task
 from trainer.teacher import TeacherSettings
 
 ALL = {
-    **{name: method() for name, method in METHODS.items() if name != "fkd"},
+    **{name: method() for name, method in METHODS.items() if name not in ("fkd", "combination")},
     "basic": FlexibleDistillation(neighbours=None, relaxation=0.0),
     "basic+ns": FlexibleDistillation(neighbours=5, relaxation=0.0),
     "basic+cr": FlexibleDistillation(neighbours=None, relaxation=0.05),
     "fkd": FlexibleDistillation(neighbours=5, relaxation=0.05),
+    "fkd+bct-sys": Combination(of={"fkd": {"neighbours": 5, "relaxation": 0.05}, "bct-sys": {}}),
+    "basic+bct-sys": Combination(of={"fkd": {"neighbours": None}, "bct-sys": {}}),
 }
 
 LINEAR = ClassifierSettings()
@@ -77,29 +80,31 @@ def train_step(
     recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
     if terms is not None:
         recipe = replace(recipe, terms=terms)
+    previous = Model.open(out / "0" / "model") if step else None
     task = Task(
         dataset=opened,
         benchmark=benchmark,
         data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
         embedder=EmbedderSettings(width=4, dimension=8),
         classifier=classifier,
-        training=for_all_data(settings, step) if recipe.data == "all" else settings,
+        training=for_all_data(settings, benchmark.rows, step) if recipe.data == "all" else settings,
         teacher=TeacherSettings(mode="online"),
         recipe=recipe,
         seed=seed,
         step=step,
-        previous=Model.open(out / "0" / "model") if step else None,
+        previous=previous,
+        anchor=previous,
         cache=out / str(step) / "neighbours",
         prototypes=out / str(step) / "prototypes.safetensors",
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
     )
-    if recipe.needs.prototypes and task.previous is not None:
+    if recipe.needs.prototypes and previous is not None:
         samples = benchmark.step_samples(step, all_so_far=False)
-        vectors = embed(task.previous.embedder(), opened, samples, PipelineSettings(), 16)
+        vectors = embed(previous.embedder(), opened, samples, PipelineSettings(), 16)
         sums = class_sums(vectors, benchmark.row[opened.identity[samples]])
-        means = class_means([sums], task.previous.rows, benchmark.rows[step])
-        write_prototypes(task.prototypes, means, task.previous.fingerprint)
+        means = class_means([sums], previous.rows, benchmark.rows[step])
+        write_prototypes(task.prototypes, means, previous.fingerprint)
     losses = [] if losses is None else losses
     ranks, pulse = Ranks.default(), Pulse()
 

@@ -279,8 +279,9 @@ def test_the_schedule_drops_at_milestones_and_stretches_for_all_data():
     settings = TrainingSettings(iterations=10, learning_rate=1.0, milestones=(4, 8), warmup=2)
     rates = [learning_rate(settings, i) for i in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
-    longer = for_all_data(settings, 2)
+    longer = for_all_data(settings, (5, 10, 15), 2)
     assert (longer.iterations, longer.milestones) == (30, (12, 24))
+    assert for_all_data(settings, (9, 10), 1).iterations == 11
 
 
 @pytest.mark.parametrize("milestones", [(8, 4), (0,), (10,), (3, 3)])

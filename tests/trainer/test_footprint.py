@@ -45,7 +45,7 @@ def head(method, rows, step, world):
     old = rows[step - 1] if step else 0
     recipe = ALL[method].recipe().at(step, old)
     sizes = old, rows[step], EMBEDDER.dimension
-    return head_footprint(recipe, *sizes, ClassifierSettings(), TRAINING, True, world)
+    return head_footprint(recipe, *sizes, sizes[-1], ClassifierSettings(), TRAINING, True, world)
 
 
 def allocated(work):
@@ -97,7 +97,7 @@ def test_the_losses_memory_is_what_the_allocator_gives(method, classifier):
     recipe = ALL[method].recipe().at(1, old)
     training = TrainingSettings(batch=batch)
     settings = ClassifierSettings(**classifier)
-    planned = head_footprint(recipe, old, last, dimension, settings, training, False, 1)
+    planned = head_footprint(recipe, old, last, dimension, dimension, settings, training, False, 1)
     current = ShardedRows.new(old, last, dimension, 0, Ranks())
     previous = ShardedRows.new(0, old, dimension, 0, Ranks())
     frozen = ShardedRows.new(0, old, dimension, 1, Ranks()).requires_grad_(False)

@@ -14,7 +14,7 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.margins import AdaFace, ArcFace, CosFace, NormSoftmax, Softmax
 from trainer.heads.rows import ShardedRows
 from trainer.methods.influence import Influence, places
-from trainer.methods.recipe import Forward, Teacher
+from trainer.methods.recipe import Forward, OldClassifier, Teacher
 from trainer.methods.terms import MatchEmbeddings
 from trainer.prototypes import (
     class_means,
@@ -68,8 +68,8 @@ def on_this_rank(dimension):
             own = new[parts[ranks.rank]].clone().requires_grad_()
             gathered = gather_embeddings(own, ranks, counts)
             current = ShardedRows(0, 0, torch.zeros(0, dimension), ranks)
-            teacher = Teacher(embeddings=old, rows=frozen, classifier=classifier, known=KNOWN)
-            forward = Forward(gathered, labels, current, None, teacher, classifier)
+            teacher, anchor = Teacher(old, known=KNOWN), OldClassifier(frozen, classifier, KNOWN)
+            forward = Forward(gathered, labels, current, None, teacher, classifier, anchor=anchor)
             numerator, denominator = term(forward)
             loss = numerator / denominator
             loss.backward()

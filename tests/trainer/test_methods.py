@@ -7,31 +7,32 @@ import torch
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import Batch, ImageStream, PipelineSettings, Request
 from launch.neighbourhoods import embed, units
+from tests.trainer.loops import ALL
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.neighbourhood import top_k
 from trainer.heads.rows import ShardedRows
 from trainer.losses import neighbourhood_distillation, relaxed
-from trainer.methods import METHODS
+from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
-from trainer.methods.recipe import Forward, Recipe, Teacher
+from trainer.methods.recipe import Forward, Needs, OldClassifier, Recipe, Teacher
 from trainer.methods.terms import Distill
-from trainer.teacher import CachedTeacher, OldClassifier, OnlineTeacher, answers
+from trainer.teacher import CachedTeacher, OnlineTeacher, answers
 
 LINEAR = ClassifierSettings()
 BASIC = FlexibleDistillation(neighbours=None, relaxation=0.0)
 
 
 def test_every_method_starts_alike_at_step_0():
-    recipes = [method().recipe().at(0, 0) for method in METHODS.values()]
+    recipes = [method.recipe().at(0, 0) for method in ALL.values()]
     assert len({recipe.fingerprint() for recipe in recipes}) == 1
     assert not recipes[0].needs.any
 
 
 def test_methods_differ_after_step_0():
-    recipes = [method().recipe().at(1, 1000) for method in METHODS.values()]
-    assert len({recipe.fingerprint() for recipe in recipes}) == len(METHODS)
+    recipes = [method.recipe().at(1, 1000) for method in ALL.values()]
+    assert len({recipe.fingerprint() for recipe in recipes}) == len(ALL)
 
 
 @pytest.mark.parametrize("old_rows", [1, 50, 200])
@@ -92,6 +93,29 @@ def test_lwf_and_basic_have_the_same_gradient():
         total.backward()
         grads.append(given.embeddings.grad)
     torch.testing.assert_close(*grads)
+
+
+def test_a_combination_has_the_losses_of_all_and_each_once():
+    both = Combination(of={"fkd": {"neighbours": 7}, "bct-sys": {"anchor": "first"}})
+    recipe = both.recipe()
+    assert [type(term).__name__ for term in recipe.terms] == ["Classify", "Distill", "Influence"]
+    assert (recipe.start, recipe.data, recipe.anchor) == ("previous", "current", "first")
+    assert recipe.needs == Needs(neighbours=7, trained_rows=True, classifier=True, prototypes=True)
+
+
+def test_two_losses_of_one_kind_do_not_combine():
+    with pytest.raises(ValueError, match="bct and bct-sys are of one kind"):
+        Combination(of={"bct": {}, "bct-sys": {}}).recipe()
+
+
+def test_rows_behind_the_trained_ones_are_left_out_without_a_copy():
+    for rank, world in ((0, 1), (0, 2), (1, 2), (2, 3)):
+        rows = ShardedRows.new(0, 11, 4, 0, Ranks(rank, world))
+        old = OldClassifier(rows, Classifier(LINEAR, 0, rows.weight.device), 7)
+        trained = old.trained().rows
+        assert torch.equal(trained.weight, rows.weight[rows.own_ids() < 7])
+        assert trained.weight.data_ptr() == rows.weight.data_ptr()
+        assert not trained.weight.requires_grad
 
 
 def test_two_neighbourhood_sizes_in_one_recipe_are_refused():

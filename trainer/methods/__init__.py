@@ -11,27 +11,14 @@ from trainer.methods.bct import (
     PseudoLabels,
     SynthesisedClassifier,
 )
+from trainer.methods.combination import Combination, Single
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.lfl import LessForgetting
 from trainer.methods.plain import Baseline, Finetune, Joint
+from trainer.methods.recipe import MethodSettings
 
-Method = Annotated[
-    Baseline
-    | Finetune
-    | Joint
-    | LessForgetting
-    | LearningWithoutForgetting
-    | FlexibleDistillation
-    | BackwardCompatible
-    | SynthesisedClassifier
-    | DistilledInfluence
-    | PseudoLabels
-    | MatchOldEmbeddings,
-    Field(discriminator="kind"),
-]
-
-
-METHODS = {
+Method = Annotated[Single | Combination, Field(discriminator="kind")]
+METHODS: dict[str, type[MethodSettings]] = {
     "baseline": Baseline,
     "finetune": Finetune,
     "joint": Joint,
@@ -43,4 +30,5 @@ METHODS = {
     "bct-kd": DistilledInfluence,
     "bct-lwf": PseudoLabels,
     "l2": MatchOldEmbeddings,
+    "combination": Combination,
 }

@@ -1,7 +1,8 @@
 """Backward-compatible training, and what its paper compares it with.
 
-The old model is the previous learning step's. Every recipe starts from scratch, on the images of
-all steps so far, as the paper does; its `independent` model and paragon are `joint`.
+The old model is the previous learning step's, or that of step 0. Every recipe starts from scratch,
+on the images of all steps so far, as the paper does; its `independent` model and paragon are
+`joint`.
 """
 
 from typing import Literal
@@ -9,35 +10,39 @@ from typing import Literal
 from pydantic import Field
 
 from trainer.methods.influence import Influence
-from trainer.methods.recipe import MethodSettings, Recipe
+from trainer.methods.recipe import Anchor, MethodSettings, Recipe, Retrained
 from trainer.methods.terms import Classify, MatchEmbeddings
 
 
-class BackwardCompatible(MethodSettings):
+class BackwardCompatible(Retrained):
     """BCT: the old classifier's loss on the identities it knows (Eq. 8)."""
 
     kind: Literal["bct"] = "bct"
     weight: float = Field(default=1.0, ge=0)
     """lambda, weight of the influence loss."""
+    anchor: Anchor = "previous"
+    """Whose classifier: the model's of the step before, or that of step 0."""
 
     def recipe(self) -> Recipe:
         terms = (Classify(), Influence(self.weight, "skip"))
-        return Recipe(start="scratch", data="all", terms=terms)
+        return Recipe(start="scratch", data="all", terms=terms, anchor=self.anchor)
 
 
-class SynthesisedClassifier(MethodSettings):
+class SynthesisedClassifier(Retrained):
     """BCT-sys: new identities get rows in the old classifier, the means of old embeddings."""
 
     kind: Literal["bct-sys"] = "bct-sys"
     weight: float = Field(default=1.0, ge=0)
     """lambda, weight of the influence loss."""
+    anchor: Anchor = "previous"
+    """Whose classifier: the model's of the step before, or that of step 0."""
 
     def recipe(self) -> Recipe:
         terms = (Classify(), Influence(self.weight, "synthesise"))
-        return Recipe(start="scratch", data="all", terms=terms)
+        return Recipe(start="scratch", data="all", terms=terms, anchor=self.anchor)
 
 
-class DistilledInfluence(MethodSettings):
+class DistilledInfluence(Retrained):
     """BCT-kd: on images of new identities the old classifier's answers are distilled."""
 
     kind: Literal["bct-kd"] = "bct-kd"
@@ -65,7 +70,7 @@ class PseudoLabels(MethodSettings):
         return Recipe(start="scratch", data="current", terms=(Classify(), distil))
 
 
-class MatchOldEmbeddings(MethodSettings):
+class MatchOldEmbeddings(Retrained):
     """l2: the Euclidean distance to old embeddings of the images the old model knows (Eq. 3)."""
 
     kind: Literal["l2"] = "l2"

@@ -8,7 +8,7 @@ import torch
 from trainer.heads.distillation import distillation
 from trainer.heads.precision import product
 from trainer.losses import leading
-from trainer.methods.recipe import Forward, Needs, Teacher
+from trainer.methods.recipe import Forward, Needs, OldClassifier, Teacher
 
 Unknown = Literal["skip", "synthesise", "distil"]
 """What to do with images of identities that the old classifier lacks: leave them out (BCT), give
@@ -43,8 +43,8 @@ class Influence:
         return self
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
-        old = forward.teacher
-        assert old.rows is not None and old.classifier is not None
+        old = forward.anchor
+        assert old is not None
         embeddings = leading(forward.embeddings, old.rows.weight.shape[1])
         place = places(forward.labels, forward.current.first, old.known)
         has_row = place < old.rows.last
@@ -55,15 +55,17 @@ class Influence:
             losses = old.classifier.losses(embeddings, target, old.rows, forward.iteration)
             total, counted = total + (losses * has_row).sum(), has_row
         if self.unknown == "distil":
-            divergence = self._distilled(embeddings, old)
+            divergence = self._distilled(embeddings, forward.teacher, old)
             total, counted = total + (divergence * ~has_row).sum(), counted | ~has_row
         return total, counted.sum().clamp_min(1)
 
-    def _distilled(self, embeddings: torch.Tensor, old: Teacher) -> torch.Tensor:
+    def _distilled(
+        self, embeddings: torch.Tensor, teacher: Teacher, old: OldClassifier
+    ) -> torch.Tensor:
         """KL of the old classifier's answers to the new embeddings from those to the old: [B]."""
-        assert old.rows is not None and old.classifier is not None and old.embeddings is not None
+        assert teacher.embeddings is not None
         logits, rows = old.classifier.settings, old.rows
-        said = product(logits.inputs(old.embeddings), rows.weight.T)
+        said = product(logits.inputs(teacher.embeddings), rows.weight.T)
         temperature = self.temperature or logits.scale or 1.0
         inputs = logits.inputs(embeddings)
         crossed, entropy = distillation(inputs, rows.weight, said, temperature, rows.ranks)

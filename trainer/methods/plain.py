@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from trainer.methods.recipe import MethodSettings, Recipe
+from trainer.methods.recipe import MethodSettings, Recipe, Retrained
 from trainer.methods.terms import Classify
 
 
@@ -24,8 +24,8 @@ class Finetune(MethodSettings):
         return Recipe(terms=(Classify(),))
 
 
-class Joint(MethodSettings):
-    """Upper bound: train from scratch on the images of every step so far, t + 1 times as long."""
+class Joint(Retrained):
+    """Upper bound: train from scratch on the images of every step so far, for as many epochs."""
 
     kind: Literal["joint"] = "joint"
 

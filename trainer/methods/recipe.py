@@ -1,15 +1,18 @@
 """What a continual-learning method is: data, not a subclass."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
 
 from data_shards.files import fingerprint
 from data_shards.settings import Settings
-from trainer.heads.classifier import Classifier
+from trainer.backbones import EmbedderSettings
+from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.cross_entropy import Update
-from trainer.heads.rows import ShardedRows
+from trainer.heads.rows import ShardedRows, own_ids
+
+Anchor = Literal["previous", "first"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,33 @@ class Teacher:
     activations: torch.Tensor | None = None
     """[B, K] float32, the previous model's activations on them."""
     rows: ShardedRows | None = None
-    """The previous model's own rows as its logits see them, frozen; for Terms that ask for
-    prototypes, followed by one row for each identity of this step that it does not know."""
-    classifier: Classifier | None = None
-    """The previous model's classifier: its margin and running statistics."""
+    """The previous model's own rows as its logits see them, frozen."""
     known: int = 0
-    """How many of the rows it was trained with; identities beyond are new to it."""
+    """How many identities it was trained on; those beyond are new to it."""
+
+
+@dataclass(frozen=True)
+class OldClassifier:
+    """The classifier of a finished model, frozen."""
+
+    rows: ShardedRows
+    """As its logits see them; for Terms that ask for prototypes, followed by one row for each
+    identity trained on now that it does not know."""
+    classifier: Classifier
+    """Its margin and running statistics."""
+    known: int
+    """How many of the rows it was trained with."""
+
+    def trained(self) -> "OldClassifier":
+        """It without the rows behind those that it was trained with, in the same memory."""
+        ranks = self.rows.ranks
+        own = self.rows.weight.detach()[: len(own_ids(0, self.known, ranks))]
+        rows = ShardedRows(0, self.known, own, ranks).requires_grad_(False)
+        return OldClassifier(rows, self.classifier, self.known)
+
+    def teacher(self, **said: torch.Tensor | None) -> Teacher:
+        """Its rows, with what its model `said` of a batch."""
+        return Teacher(rows=self.rows, known=self.known, **said)
 
 
 @dataclass(frozen=True)
@@ -48,11 +72,13 @@ class Forward:
     iteration: int = 0
     update: Update | None = None
     """Update the current rows in the backward pass; none: leave their gradient."""
+    anchor: OldClassifier | None = None
+    """Of the model to stay compatible with, for Terms that ask for a classifier."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a Term asks of the previous model; nothing, for a Term that works at step 0 too."""
+    """What a Term asks of old models; nothing, for a Term that works at step 0 too."""
 
     embeddings: bool = False
     neighbours: int | None = None
@@ -60,13 +86,14 @@ class Needs:
     trained_rows: bool = False
     """The old identities' rows are trained along."""
     classifier: bool = False
-    """Its classifier with its rows, frozen."""
+    """The classifier of the recipe's anchor with its rows, frozen."""
     prototypes: bool = False
-    """Rows for the identities it does not know: the means of its embeddings of their images."""
+    """Rows for the identities that the anchor does not know: the means of its embeddings of their
+    images."""
 
     @property
     def answers(self) -> bool:
-        """Whether it must be run on each training image."""
+        """Whether the previous model must be run on each training image."""
         return self.embeddings or self.neighbours is not None
 
     @property
@@ -102,6 +129,8 @@ class Recipe:
     data: Literal["current", "all"] = "current"
     """Train on this step's images, or on those of every step so far (upper bound)."""
     terms: tuple[Term, ...] = field(default=())
+    anchor: Anchor = "previous"
+    """The model to stay compatible with: that of the step before, or that of step 0."""
 
     def __post_init__(self) -> None:
         sizes = {k for k in (term.needs.neighbours for term in self.terms) if k is not None}
@@ -128,12 +157,12 @@ class Recipe:
         """
         if step == 0:
             return Recipe("scratch", "current", tuple(t for t in self.terms if not t.needs.any))
-        return Recipe(self.start, self.data, tuple(t.at(old_rows) for t in self.terms))
+        return replace(self, terms=tuple(t.at(old_rows) for t in self.terms))
 
     def fingerprint(self) -> str:
         """Equal for recipes that train alike."""
         terms = [[type(term).__name__, repr(term)] for term in self.terms]
-        return fingerprint([self.start, self.data, terms])
+        return fingerprint([self.start, self.data, self.anchor, terms])
 
 
 class MethodSettings(Settings):
@@ -142,3 +171,26 @@ class MethodSettings(Settings):
     def recipe(self) -> Recipe:
         """The method as a recipe."""
         raise NotImplementedError
+
+    def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
+        """The network of learning step `step`, where the run's is `usual`."""
+        return usual
+
+    def loss(self, usual: ClassifierSettings, step: int) -> ClassifierSettings:
+        """The classifier of learning step `step`, where the run's is `usual`."""
+        return usual
+
+
+class Retrained(MethodSettings):
+    """Of methods that train a new model on the images of all steps so far."""
+
+    embedder: EmbedderSettings | None = None
+    """The network from step 1 on; keys left out are those of the run's. None: the run's."""
+    classifier: ClassifierSettings | None = None
+    """The loss from step 1 on; keys left out are those of the run's. None: the run's."""
+
+    def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
+        return (self.embedder if step else None) or usual
+
+    def loss(self, usual: ClassifierSettings, step: int) -> ClassifierSettings:
+        return (self.classifier if step else None) or usual

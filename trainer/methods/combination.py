@@ -1,0 +1,63 @@
+"""Several methods at once: the Terms of all of them."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from trainer.methods.bct import (
+    BackwardCompatible,
+    DistilledInfluence,
+    MatchOldEmbeddings,
+    PseudoLabels,
+    SynthesisedClassifier,
+)
+from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
+from trainer.methods.lfl import LessForgetting
+from trainer.methods.plain import Baseline, Finetune, Joint
+from trainer.methods.recipe import MethodSettings, Recipe
+
+Single = Annotated[
+    Baseline
+    | Finetune
+    | Joint
+    | LessForgetting
+    | LearningWithoutForgetting
+    | FlexibleDistillation
+    | BackwardCompatible
+    | SynthesisedClassifier
+    | DistilledInfluence
+    | PseudoLabels
+    | MatchOldEmbeddings,
+    Field(discriminator="kind"),
+]
+
+
+class Combination(MethodSettings):
+    """The losses of several methods added up, such as FKD's and BCT-sys's."""
+
+    kind: Literal["combination"] = "combination"
+    of: dict[str, Single] = Field(min_length=2)
+    """The methods by their kinds, such as {fkd: {neighbours: 100}, bct-sys: {}}."""
+    start: Literal["scratch", "previous"] = "previous"
+    """Where the embedder and rows start, whatever the methods do by themselves."""
+    data: Literal["current", "all"] = "current"
+    """Train on this step's images, or on those of every step so far, likewise."""
+
+    @field_validator("of", mode="before")
+    @classmethod
+    def _kinds_are_names(cls, of: Any) -> Any:
+        if not isinstance(of, Mapping):
+            raise ValueError("must map kinds to their settings, such as {fkd: {}, bct-sys: {}}")
+        return {str(kind): {**(values or {}), "kind": str(kind)} for kind, values in of.items()}
+
+    def recipe(self) -> Recipe:
+        """Raises ValueError for methods that cannot go together."""
+        recipes = [method.recipe() for method in self.of.values()]
+        terms = tuple(dict.fromkeys(term for recipe in recipes for term in recipe.terms))
+        kinds = [type(term).__name__ for term in terms]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"{' and '.join(self.of)} are of one kind of loss: leave out one")
+        anchors = {recipe.anchor for recipe in recipes if recipe.needs.classifier}
+        anchor = anchors.pop() if anchors else "previous"
+        return Recipe(self.start, self.data, terms, anchor)
