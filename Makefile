@@ -38,7 +38,7 @@ han: setup $(HAN)/.fetched  ## a dataset of MS1M's size from Debian's Han fonts 
 	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --query-fonts 4 --out data/han
 
 bench: setup  ## the benchmarks, quickly
-	for name in neighbourhoods data step classifier evaluation; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
+	for name in neighbourhoods data step compatible classifier evaluation; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done
 
 peers:  ## an environment with mosaicml-streaming, for benchmarks.data to compare with
 	$(PYTHON) -m venv .venv-peers
