@@ -19,7 +19,8 @@ benchmark: {{steps: 2, train_identities: 36, test_identities: 24, pairs: 40, see
 data: {{augmentation: {{flip: true, shift: 1}}}}
 embedder: {{architecture: small, width: 4, dimension: 8}}
 training: {{iterations: 60, batch: 24, milestones: [30], checkpoint_every: 5, log_every: 4}}
-methods: {{fkd: {{neighbours: 5, relaxation: 0.01}}}}
+methods:
+  both: {{kind: combination, of: {{fkd: {{neighbours: 5, relaxation: 0.01}}, bct-sys: {{}}}}}}
 cluster: {{workers: 2, actors: 1}}
 """
 
@@ -97,21 +98,22 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_it_promises(undisturbed):
     assert ledger(undisturbed) == [
-        "fkd/seed-0/step-0/train",
-        "fkd/seed-0/step-0/evaluate",
-        "fkd/seed-0/step-1/neighbours",
-        "fkd/seed-0/step-1/train",
-        "fkd/seed-0/step-1/evaluate",
+        "both/seed-0/step-0/train",
+        "both/seed-0/step-0/evaluate",
+        "both/seed-0/step-1/neighbours",
+        "both/seed-0/step-1/prototypes",
+        "both/seed-0/step-1/train",
+        "both/seed-0/step-1/evaluate",
     ]
     for step in "01":
-        folder = undisturbed / "chains/fkd/seed-0/steps" / step
+        folder = undisturbed / "chains/both/seed-0/steps" / step
         assert (folder / "model/embedder.safetensors").exists()
         assert not (folder / "checkpoints").exists()
         measured = json.loads((folder / "evaluation.json").read_text())
         assert 0 < measured["top1"] <= 1
         assert measured["queries_without_match"] == 0
     page = (undisturbed / "report.html").read_text()
-    assert "fkd" in page
+    assert "both" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     targets = json.loads((undisturbed / "targets/trainer-1.json").read_text())
     assert targets[0]["targets"][0].startswith("127.0.0.1:")
@@ -121,20 +123,21 @@ def test_a_finished_run_is_not_repeated(undisturbed, config):
     before = (undisturbed / "ledger.jsonl").read_bytes()
     code, out, err = finish(start(config, undisturbed))
     assert code == 0, err
-    assert "all 5 phases" in out
+    assert "all 6 phases" in out
     assert (undisturbed / "ledger.jsonl").read_bytes() == before
 
 
 def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(undisturbed, config, tmp_path):
     out = tmp_path / "run"
-    steps = out / "chains/fkd/seed-0/steps"
+    steps = out / "chains/both/seed-0/steps"
     moments = {
         "training from scratch": lambda: any(steps.glob("0/checkpoints/1[0-9]")),
         "training once more": lambda: any(steps.glob("0/checkpoints/[345][0-9]")),
-        "evaluation": lambda: "fkd/seed-0/step-0/train" in ledger(out),
+        "evaluation": lambda: "both/seed-0/step-0/train" in ledger(out),
         "neighbourhoods": lambda: any(steps.glob("1/neighbours.part/shard-*")),
+        "prototypes": lambda: any(steps.glob("1/prototypes.part/shard-*")),
         "training with a teacher": lambda: any(steps.glob("1/checkpoints/[234][0-9]")),
-        "last evaluation": lambda: "fkd/seed-0/step-1/train" in ledger(out),
+        "last evaluation": lambda: "both/seed-0/step-1/train" in ledger(out),
     }
     for moment in moments.values():
         done = ledger(out)
@@ -146,12 +149,14 @@ def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(undisturbed, co
     assert code == 0, err
     assert ledger(out) == ledger(undisturbed), "a finished phase was repeated"
     assert evaluations(out) == evaluations(undisturbed)
+    means = [steps / "1/prototypes.safetensors", undisturbed / "chains/both/seed-0/steps/1"]
+    assert means[0].read_bytes() == (means[1] / "prototypes.safetensors").read_bytes()
 
 
 def test_ctrl_c_says_how_to_go_on(config, tmp_path):
     out = tmp_path / "run"
     process = start(config, out)
-    wait_for(process, lambda: any(out.glob("chains/fkd/seed-0/steps/0/checkpoints/*")))
+    wait_for(process, lambda: any(out.glob("chains/both/seed-0/steps/0/checkpoints/*")))
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130
@@ -164,7 +169,7 @@ def test_damage_found_while_training_is_one_clear_line(config, small_folder, tmp
     copy = shutil.copytree(small_folder, tmp_path / "dataset")
     out = tmp_path / "run"
     process = start(config, out, f"dataset={copy}", "data.max_quarantined=2", "cluster.workers=1")
-    wait_for(process, lambda: any(out.glob("chains/fkd/seed-0/steps/0/checkpoints/*")))
+    wait_for(process, lambda: any(out.glob("chains/both/seed-0/steps/0/checkpoints/*")))
     for shard in copy.glob("*.tar"):
         size = shard.stat().st_size
         with shard.open("r+b") as file:
@@ -173,4 +178,4 @@ def test_damage_found_while_training_is_one_clear_line(config, small_folder, tmp
     assert code == 2
     assert "samples are damaged, more than data.max_quarantined = 2" in err
     assert "Traceback" not in err
-    assert (out / "chains/fkd/seed-0/steps/0/quarantine.jsonl").exists()
+    assert (out / "chains/both/seed-0/steps/0/quarantine.jsonl").exists()

@@ -102,8 +102,7 @@ def expected(name, margin, dimension):
             target = torch.tensor([label])
             losses.append(margin_softmax(short[None], target, every, margin)[0])
         elif label >= len(every) and name.startswith(("bct-kd", "bct-lwf")):
-            scale = 1.0 if margin.kind == "softmax" else margin.scale
-            tau = 2.0 if name == "bct-kd at 2" else scale
+            tau = 2.0 if name == "bct-kd at 2" else 1.0
             p, q = (F.softmax(logits(v) / tau, 0) for v in (old_phi, short))
             losses.append((p * (p.log() - q.log())).sum())
     loss = torch.stack(losses).mean()

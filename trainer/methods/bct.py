@@ -48,8 +48,8 @@ class DistilledInfluence(Retrained):
     kind: Literal["bct-kd"] = "bct-kd"
     weight: float = Field(default=1.0, ge=0)
     """lambda, weight of the influence loss."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Of the distillation; none: the old classifier's scale, 1 for linear logits."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What the distilled logits are divided by, the old classifier's scale being in them."""
 
     def recipe(self) -> Recipe:
         terms = (Classify(), Influence(self.weight, "distil", temperature=self.temperature))
@@ -62,8 +62,8 @@ class PseudoLabels(MethodSettings):
     kind: Literal["bct-lwf"] = "bct-lwf"
     weight: float = Field(default=1.0, ge=0)
     """lambda, weight of the distillation."""
-    temperature: float | None = Field(default=None, gt=0)
-    """Of the distillation; none: the old classifier's scale, 1 for linear logits."""
+    temperature: float = Field(default=1.0, gt=0)
+    """What the distilled logits are divided by, the old classifier's scale being in them."""
 
     def recipe(self) -> Recipe:
         distil = Influence(self.weight, "distil", known=False, temperature=self.temperature)

@@ -28,8 +28,9 @@ class Influence:
     unknown: Unknown
     known: bool = True
     """Classify images of the identities that the old classifier knows; else they are left out."""
-    temperature: float | None = None
-    """Of the distillation; none: the old classifier's scale, 1 where it has none (App. A)."""
+    temperature: float = 1.0
+    """What the distilled logits are divided by. At 1 cosines are multiplied by the old classifier's
+    scale alone: the "same temperature as in the cosine margin loss" of App. A."""
 
     @property
     def needs(self) -> Needs:
@@ -66,9 +67,8 @@ class Influence:
         assert teacher.embeddings is not None
         logits, rows = old.classifier.settings, old.rows
         said = product(logits.inputs(teacher.embeddings), rows.weight.T)
-        temperature = self.temperature or logits.scale or 1.0
-        inputs = logits.inputs(embeddings)
-        crossed, entropy = distillation(inputs, rows.weight, said, temperature, rows.ranks)
+        inputs, tau = logits.inputs(embeddings), self.temperature
+        crossed, entropy = distillation(inputs, rows.weight, said, tau, rows.ranks)
         return crossed - entropy
 
 
