@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("benchmarks/results/classifier.png"))
     arguments = parser.parse_args()
     quick, figures = arguments.quick, {}
-    seconds = on_ranks(2, times, IDENTITIES, BATCH, list(MODES), 3 if quick else 7)
+    seconds = on_ranks(2, times, IDENTITIES, BATCH, list(MODES), 7 if quick else 15)
     buffer = BATCH * -(-IDENTITIES // 2) * 4
     rows: list[dict[str, Any]] = []
     for name, value in seconds.items():

@@ -15,7 +15,7 @@ import torch
 from trainer.heads.collectives import Ranks
 from trainer.heads.precision import gradient_product, logits_product
 from trainer.heads.row_optimizers import RowOptimizer
-from trainer.heads.row_state import Index
+from trainer.heads.row_state import Index, rows_at
 from trainer.heads.rows import sparse_rows
 from trainer.heads.softmax_kernels import exponentials, logits_gradient
 
@@ -95,7 +95,7 @@ class Shard:
     def target_rows(self) -> torch.Tensor:
         """Each sample's target row as the logits see it, [B, d]; any row for those elsewhere."""
         place = self.place.clamp_min(0)
-        rows = self.weight[place if self.chosen is None else self.chosen[place]]
+        rows = rows_at(self.weight, place if self.chosen is None else self.chosen[place])
         return rows * _inverse_norms(rows)[:, None] if self.normalised else rows
 
 
@@ -108,7 +108,7 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, shard: Shard) -> torch.Tensor:
         sums = [inputs.new_full((len(inputs),), -torch.inf)]
         for start, index in shard.blocks():
-            rows = shard.weight[index]
+            rows = rows_at(shard.weight, index)
             inverse = _inverse_norms(rows) if shard.normalised else None
             exponents, top, total = shard.exponentials(inputs, start, rows, inverse)
             sums.append(top + total.log())
@@ -135,7 +135,7 @@ class _CrossEntropy(torch.autograd.Function):
         push = grad * (target - log_partition).expm1_() * slope
         grad_inputs, gradient = torch.zeros_like(inputs), shard.gradient()
         for number, (start, index) in enumerate(shard.blocks()):
-            rows, inverse = shard.weight[index], shard.inverse[number]
+            rows, inverse = rows_at(shard.weight, index), shard.inverse[number]
             if shard.kept:
                 exponents, top = shard.kept[number]
                 shard.kept[number] = (top, top)  # lets the exponentials go

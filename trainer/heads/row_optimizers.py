@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from trainer.heads.row_state import Index, Moment, Touched
+from trainer.heads.row_state import Index, Moment, Touched, rows_at
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import ADAM_BETAS, ADAM_EPSILON, TrainingSettings
 
@@ -75,11 +75,11 @@ class RowOptimizer:
         Rows that are not `valid` [n] are left alone (a GPU cannot shorten `index` without waiting).
         """
         settings, weight = self._settings, self.rows.weight.data
-        values = weight[index]
+        values = rows_at(weight, index)
         if settings.weight_decay and settings.optimizer != "adamw":
             gradient = gradient.add_(values, alpha=settings.weight_decay)
-        counts = self._counts[index] + 1
-        touched = Touched(index, self._ids[index], counts, valid)
+        counts = rows_at(self._counts, index) + 1
+        touched = Touched(index, rows_at(self._ids, index), counts, valid)
         touched.put(self._counts, counts)
         if settings.optimizer == "sgd":
             moved = self._momentum(touched, gradient)

@@ -16,6 +16,14 @@ Precision = Literal["fp32", "bf16", "int8"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}
 
 
+def rows_at(held: torch.Tensor, index: Index) -> torch.Tensor:
+    """Some rows of `held` [own, ...]: [n, ...], for a range the storage itself.
+
+    `held[index]` copies rows on a CPU a third as fast as `index_select`.
+    """
+    return held[index] if isinstance(index, slice) else held.index_select(0, index)
+
+
 def noise(ids: torch.Tensor, counts: torch.Tensor, columns: int) -> torch.Tensor:
     """Pseudo-random integers in [0, 2^16), [n, columns] int32, a function of its arguments alone.
 
@@ -48,7 +56,7 @@ class Touched:
         """
         if self.valid is not None:
             kept = self.valid.view(-1, *[1] * (values.dim() - 1))
-            values = torch.where(kept, values, held[self.index])
+            values = torch.where(kept, values, rows_at(held, self.index))
         elif values._base is held:
             return
         held[self.index] = values
@@ -70,10 +78,10 @@ class Moment:
 
     def read(self, index: Index) -> torch.Tensor:
         """The float32 values of some rows, [n, d]: in fp32 and for a range, the storage itself."""
-        values = self.tensors[""][index]
+        values = rows_at(self.tensors[""], index)
         if self._precision != "int8":
             return values.float()
-        values = values * self.tensors[".scale"][index][:, None]
+        values = values * rows_at(self.tensors[".scale"], index)[:, None]
         return values.square_() if self._positive else values
 
     def write(self, touched: "Touched", values: torch.Tensor, salt: int = 0) -> None:
