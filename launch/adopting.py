@@ -47,7 +47,7 @@ def run_adopt(
     if out.exists():
         raise InputError(f"--out {out} exists: give another folder, or delete it")
     mean, std = (_channels(*each, unit) for each in zip(("mean", "std"), scale, strict=True))
-    pixels = Pixels(size=_size(size), mean=mean, std=std, bgr=bgr)
+    pixels = Pixels(size=parse_size(size), mean=mean, std=std, bgr=bgr)
     loss = _margin(margin)
     settings, tensors = read_embedder(given.file, given.architecture, given.layer, pixels)
     weight, names = _classifier(given.classifier, given.names, settings.dimension)
@@ -62,7 +62,8 @@ def run_adopt(
         console.print(f"[yellow]![/] it takes {settings.batch} images at a time, no other number")
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from HxW. Raises InputError."""
     if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
         raise InputError(f"--size {text!r}: write height x width in pixels, such as 112x112")
     return int(found[1]), int(found[2])
