@@ -17,7 +17,7 @@ from trainer.stored import read_embeddings, read_stored, write_stored
 
 WORK = "upgrade"
 """Folder of a gallery that holds what an upgrade has embedded so far."""
-SAMPLES = "samples.safetensors"
+SAMPLES, PLAN = "samples.safetensors", "plan.json"
 
 
 def run_backfill(
@@ -43,9 +43,10 @@ def run_backfill(
             work = folder / WORK
             files = embed_shards(images, model, samples, work, gallery.generation + 1, spread)
             apply(gallery, model.fingerprint, files)
-        shutil.rmtree(folder / WORK)
         gallery = Gallery.open(folder)
         gallery.sweep()
+        (folder / WORK / PLAN).unlink()  # first: what is left of the folder then says nothing
+        shutil.rmtree(folder / WORK)
         _tell(gallery, model, console)
 
 
@@ -80,12 +81,12 @@ def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: O
     """
     work = gallery.folder / WORK
     plan = {**images.plan(model), "budget": budget, "order": order}
-    if not (work / "plan.json").exists():
+    if not (work / PLAN).exists():
         samples = chosen(gallery, model.fingerprint, images.dataset.identity, budget, order)
         write_stored(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
-        write_json(work / "plan.json", plan)
+        write_json(work / PLAN, plan)
         return samples
-    settle(work / "plan.json", plan, "finish it first, by the same command as before")
+    settle(work / PLAN, plan, "finish it first, by the same command as before")
     with safe_open(work / SAMPLES, framework="numpy") as file:
         ended = file.metadata()["model"] != gallery.fingerprint
     return np.empty(0, np.int64) if ended else read_stored(work / SAMPLES)["samples"]
