@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from pydantic import ValidationError
@@ -12,8 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from data_shards.settings import InputError
-from trainer.adopted import Pixels, Triple, read_embedder
+from launch.folder import Chain, Run
+from trainer.adopted import AdoptedSettings, Pixels, Triple, read_embedder
+from trainer.checkpoint import Folder
 from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.collectives import Ranks
 from trainer.model import Model, save_adopted
 
 
@@ -122,3 +126,64 @@ def _classifier(
             "rows: one name of its own for each is needed"
         )
     return weight.float(), rows
+
+
+def check_adopted(run: Run) -> None:
+    """Raises InputError when the run's methods cannot begin with its adopted model."""
+    model, teacher = run.adopted, run.config.teacher
+    if model is None:
+        return
+    if not model.adopted:
+        raise InputError(f"adopted: {model.folder} was trained here: give what `adopt` wrote")
+    if teacher.precision != "fp32" or teacher.compile:
+        raise InputError("adopted models run as they are: leave out teacher.precision and .compile")
+    if model.rows:
+        _row_order(run, model)
+    for name in run.config.methods if run.config.benchmark.steps > 1 else ():
+        recipe = run.recipe(Chain(name, run.config.seeds[0]), 1)
+        needs = recipe.needs
+        if recipe.start == "previous":
+            raise InputError(
+                f"methods.{name} goes on training the model before, and an adopted one cannot be "
+                "trained: use a method that starts from scratch, such as bct-sys"
+            )
+        if not model.rows and (needs.answers or (needs.classifier and not needs.prototypes)):
+            raise InputError(
+                f"methods.{name} asks the old model's classifier, and {model.folder} has none: use "
+                "bct-sys, or adopt the model with --classifier and --names"
+            )
+
+
+def _row_order(run: Run, model: Model) -> list[int]:
+    """For each classifier row of step 0, the adopted model's row of that name.
+
+    Raises InputError when its identities are not those of step 0.
+    """
+    place = {name: row for row, name in enumerate(model.names())}
+    row_of, last = run.benchmark.row, run.benchmark.rows[0]
+    known = np.flatnonzero((row_of >= 0) & (row_of < last))
+    names = run.dataset.names[known[np.argsort(row_of[known])]].tolist()
+    if set(names) != place.keys():
+        odd = sorted(set(names) ^ place.keys())[0]
+        lacks = "has no row for" if odd in set(names) else "has a row for"
+        raise InputError(
+            f"adopted: {model.folder} {lacks} {odd!r}, and its {len(place):,} rows must be the "
+            f"{last:,} identities of learning step 0: name these in benchmark.file, or adopt the "
+            "model without its classifier"
+        )
+    return [place[name] for name in names]
+
+
+def take_adopted(run: Run, out: Path) -> Model:
+    """Makes the adopted model that of step 0, in `out`: its rows in the benchmark's order."""
+    model = run.adopted
+    assert model is not None and isinstance(model.settings, AdoptedSettings)
+    order = _row_order(run, model) if model.rows else []
+    weight = model.sharded_rows(Ranks()).weight.detach()[order]
+    names = model.names()
+    tensors = Folder.at(model.folder).tensors("embedder")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_adopted(
+        out, model.settings, tensors, model.classifier, weight, [names[row] for row in order]
+    )
+    return Model.open(out)

@@ -14,6 +14,7 @@ import numpy as np
 from data_shards.files import fingerprint, write_json
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.pipeline import image_size
+from launch.adopting import take_adopted
 from launch.folder import Chain, Run
 from launch.held_out import Measurement
 from launch.ledger import Ledger
@@ -34,7 +35,7 @@ class Phase:
     """One resumable unit of a learning step."""
 
     kind: str
-    """``neighbours``, ``prototypes``, ``train`` or ``evaluate``."""
+    """``neighbours``, ``prototypes``, ``train`` (or ``adopt``) or ``evaluate``."""
     chain: Chain
     step: int
     fingerprint: str
@@ -69,7 +70,8 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
             of = [run.fingerprint(chain, before), run.prototype_rows(chain, step)]
             made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
             yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
-        yield Phase("train", chain, step, trained, folder / "model")
+        kind = "train" if step or run.adopted is None else "adopt"
+        yield Phase(kind, chain, step, trained, folder / "model")
         tests = [test.fingerprint for test in run.held_out.values()]
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
         beside = ("embeddings.safetensors", "examples.json")
@@ -133,6 +135,7 @@ class Driver:
         works: dict[str, Callable[[Phase], str]] = {
             "neighbours": self._neighbours,
             "prototypes": self._prototypes,
+            "adopt": self._adopt,
             "train": self._train,
             "evaluate": self._evaluate,
         }
@@ -248,6 +251,10 @@ class Driver:
         write_json(phase.output, measured)
         shown = list(figures(measured).values())[:2]
         return ", ".join(f"{title} {value:.1%}" for title, value in shown)
+
+    def _adopt(self, phase: Phase) -> str:
+        model = take_adopted(self._run, phase.output)
+        return f"{model.rows:,} rows"
 
     def _train(self, phase: Phase) -> str:
         self._pool.make_room(self._run.config.cluster.workers + 1)
