@@ -206,8 +206,9 @@ def _publish_flat(out: Path, part: Path, files: dict[int, Path], plan: dict[str,
     whole.flush()
     fsync(joined)
     _join_lines(files.values(), part / "ids.tsv")
+    write_json(part / "card.json", card)
     (part / "ids.tsv").rename(out.with_suffix(".ids.tsv"))
-    write_json(out.with_suffix(".json"), card)
+    (part / "card.json").rename(out.with_suffix(".json"))
     joined.rename(out)
     fsync(out.parent)
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from data_shards.dataset import ShardDataset
+from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from launch.backfilling import run_backfill
@@ -211,6 +212,51 @@ def killed_at(n: int, work) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def instead_of(vectors: dict[str, np.ndarray]):
+    """Writes `vectors` [n, d] of each model: DALI's threads do not survive a fork."""
+
+    def spread(images, calls, done):
+        for model, out, samples, *_ in calls:
+            found = Model.open(model).fingerprint
+            lines = zip(
+                images.dataset.keys(samples),
+                images.dataset.names[images.dataset.identity[samples]],
+                strict=True,
+            )
+            text = "".join(f"{key}\t{name}\n" for key, name in lines)
+            write_atomically(out.with_suffix(".tsv"), text.encode())
+            write_embeddings(out, samples, vectors[found][samples], found)
+
+    return spread
+
+
+def test_an_embedding_killed_anywhere_goes_on_and_ends_alike(
+    galleries, models, small_folder, small, tmp_path
+):
+    images = Images.open(str(small_folder), None, models[0])
+    vectors = {models[0].fingerprint: np.load(galleries / "flat.npy")}
+    n, ended = 0, {"folder": -signal.SIGKILL, "flat.npy": -signal.SIGKILL}
+    while -signal.SIGKILL in ended.values():
+        n += 1
+        name = ("folder", "flat.npy")[n % 2]
+        out = tmp_path / str(n) / name
+        out.parent.mkdir()
+        work = instead_of(vectors)
+        ended[name] = killed_at(n, lambda o=out, w=work: run_embed(models[0], images, o, w, QUIET))
+        if out.exists():  # then it is whole
+            work = None
+        run_embed(models[0], images, out, work, QUIET)
+        if name == "folder":
+            assert Gallery.open(out).parts == Gallery.open(galleries / "folder").parts
+            assert (out / "ids.tsv").read_bytes() == (galleries / "flat.ids.tsv").read_bytes()
+        else:
+            for part in ("flat.npy", "flat.ids.tsv", "flat.json"):
+                assert out.with_name(part).read_bytes() == (galleries / part).read_bytes()
+        assert not list(out.parent.glob(".*"))
+        shutil.rmtree(out.parent)
+    assert n > 30
+
+
 def test_a_gallery_is_the_old_or_the_new_one_wherever_an_upgrade_is_killed(
     galleries, models, small_folder, tmp_path
 ):
@@ -225,11 +271,7 @@ def test_a_gallery_is_the_old_or_the_new_one_wherever_an_upgrade_is_killed(
     }
     vectors = {m.fingerprint: naive(m, images.dataset) for m in models}
 
-    def instead(images, calls, done):  # DALI's threads do not survive a fork
-        for model, out, samples, *_ in calls:
-            found = Model.open(model).fingerprint
-            write_embeddings(out, samples, vectors[found][samples], found)
-
+    instead = instead_of(vectors)
     seen, n, ended = set(), 0, -signal.SIGKILL
     while ended == -signal.SIGKILL:
         n += 1
