@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
-from data_shards.dataset import ShardDataset
+from data_shards.dataset import SampleError, ShardDataset
 from data_shards.files import write_atomically
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
@@ -160,7 +160,10 @@ class OldModel:
         vectors = embed(embedder, self._dataset, samples, data, settings.batch)
         names = self._dataset.names[self._dataset.identity[samples]]
         lines = io.StringIO()
-        rows = zip(self._dataset.keys(samples), names, strict=True)
+        try:
+            rows = zip(self._dataset.keys(samples), names, strict=True)
+        except SampleError as error:
+            raise InputError(f"{error}: restore the dataset, or build it anew") from error
         csv.writer(lines, delimiter="\t", lineterminator="\n").writerows(rows)
         write_atomically(out.with_suffix(".tsv"), lines.getvalue().encode())
         write_embeddings(out, samples, vectors, model.fingerprint)

@@ -81,14 +81,15 @@ def _exported(content: bytes, name: str) -> Program:
     harmless = _harmless(content, name)
     try:
         with warnings.catch_warnings(action="ignore"):
+            # guards would be Python source, made of names in the file
             return torch.export.load(io.BytesIO(harmless)).module(check_guards=False).__call__
     except Exception as error:  # the loader raises whatever it runs into
         raise InputError(f"{name} cannot be read: {first_line(error)}") from error
 
 
 def _harmless(content: bytes, name: str) -> bytes:
-    """The archive without what torch.export's loader would unpickle, link or evaluate: example
-    inputs, guards and extra files. Raises InputError for anything else of the kind.
+    """The archive without pickled example inputs and extra files. Raises InputError for anything
+    else that torch.export's loader would unpickle, link or evaluate.
 
     It is written anew, so that the loader's reader cannot see other entries than were looked at.
     """
@@ -102,11 +103,7 @@ def _harmless(content: bytes, name: str) -> bytes:
         for path, entry in zip(inner, source.namelist(), strict=True):
             held = b"" if _SAMPLES.fullmatch(path) else source.read(entry)
             if path.endswith(".json") and _KEPT.fullmatch(path):
-                value = json.loads(held)
-                if path.startswith("models/"):
-                    value["guards_code"] = []  # Python source
-                _vet_json(value, name)
-                held = json.dumps(value).encode()
+                _vet_json(json.loads(held), name)
             elif not (_KEPT.fullmatch(path) or _DROPPED.fullmatch(path)):
                 raise _unsafe(name, f"its {path} may be code or pickled objects")
             if not path.startswith("extra/"):

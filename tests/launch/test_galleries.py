@@ -23,7 +23,7 @@ from launch.embedding import Images, run_embed
 from launch.neighbourhoods import OldModel, embed
 from tests.data_shards.import_kills import die_at
 from trainer.adopted import AdoptedSettings, Pixels, tried
-from trainer.gallery import Gallery, crowding
+from trainer.gallery import Gallery, chosen, crowding, upgraded
 from trainer.heads.classifier import ClassifierSettings
 from trainer.model import Model, save_adopted
 from trainer.stored import write_embeddings
@@ -172,6 +172,23 @@ def test_a_gallery_is_upgraded_budget_by_budget(
     assert gallery.rows(new.fingerprint) == 240
     kept = {path.name for path in folder.iterdir()}
     assert kept == {part.name for part in gallery.parts} | {"gallery.json", "ids.tsv", ".lock"}
+
+
+@pytest.mark.parametrize("order", ["crowded", "random"])
+def test_an_identity_that_was_begun_with_is_finished_first(
+    order, galleries, models, small, tmp_path
+):
+    folder = shutil.copytree(galleries / "folder", tmp_path / "g")
+    old, new = (model.fingerprint for model in models)
+    last = chosen(Gallery.open(folder), new, small.identity, 239, order)
+    (left,) = set(range(240)) - set(last.tolist())  # of the identity whose turn comes last
+    mine = np.flatnonzero(small.identity == small.identity[left])
+    shard = int(small.shard[left])
+    fresh = [(shard, np.array([left]), np.zeros((1, 12), np.float32))]
+    begun = upgraded(Gallery.open(folder), new, 12, fresh)
+    assert begun.rows(new) == 1 and begun.rows(old) == 239
+    found = chosen(begun, new, small.identity, 3, order)
+    assert sorted([*found, left]) == mine.tolist()
 
 
 def test_upgrades_that_would_mix_things_up_are_refused(galleries, models, small_folder, tmp_path):

@@ -213,13 +213,12 @@ def test_what_an_exported_program_would_run_while_loading_is_refused(tmp_path):
     assert not mark.exists()
 
 
-def test_pickled_example_inputs_and_guards_are_left_out(tmp_path):
+def test_pickled_example_inputs_are_left_out(tmp_path):
     file, mark = tmp_path / "net.pt2", tmp_path / "ran"
     save_exported(network(), file)
 
     def change(entries):
         entries["data/sample_inputs/model.pt"] = pickle.dumps(Touch(mark))
-        model_json(entries, lambda m: m.update(guards_code=[f"open({str(mark)!r}, 'w')"]))
 
     program = load_program("exported", changed(file.read_bytes(), change), "net.pt2")
     program(torch.randn(2, 3, *SIZE))
