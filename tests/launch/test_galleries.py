@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from launch.backfilling import run_backfill
 from launch.embedding import Images, run_embed
 from launch.neighbourhoods import OldModel, embed
 from tests.data_shards.import_kills import die_at
+from tests.integration.test_resume import kill_everything, wait_for
 from trainer.adopted import AdoptedSettings, Pixels, tried
 from trainer.gallery import Gallery, chosen, crowding, upgraded
 from trainer.heads.classifier import ClassifierSettings
@@ -272,6 +274,27 @@ def test_an_embedding_killed_anywhere_goes_on_and_ends_alike(
         assert not list(out.parent.glob(".*"))
         shutil.rmtree(out.parent)
     assert n > 30
+
+
+def test_what_actors_embedded_before_the_command_was_killed_is_kept(
+    galleries, models, small_folder, tmp_path
+):
+    out, work = tmp_path / "g", tmp_path / ".g.embedding" / "gallery"
+    command = [sys.executable, "-m", "launch.cli", "embed", str(models[0].folder)]
+    command += [str(small_folder), "--out", str(out), "--actors", "1"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(process, lambda: any(work.glob("shard-*.safetensors")) or out.exists())
+    kill_everything(process)
+    before = {path.name: path.stat().st_ino for path in work.glob("shard-*.safetensors")}
+    images = Images.open(str(small_folder), None, models[0])
+    run_embed(models[0], images, out, here, QUIET)
+    after = {path.name: path.stat().st_ino for path in out.glob("shard-*.safetensors")}
+    assert before.items() <= after.items()
+    vectors = [v for _, v in Gallery.open(out).vectors(models[0].fingerprint)]
+    expected = np.load(galleries / "flat.npy")
+    np.testing.assert_allclose(np.concatenate(vectors), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_gallery_is_the_old_or_the_new_one_wherever_an_upgrade_is_killed(
