@@ -22,7 +22,7 @@ Kind = Literal["torchscript", "exported", "onnx"]
 Program = Callable[[torch.Tensor], torch.Tensor]
 """Pixels [b, 3, H, W] float32, as the model expects them, to its output [b, ...]."""
 
-_SCRIPT_FILES = re.compile(rb"\b(torch|aten)\.(save|from_file)\b")
+_SCRIPT_FILES = re.compile(rb"\b(torch|aten)\s*\.\s*(save|from_file)\b")
 _KEPT = re.compile(
     r"archive_(format|version)|byteorder|\.data/\w+|models/[^/]+\.json"
     r"|data/(weights|constants)/([^/]+_config\.json|(weight|tensor)_\d+)"

@@ -213,6 +213,24 @@ def test_what_an_exported_program_would_run_while_loading_is_refused(tmp_path):
     assert not mark.exists()
 
 
+class Saves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, "anywhere")
+        return x
+
+
+class Maps(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_file("anywhere", True, 4)
+
+
+@pytest.mark.parametrize("module", [Saves, Maps])
+def test_torchscript_that_touches_files_is_refused(module, tmp_path):
+    torch.jit.script(module()).save(tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"refused: it calls torch.(save|from_file)"):
+        adopt(tmp_path / "net.pt", tmp_path / "model")
+
+
 def test_pickled_example_inputs_are_left_out(tmp_path):
     file, mark = tmp_path / "net.pt2", tmp_path / "ran"
     save_exported(network(), file)
