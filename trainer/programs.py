@@ -36,31 +36,28 @@ _TARGET = re.compile(
 )
 _EXPRESSION = re.compile(
     r"(\b[suzf]\d+\b|\b(Max|Min|Mod|FloorDiv|CeilDiv|Integer)\b|[\d\s+*/(),.<>=-]"
-    r"|Symbol\('[suzf]\d+'(, (positive|integer|nonnegative)=(True|False))*\))*"
+    r"|Symbol\('[suzf]\d+'(, (positive|integer|nonnegative)=(True|False))*\))*",
+    re.ASCII,
 )
 
 
 def load_program(kind: Kind, content: bytes, name: str) -> Program:
     """The program in `content`, on the CPU. Raises InputError naming `name` and the remedy."""
     loaders = {"torchscript": _script, "exported": _exported, "onnx": _onnx}
-    return loaders[kind](content, name)
+    try:
+        return loaders[kind](content, name)
+    except InputError:
+        raise
+    except (ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{name} is damaged, or no such archive: export it anew") from error
 
 
 def _unsafe(name: str, why: str) -> InputError:
     return InputError(f"{name} is refused: {why}; export the bare network anew, or give it as ONNX")
 
 
-def _archive(content: bytes, name: str) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile as error:
-        raise InputError(
-            f"{name} is no archive of PyTorch's, or is damaged: export it anew"
-        ) from error
-
-
 def _script(content: bytes, name: str) -> Program:
-    with _archive(content, name) as archive:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         names = [entry.partition("/")[2] for entry in archive.namelist()]
         if "constants.pkl" not in names:
             raise InputError(
@@ -94,7 +91,7 @@ def _harmless(content: bytes, name: str) -> bytes:
     It is written anew, so that the loader's reader cannot see other entries than were looked at.
     """
     out = io.BytesIO()
-    with _archive(content, name) as source, zipfile.ZipFile(out, "w") as kept:
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(out, "w") as kept:
         inner = [entry.partition("/")[2] for entry in source.namelist()]
         if not any(path.startswith("models/") for path in inner) or len(set(inner)) < len(inner):
             raise InputError(

@@ -21,6 +21,7 @@ from trainer.model import Model
 from trainer.programs import load_program
 
 SIZE = (16, 20)
+MODEL = "models/model.json"
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
@@ -133,6 +134,9 @@ def test_pickles_and_what_else_cannot_be_read_are_refused(tmp_path):
     torch.save(net.state_dict(), tmp_path / "w.pth")
     (tmp_path / "torn.onnx").write_bytes(b"torn")
     (tmp_path / "torn.pt2").write_bytes(b"torn")
+    save_exported(net, tmp_path / "whole.pt2")
+    torn = changed((tmp_path / "whole.pt2").read_bytes(), lambda e: e.update({MODEL: b"{"}))
+    (tmp_path / "half.pt2").write_bytes(torn)
     save_file(net.state_dict(), tmp_path / "w.safetensors")
     pytest.importorskip("onnxruntime")
     for name, architecture, words in (
@@ -140,6 +144,7 @@ def test_pickles_and_what_else_cannot_be_read_are_refused(tmp_path):
         ("w.pth", None, "save the weights as .safetensors"),
         ("torn.onnx", None, "cannot be read"),
         ("torn.pt2", None, "is damaged"),
+        ("half.pt2", None, "is damaged"),
         ("missing.pt", None, "does not exist"),
         ("w.safetensors", None, "by --architecture"),
         ("w.safetensors", "resnet19", "did you mean resnet18"),
@@ -172,9 +177,9 @@ def changed(content: bytes, change) -> bytes:
 
 
 def model_json(entries, edit):
-    model = json.loads(entries["models/model.json"])
+    model = json.loads(entries[MODEL])
     edit(model)
-    entries["models/model.json"] = json.dumps(model).encode()
+    entries[MODEL] = json.dumps(model).encode()
 
 
 def first_node(model):
