@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
+from launch.outside import adopt, backfill, embed
 from launch.preemption import EXIT_CODE, Preempted
 from launch.shards import shards
 
@@ -22,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(shards, name="shards")
+for command in (adopt, embed, backfill):
+    app.command()(command)
 console = Console(highlight=False)
 _INTERRUPTED = 130
 _DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"

@@ -77,6 +77,10 @@ class RunConfig(Settings):
     """Learning steps and test sets."""
     data: PipelineSettings = PipelineSettings()
     """Reading and augmenting images."""
+    adopted: Path | None = None
+    """Folder of a model that `perennial adopt` wrote: step 0 is not trained but taken from it, and
+    every method must start from scratch. Its classifier, if it has one, knows just the identities
+    of step 0; without one, rows of old identities are synthesised (bct-sys)."""
     embedder: EmbedderSettings = EmbedderSettings()
     """The network."""
     classifier: ClassifierSettings = ClassifierSettings()

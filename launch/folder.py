@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from data_shards.benchmark import Benchmark, build_benchmark
@@ -54,6 +55,11 @@ class Run:
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark), tests)
 
+    @cached_property
+    def adopted(self) -> Model | None:
+        """The verified model from outside that step 0 is taken from."""
+        return Model.open(self.config.adopted) if self.config.adopted else None
+
     def chains(self) -> list[Chain]:
         """Every method under every seed; the seeds of one method follow each other last."""
         return [Chain(m, s) for s in self.config.seeds for m in self.config.methods]
@@ -83,8 +89,10 @@ class Run:
     def prototype_rows(self, chain: Chain, step: int) -> tuple[int, int]:
         """The identities first <= r < last that `step` trains on and its anchor does not know."""
         rows, before = self.benchmark.rows, self.anchor_step(chain, step)
-        whole = self.recipe(chain, step).data == "all"
-        return rows[before] if whole else rows[step - 1], rows[step]
+        if self.recipe(chain, step).data != "all":
+            return rows[step - 1], rows[step]
+        unknowing = before == 0 and self.adopted is not None and not self.adopted.rows
+        return 0 if unknowing else rows[before], rows[step]
 
     def training(self, chain: Chain, step: int) -> TrainingSettings:
         """The schedule of a learning step."""
@@ -132,6 +140,9 @@ class Run:
     def fingerprint(self, chain: Chain, step: int) -> str:
         """Equal for training phases that give the same model: same data, recipe, seed and past."""
         deciding = self.config.deciding()
+        if step == 0 and self.adopted is not None:
+            of = [self.dataset.fingerprint, deciding["benchmark"]]
+            return fingerprint(["adopted", self.adopted.fingerprint, *of])
         common = [deciding[k] for k in ("benchmark", "data", "training")]
         network, loss = self.embedder(chain, step), self.classifier(chain, step)
         model = [network.model_dump(mode="json"), loss.model_dump(mode="json", exclude={"memory"})]

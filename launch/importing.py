@@ -33,14 +33,20 @@ _PLAIN_SECONDS = 30.0
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} images/s")
+        return Text(f"{task.speed or 0:,.{0 if self._unit == 'images' else 2}f} {self._unit}/s")
 
 
 @contextmanager
-def _progress(console: Console, what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+def progress(
+    console: Console, what: str, total: int | None, unit: str = "images"
+) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, elsewhere a line every half minute."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit))
     begun = shown = time.monotonic()
     first: list[int] = []
     with Progress(
@@ -63,7 +69,7 @@ def _progress(console: Console, what: str, total: int | None) -> Iterator[Callab
                 shown, rate = now, (done - first[0]) / (now - begun)
                 left = f", {(total - done) / rate / 60:,.0f} min left" if total and rate else ""
                 of = f" of {total:,}" if total else ""
-                console.print(f"{what}: {done:,}{of}, {rate:,.0f} images/s{left}")
+                console.print(f"{what}: {done:,}{of} {unit}, {rate:,.1f}/s{left}")
 
         yield hear
 
@@ -97,7 +103,7 @@ def run_import(
     total = SOURCES[name].total
     count = total(settings) if total else None
     try:
-        with _progress(console, f"importing into {out}", count) as hear:
+        with progress(console, f"importing into {out}", count) as hear:
             manifest = import_source(
                 name, settings, out, image, shard_samples, max_refused, processes, hear
             )

@@ -3,6 +3,7 @@
 A shard (in one view) is a unit of work; units are cut the same way whatever the number of actors.
 """
 
+import csv
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
-from data_shards.dataset import ShardDataset
+from data_shards.dataset import SampleError, ShardDataset
 from data_shards.files import write_atomically
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.remote import CacheSettings
+from data_shards.settings import InputError
 from monitoring.exporter import serve_metrics
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
@@ -27,14 +29,25 @@ from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
 from trainer.model import Model
 from trainer.prototypes import class_sums, write_sums
+from trainer.stored import write_embeddings
 from trainer.teacher import TeacherSettings, answers
 
 Ids = NDArray[np.int64]
 
 
 def fast_embedder(model: Model, settings: TeacherSettings) -> Any:
-    """The model's embedder prepared for many forward passes on CPU, as `settings` ask."""
+    """The model's embedder prepared for many forward passes on CPU, as `settings` ask.
+
+    Raises InputError when an adopted one cannot be.
+    """
     embedder: Any = model.embedder()
+    if model.adopted:
+        if settings.precision != "fp32" or settings.compile:
+            raise InputError(
+                f"{model.folder} is an adopted model, which runs as it is: set "
+                "teacher.precision=fp32 and teacher.compile=false"
+            )
+        return embedder
     embedder = embedder.to(memory_format=torch.channels_last)
     if settings.precision == "bf16":
         embedder = embedder.to(torch.bfloat16)
@@ -131,6 +144,30 @@ class OldModel:
         _, embedder, _ = self._model(model_folder, TeacherSettings())
         self._metrics.embedded.inc(len(samples))
         return embed(embedder, self._dataset, samples, data, batch)
+
+    def embed_part(
+        self,
+        model_folder: Path,
+        out: Path,
+        samples: Ids,
+        data: PipelineSettings,
+        settings: TeacherSettings,
+    ) -> int:
+        """Writes the embeddings of `samples` to `out`, and beside it their keys and identities as
+        lines of two columns; returns the length of a vector."""
+        model, embedder, _ = self._model(model_folder, settings)
+        self._metrics.embedded.inc(len(samples))
+        vectors = embed(embedder, self._dataset, samples, data, settings.batch)
+        names = self._dataset.names[self._dataset.identity[samples]]
+        lines = io.StringIO()
+        try:
+            rows = zip(self._dataset.keys(samples), names, strict=True)
+        except SampleError as error:
+            raise InputError(f"{error}: restore the dataset, or build it anew") from error
+        csv.writer(lines, delimiter="\t", lineterminator="\n").writerows(rows)
+        write_atomically(out.with_suffix(".tsv"), lines.getvalue().encode())
+        write_embeddings(out, samples, vectors, model.fingerprint)
+        return vectors.shape[1]
 
     def embed_held_out(
         self,

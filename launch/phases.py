@@ -14,11 +14,12 @@ import numpy as np
 from data_shards.files import fingerprint, write_json
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.pipeline import image_size
-from data_shards.settings import InputError
+from launch.adopting import take_adopted
 from launch.folder import Chain, Run
 from launch.held_out import Measurement
 from launch.ledger import Ledger
-from launch.neighbourhoods import OldModel, neighbour_examples, units
+from launch.neighbourhoods import neighbour_examples, units
+from launch.pool import ActorPool
 from launch.preemption import Preempted
 from launch.training import TrainingPhases
 from monitoring.progress import RunProgress
@@ -28,15 +29,13 @@ from trainer.model import Model
 from trainer.prototypes import class_means, read_sums, write_prototypes
 from trainer.stored import write_embeddings
 
-_POLL_SECONDS = 0.2
-
 
 @dataclass(frozen=True)
 class Phase:
     """One resumable unit of a learning step."""
 
     kind: str
-    """``neighbours``, ``prototypes``, ``train`` or ``evaluate``."""
+    """``neighbours``, ``prototypes``, ``train`` (or ``adopt``) or ``evaluate``."""
     chain: Chain
     step: int
     fingerprint: str
@@ -71,7 +70,8 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
             of = [run.fingerprint(chain, before), run.prototype_rows(chain, step)]
             made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
             yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
-        yield Phase("train", chain, step, trained, folder / "model")
+        kind = "train" if step or run.adopted is None else "adopt"
+        yield Phase(kind, chain, step, trained, folder / "model")
         tests = [test.fingerprint for test in run.held_out.values()]
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
         beside = ("embeddings.safetensors", "examples.json")
@@ -120,7 +120,10 @@ class Driver:
     ) -> None:
         """`stop` is set to end the walk early, with nothing lost."""
         self._run, self._ledger, self._ray, self._progress = run, ledger, ray, progress
-        self._actors: list[Any] = []
+        config = run.config
+        targets = run.folder / "targets"
+        where = config.dataset_location(), config.data.cache, targets
+        self._pool = ActorPool(ray, config.cluster, *where, stop, progress.units)
         self._stop = stop
         self._training: TrainingPhases | None = None
 
@@ -132,6 +135,7 @@ class Driver:
         works: dict[str, Callable[[Phase], str]] = {
             "neighbours": self._neighbours,
             "prototypes": self._prototypes,
+            "adopt": self._adopt,
             "train": self._train,
             "evaluate": self._evaluate,
         }
@@ -168,62 +172,6 @@ class Driver:
 
     # CPU phases
 
-    def _pool(self) -> list[Any]:
-        if not self._actors:
-            config, cluster = self._run.config, self._run.config.cluster
-            count = cluster.actor_count()
-            threads = max(1, cluster.cores() // count)
-            actor = self._ray.remote(OldModel)
-            for number in range(count):
-                target = self._run.folder / "targets" / f"actor-{number}.json"
-                options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
-                self._actors.append(
-                    actor.options(**options).remote(
-                        config.dataset_location(), config.data.cache, threads, target, str(number)
-                    )
-                )
-        return self._actors
-
-    def _close_pool(self) -> None:
-        """Frees the actors' slots when trainers could not be placed beside them."""
-        free = self._ray.available_resources().get("CPU", 0)
-        if self._actors and free < self._run.config.cluster.workers + 1:
-            for actor in self._actors:
-                self._ray.kill(actor)
-            self._actors = []
-
-    def _map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Calls an actor's method with each of `calls`, on whichever actor is free.
-
-        Returns the results in the order of the calls.
-        """
-        results: list[Any] = [None] * len(calls)
-        idle, waiting, done = list(self._pool()), list(enumerate(calls)), 0
-        running: dict[Any, tuple[int, Any]] = {}
-        while waiting or running:
-            if self._stop.is_set():
-                raise Preempted("a CPU phase")
-            while waiting and idle:
-                number, call = waiting.pop(0)
-                actor = idle.pop()
-                running[getattr(actor, method).remote(*call)] = (number, actor)
-            ready, _ = self._ray.wait(list(running), timeout=_POLL_SECONDS)
-            for reference in ready:
-                number, actor = running.pop(reference)
-                results[number] = self._result(reference)
-                idle.append(actor)
-                done += 1
-                self._progress.units(done, len(calls))
-        return results
-
-    def _result(self, reference: Any) -> Any:
-        """An actor's answer; an error of its input is raised as itself."""
-        try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise InputError(str(cause)) if isinstance(cause, InputError) else error from None
-
     def _neighbours(self, phase: Phase) -> str:
         run, config = self._run, self._run.config
         previous = run.previous(phase.chain, phase.step)
@@ -240,7 +188,7 @@ class Driver:
             for view in views
             if not teacher_file(part, shard, view).exists()
         ]
-        self._map("neighbours", calls)
+        self._pool.map("neighbours", calls)
         if recipe.needs.neighbours is not None:
             cache = TeacherCache(
                 part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
@@ -269,7 +217,7 @@ class Driver:
             for file, (_, own) in zip(files, shards, strict=True)
             if not file.exists()
         ]
-        self._map("prototypes", calls)
+        self._pool.map("prototypes", calls)
         sums = (read_sums(file, anchor.fingerprint) for file in files)
         means = class_means(sums, first, last)
         write_prototypes(phase.output, means, anchor.fingerprint)
@@ -285,7 +233,7 @@ class Driver:
             for _, own in units(run.dataset, samples)
         ]
         none = np.empty((0, model.settings.dimension), dtype=np.float32)
-        embeddings = np.concatenate([none, *self._map("embed", calls)])
+        embeddings = np.concatenate([none, *self._pool.map("embed", calls)])
         write_embeddings(
             phase.output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
         )
@@ -296,14 +244,20 @@ class Driver:
             scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
             size = image_size(run.dataset, config.data)
             data = config.data.model_copy(update={"image_size": size})
-            measurement = Measurement(model.folder, data, config.teacher.batch, scratch, self._map)
+            measurement = Measurement(
+                model.folder, data, config.teacher.batch, scratch, self._pool.map
+            )
             measured["tests"] = measurement.measure(run.held_out)
         write_json(phase.output, measured)
         shown = list(figures(measured).values())[:2]
         return ", ".join(f"{title} {value:.1%}" for title, value in shown)
 
+    def _adopt(self, phase: Phase) -> str:
+        model = take_adopted(self._run, phase.output)
+        return f"{model.rows:,} rows"
+
     def _train(self, phase: Phase) -> str:
-        self._close_pool()
+        self._pool.make_room(self._run.config.cluster.workers + 1)
         if self._training is None:
             self._training = TrainingPhases(self._run, self._ray, self._progress, self._stop)
         self._training.train(phase.name, phase.chain, phase.step)

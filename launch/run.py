@@ -15,6 +15,7 @@ from data_shards.files import write_atomically
 from data_shards.settings import InputError
 from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
+from launch.adopting import check_adopted
 from launch.cluster import cluster
 from launch.config import RunConfig, differences
 from launch.folder import Run, check_steps
@@ -98,6 +99,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         config = run.config
         samples = [len(own) for own in run.benchmark.steps]
         check_steps(run.benchmark.rows, samples, config.cluster.workers)
+        check_adopted(run)
         _settle_configuration(config, folder)
         ledger = Ledger(folder / "ledger.jsonl")
         todo = pending(run, ledger)

@@ -1,7 +1,8 @@
 """A finished model: embedder, rows and card, as a folder that anything can read.
 
 ``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``classifier.safetensors``
-with the running statistics of its margin, ``card.json``: never a pickle.
+with the running statistics of its margin, ``card.json``: never a pickle. Models from outside
+(`trainer.adopted`) have ``names.safetensors``, too, when their classifier came with them.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data_shards.files import fingerprint
+from trainer.adopted import AdoptedEmbedder, AdoptedSettings, build_adopted
 from trainer.backbones import Embedder, EmbedderSettings, build_embedder
 from trainer.checkpoint import Folder, save_folder
 from trainer.checkpoint.rows import load_rows, part_name
@@ -23,7 +25,7 @@ class Model:
     """A model on disk, verified."""
 
     folder: Path
-    settings: EmbedderSettings
+    settings: EmbedderSettings | AdoptedSettings
     classifier: ClassifierSettings
     rows: int
     """Identities it knows."""
@@ -36,15 +38,32 @@ class Model:
         saved = Folder.at(folder)
         saved.verify()
         card = saved.card("model")
-        settings = EmbedderSettings.model_validate(card["embedder"])
+        adopted = "source" in card["embedder"]
+        kind = AdoptedSettings if adopted else EmbedderSettings
+        settings: EmbedderSettings | AdoptedSettings = kind.model_validate(card["embedder"])
         classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
         return cls(folder, settings, classifier, card["rows"], fingerprint(saved.hashes))
 
-    def embedder(self) -> Embedder:
+    @property
+    def adopted(self) -> bool:
+        """Whether it was not trained here, so that its embedder cannot be trained on."""
+        return isinstance(self.settings, AdoptedSettings)
+
+    def embedder(self) -> Embedder | AdoptedEmbedder:
         """Its embedder, in evaluation mode, on the CPU."""
+        tensors = Folder.at(self.folder).tensors("embedder")
+        if isinstance(self.settings, AdoptedSettings):
+            return build_adopted(self.settings, tensors)
         embedder = build_embedder(self.settings)
-        embedder.load_state_dict(Folder.at(self.folder).tensors("embedder"))
+        embedder.load_state_dict(tensors)
         return embedder.eval()
+
+    def names(self) -> list[str]:
+        """The identities of an adopted model's rows; none when it came without a classifier."""
+        if not (self.adopted and self.rows):
+            return []
+        text = Folder.at(self.folder).tensors("names")["utf8"]
+        return text.numpy().tobytes().decode().split("\n")
 
     def running(self) -> dict[str, torch.Tensor]:
         """The running statistics of its margin."""
@@ -82,5 +101,31 @@ def save_model(
         "embedder": settings.model_dump(),
         "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,
+    }
+    save_folder(folder, files, card, ranks)
+
+
+def save_adopted(
+    folder: Path,
+    settings: AdoptedSettings,
+    tensors: dict[str, torch.Tensor],
+    classifier: ClassifierSettings,
+    weight: torch.Tensor,
+    names: list[str],
+) -> None:
+    """Writes an embedder from outside as a model folder, with rows `weight` [C, d] of `names`."""
+    ranks = Ranks()
+    text = torch.frombuffer(bytearray("\n".join(names).encode() or b"\n"), dtype=torch.uint8)
+    files = {
+        "embedder": {name: tensor.contiguous() for name, tensor in tensors.items()},
+        part_name("rows", ranks): {"ids": torch.arange(len(weight)), "weight": weight.contiguous()},
+        "classifier": Classifier(classifier, 0, torch.device("cpu")).running,
+        "names": {"utf8": text},
+    }
+    card = {
+        "kind": "model",
+        "embedder": settings.model_dump(mode="json"),
+        "classifier": classifier.model_dump(),
+        "rows": len(weight),
     }
     save_folder(folder, files, card, ranks)

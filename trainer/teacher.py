@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
-from trainer.backbones import Embedder
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
@@ -64,7 +63,7 @@ class CachedTeacher:
 class OnlineTeacher:
     """Runs the previous model on the batch."""
 
-    def __init__(self, embedder: Embedder, old: OldClassifier, needs: Needs) -> None:
+    def __init__(self, embedder: torch.nn.Module, old: OldClassifier, needs: Needs) -> None:
         self._embedder, self._old, self._needs = embedder.eval(), old, needs
 
     @torch.no_grad()

@@ -1,0 +1,227 @@
+"""Embeds all images of a dataset with a model, a shard a unit of work, going on after a kill."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from data_shards.dataset import ShardDataset
+from data_shards.files import fsync, sha256, write_json
+from data_shards.pipeline import PipelineSettings, image_size
+from data_shards.remote import CacheSettings, is_remote
+from data_shards.settings import InputError
+from launch.cluster import cluster
+from launch.config import ClusterSettings
+from launch.importing import progress
+from launch.neighbourhoods import units
+from launch.pool import ActorPool
+from launch.preemption import sigterm
+from launch.run import locked
+from trainer.adopted import AdoptedSettings
+from trainer.gallery import Gallery, Part, part_file
+from trainer.model import Model
+from trainer.stored import read_embeddings
+from trainer.teacher import TeacherSettings
+
+Ids = NDArray[np.int64]
+FLAT = (".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images to embed, and how they are read."""
+
+    dataset: ShardDataset
+    location: str
+    """Where every process finds the dataset."""
+    data: PipelineSettings
+
+    @classmethod
+    def open(cls, location: str, size: tuple[int, int] | None, model: Model) -> "Images":
+        """Opens a dataset, whose images are resized to `size`, if given.
+
+        Images that differ in size are made what an adopted `model` expects. Raises InputError.
+        """
+        dataset = ShardDataset.open(location)
+        varied = dataset.manifest["image_size"] is None
+        if size is None and varied and isinstance(model.settings, AdoptedSettings):
+            size = model.settings.pixels.size
+        if size is None and varied:
+            raise InputError(f"the images of {location} differ in size: give --size HxW")
+        where = location if is_remote(location) else str(Path(location).resolve())
+        return cls(dataset, where, PipelineSettings(image_size=size))
+
+    def plan(self, model: Model) -> dict[str, Any]:
+        """What decides the vectors that `model` gives."""
+        return {
+            "model": model.fingerprint,
+            "dataset": self.dataset.fingerprint,
+            "image_size": list(image_size(self.dataset, self.data)),
+            "rows": len(self.dataset),
+        }
+
+
+Call = tuple[Path, Path, Ids, PipelineSettings, TeacherSettings]
+"""The arguments of `OldModel.embed_part`."""
+Spread = Callable[[Images, list[Call], int], None]
+"""Makes these calls, beside so many that are done already."""
+
+
+def with_actors(settings: ClusterSettings, console: Console) -> Spread:
+    """Calls CPU actors on a Ray cluster. Raises InputError, Preempted after SIGTERM."""
+
+    def spread(images: Images, calls: list[Call], done: int) -> None:
+        targets, total = calls[0][1].parent / "targets", done + len(calls)
+        with (
+            cluster(settings) as ray,
+            progress(console, "embedding", total, "shards") as hear,
+            sigterm() as stop,  # after Ray, which has a handler of its own
+        ):
+            hear(done)
+            where = images.location, CacheSettings(), targets
+            pool = ActorPool(ray, settings, *where, stop, lambda more, _: hear(done + more))
+            pool.map("embed_part", list(calls))
+
+    return spread
+
+
+def embed_shards(
+    images: Images, model: Model, samples: Ids, folder: Path, generation: int, spread: Spread
+) -> dict[int, Path]:
+    """Embeds `samples` [n] into a file a shard (`part_file`) in `folder`; what is there stays.
+
+    Returns the files by shard, ascending.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[int, Path] = {}
+    calls: list[Call] = []
+    for shard, own in units(images.dataset, samples):
+        files[shard] = part_file(folder.resolve(), shard, model.fingerprint, generation)
+        if not files[shard].exists():
+            data, how = images.data, TeacherSettings()
+            calls.append((model.folder.resolve(), files[shard], own, data, how))
+    if calls:
+        spread(images, calls, len(files) - len(calls))
+    return files
+
+
+def run_embed(model: Model, images: Images, out: Path, spread: Spread, console: Console) -> None:
+    """Writes `model`'s vectors of all `images` to `out`: a gallery's folder, .npy or .safetensors.
+
+    Goes on where an earlier attempt was stopped. Raises InputError.
+    """
+    plan, work = images.plan(model), out.with_name(f".{out.name}.embedding")
+    if out.exists():
+        _check_same(out, plan)
+    else:
+        with locked(work):
+            settle(work / "plan.json", plan, f"use another --out, or delete {work}")
+            everything = np.arange(len(images.dataset), dtype=np.int64)
+            part = work / "gallery"
+            files = embed_shards(images, model, everything, part, 0, spread)
+            finish = _publish_flat if out.suffix in FLAT else _publish_gallery
+            finish(out, part, files, plan)
+    shutil.rmtree(work, ignore_errors=True)
+    console.print(
+        f"[green]✓[/] {out}: {len(images.dataset):,} vectors of {model.settings.dimension} "
+        f"numbers by model {model.fingerprint}",
+        soft_wrap=True,
+    )
+
+
+def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
+    """Writes a plan, or checks that the one which was begun here is the same. Raises InputError."""
+    if not path.exists():
+        write_json(path, plan)
+        return
+    try:
+        begun = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {remedy}") from error
+    for key, value in plan.items():
+        if begun.get(key) != value:
+            raise InputError(
+                f"what was begun in {path.parent} has {key} {begun.get(key)}, not {value}: {remedy}"
+            )
+
+
+def _check_same(out: Path, plan: dict[str, Any]) -> None:
+    """Raises InputError unless `out` holds just these vectors."""
+    remedy = f"give another --out, or delete {out}"
+    if out.suffix not in FLAT:
+        gallery = Gallery.open(out)
+        if [gallery.dataset, *gallery.dimensions] != [plan["dataset"], plan["model"]]:
+            models = " and ".join(gallery.dimensions)
+            raise InputError(f"{out} is of dataset {gallery.dataset}, by model {models}: {remedy}")
+    elif out.with_suffix(".json").exists():
+        settle(out.with_suffix(".json"), plan, remedy)
+    else:
+        raise InputError(f"{out} exists and was not written by this command: {remedy}")
+
+
+def _join_lines(files: Iterable[Path], target: Path) -> None:
+    """Writes the ids beside the vectors `files` one after the other."""
+    with target.open("wb") as joined:
+        joined.write(b"key\tidentity\n")
+        for file in files:
+            with file.with_suffix(".tsv").open("rb") as lines:
+                shutil.copyfileobj(lines, joined)
+    fsync(target)
+
+
+def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
+    """Makes the folder `part` the gallery `out`."""
+    model = plan["model"]
+    rows = {shard: read_embeddings(file, model)[1].shape for shard, file in files.items()}
+    parts = tuple(
+        Part(file.name, shard, model, rows[shard][0], sha256(file)) for shard, file in files.items()
+    )
+    _join_lines(files.values(), part / "ids.tsv")
+    dimension = next(iter(rows.values()))[1]
+    Gallery(part, plan["dataset"], {model: dimension}, parts).save()
+    part.rename(out)
+    for file in files.values():
+        (out / file.name).with_suffix(".tsv").unlink()
+    shutil.rmtree(out / "targets", ignore_errors=True)
+
+
+def _publish_flat(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
+    """Joins the vectors as one file [n, d], through a memory map; ids and card are there first."""
+    dimension = read_embeddings(next(iter(files.values())), plan["model"])[1].shape[1]
+    card = {**plan, "dimension": dimension}
+    joined = part / f"joined{out.suffix}"
+    create = _npy if out.suffix == ".npy" else _safetensors
+    whole = create(joined, (plan["rows"], dimension), card)
+    done = 0
+    for file in files.values():
+        _, vectors = read_embeddings(file, plan["model"])
+        whole[done : done + len(vectors)] = vectors
+        done += len(vectors)
+    whole.flush()
+    fsync(joined)
+    _join_lines(files.values(), part / "ids.tsv")
+    write_json(part / "card.json", card)
+    (part / "ids.tsv").rename(out.with_suffix(".ids.tsv"))
+    (part / "card.json").rename(out.with_suffix(".json"))
+    joined.rename(out)
+    fsync(out.parent)
+
+
+def _npy(path: Path, shape: tuple[int, int], card: dict[str, Any]) -> np.memmap:
+    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
+
+
+def _safetensors(path: Path, shape: tuple[int, int], card: dict[str, Any]) -> np.memmap:
+    length = 4 * shape[0] * shape[1]
+    facts = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, length]}
+    metadata = {key: json.dumps(value).strip('"') for key, value in card.items()}
+    header = json.dumps({"__metadata__": metadata, "vectors": facts}).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    return np.memmap(path, np.float32, "r+", 8 + len(header), shape)

@@ -1,0 +1,115 @@
+"""The commands for models and galleries from outside: adopt, embed, backfill."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+console = Console(highlight=False)
+
+
+def adopt(
+    file: Annotated[
+        Path,
+        typer.Argument(help="TorchScript (.pt, .ts), torch.export (.pt2), .onnx or .safetensors."),
+    ],
+    out: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
+    size: Annotated[str, typer.Option(help="HxW that the model expects, such as 112x112.")],
+    mean: Annotated[
+        str, typer.Option(help="Subtracted from pixels: one number, or one a channel: 123,117,104.")
+    ],
+    std: Annotated[str, typer.Option(help="What pixels are then divided by, likewise.")],
+    unit: Annotated[
+        bool, typer.Option("--unit", help="--mean and --std are for pixels from 0 to 1, not 255.")
+    ] = False,
+    bgr: Annotated[bool, typer.Option("--bgr", help="Channels are blue, green, red.")] = False,
+    architecture: Annotated[
+        str | None, typer.Option(help="Of .safetensors: a torchvision classifier's name.")
+    ] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Its layer to leave out: what would enter it is the embedding. Default: the last "
+            "linear one; none: keep all."
+        ),
+    ] = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="Its classifier: .safetensors with `weight` [C, d].")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="The identities of these rows: text, one name a line.")
+    ] = None,
+    margin: Annotated[
+        str, typer.Option(help="Its loss, such as kind=cosface,scale=64,margin=0.4.")
+    ] = "kind=norm_softmax,scale=32",
+) -> None:
+    """Register an embedder that was not trained here, with or without its classifier.
+
+    TorchScript and torch.export files are programs: adopt only what you would run.
+    """
+    from launch.adopting import Outside, run_adopt
+
+    given = Outside(file, architecture, layer, classifier, names)
+    run_adopt(given, out, size, (mean, std), unit, bgr, margin, console)
+
+
+def embed(
+    model: Annotated[Path, typer.Argument(help="Model folder, of a run or adopted.")],
+    shards: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder (a gallery, to be upgraded), or .npy or .safetensors.")
+    ],
+    size: Annotated[
+        str | None, typer.Option(help="HxW to resize images to; default: as they are.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one a core.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; default: this machine.")
+    ] = None,
+) -> None:
+    """Embed every image of a dataset; given again after a kill, it goes on."""
+    from launch.adopting import parse_size
+    from launch.config import ClusterSettings
+    from launch.embedding import Images, run_embed, with_actors
+    from trainer.model import Model
+
+    opened = Model.open(model)
+    images = Images.open(shards, parse_size(size) if size else None, opened)
+    settings = ClusterSettings(workers=0, actors=actors, address=address)
+    run_embed(opened, images, out, with_actors(settings, console), console)
+
+
+def backfill(
+    vectors: Annotated[Path, typer.Argument(help="Folder that `perennial embed` wrote.")],
+    model: Annotated[Path, typer.Option(help="Model folder to upgrade the vectors to.")],
+    shards: Annotated[str, typer.Option(help="Folder or URL of the dataset they were made of.")],
+    budget: Annotated[int, typer.Option(min=1, help="Images to embed now.")],
+    order: Annotated[
+        Literal["crowded", "random"],
+        typer.Option(help="crowded: identities first that are hardest to tell from another."),
+    ] = "crowded",
+    size: Annotated[
+        str | None, typer.Option(help="HxW to resize images to; default: as they are.")
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="Processes; default: one a core.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of a Ray cluster; default: this machine.")
+    ] = None,
+) -> None:
+    """Upgrade a gallery to a new model within a budget; call it again until nothing is left."""
+    from launch.adopting import parse_size
+    from launch.backfilling import run_backfill
+    from launch.config import ClusterSettings
+    from launch.embedding import Images, with_actors
+    from trainer.model import Model
+
+    opened = Model.open(model)
+    images = Images.open(shards, parse_size(size) if size else None, opened)
+    settings = ClusterSettings(workers=0, actors=actors, address=address)
+    spread = with_actors(settings, console)
+    run_backfill(vectors, images, opened, budget, order, spread, console)

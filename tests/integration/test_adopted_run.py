@@ -1,0 +1,131 @@
+"""A run whose first model comes from outside: a chain begins with what is in production today."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import save_file
+
+from data_shards.dataset import ShardDataset
+from data_shards.pipeline import PipelineSettings
+from data_shards.settings import InputError
+from launch.adopting import Outside, check_adopted, run_adopt, take_adopted
+from launch.config import load_config
+from launch.folder import Chain, Run
+from launch.ledger import Ledger
+from launch.neighbourhoods import embed
+from launch.phases import pending, phases
+from launch.run import execute
+from trainer.heads.collectives import Ranks
+from trainer.model import Model
+from trainer.prototypes import read_prototypes
+
+QUIET = Console(quiet=True)
+STEPS = {
+    "steps": 2,
+    "train_identities": 36,
+    "test_identities": 24,
+    "pairs": 40,
+    "seen_identities": 6,
+}
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """A small network as TorchScript."""
+    torch.manual_seed(0)
+    layers = (torch.nn.Conv2d(3, 6, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2))
+    net = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(24, 6))
+    path = tmp_path_factory.mktemp("program") / "net.pt"
+    torch.jit.script(net).save(path)
+    return path
+
+
+def adopt(program, out, classifier=None, names=None):
+    given = Outside(program, None, None, classifier, names)
+    margin = "kind=cosface,scale=16,margin=0.1"
+    run_adopt(given, out, "16x16", ("127.5", "127.5"), False, False, margin, QUIET)
+    return Model.open(out)
+
+
+def configured(dataset, folder, methods, adopted, **others):
+    values = {
+        "dataset": str(dataset),
+        "adopted": str(adopted),
+        "methods": methods,
+        "benchmark": STEPS,
+        "embedder": {"width": 4, "dimension": 8},
+        "training": {"iterations": 5, "batch": 20},
+        "classifier": {"margin": {"kind": "cosface", "scale": 16}},
+        "cluster": {"workers": 0, "actors": 1},
+        **others,
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    return load_config(folder / "c.yaml")
+
+
+def test_a_chain_begins_with_a_model_without_classifier(small_folder, program, tmp_path):
+    model = adopt(program, tmp_path / "model")
+    config = configured(small_folder, tmp_path, {"bct-sys": {}}, tmp_path / "model")
+    execute(config, tmp_path / "run", QUIET)
+    run, chain = Run.open(tmp_path / "run", config), Chain("bct-sys", 0)
+    kinds = [phase.kind for phase in phases(run)]
+    assert kinds == ["adopt", "evaluate", "prototypes", "train", "evaluate"]
+    assert pending(run, Ledger(tmp_path / "run" / "ledger.jsonl")) == []
+    for step in (0, 1):
+        folder = run.step_folder(chain, step)
+        assert (folder / "evaluation.json").exists()
+    first = run.previous(chain, 1)
+    assert first.settings == model.settings
+    dataset = ShardDataset.open(small_folder)
+    samples = run.benchmark.step_samples(1, all_so_far=True)
+    vectors = embed(model.embedder(), dataset, samples, PipelineSettings(), 16)
+    rows = run.benchmark.row[dataset.identity[samples]]
+    naive = [vectors[rows == row].astype(np.float64).mean(0) for row in range(36)]
+    found = read_prototypes(run.step_folder(chain, 1) / "prototypes.safetensors", first.fingerprint)
+    np.testing.assert_allclose(found, np.array(naive), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_are_put_in_the_order_of_the_benchmark(small_folder, program, tmp_path):
+    adopt(program, tmp_path / "bare")
+    config = configured(small_folder, tmp_path, {"bct": {}, "bct-kd": {}}, tmp_path / "bare")
+    run = Run.open(tmp_path / "run", config)
+    owner = {int(run.benchmark.row[i]): str(run.dataset.names[i]) for i in range(60)}
+    names = sorted(owner[row] for row in range(18))
+    weight = torch.randn(18, 6)
+    save_file({"weight": weight}, tmp_path / "c.safetensors")
+
+    def with_names(lines, out):
+        (tmp_path / "names.txt").write_text("\n".join(lines))
+        adopt(program, tmp_path / out, tmp_path / "c.safetensors", tmp_path / "names.txt")
+        config = configured(small_folder, tmp_path, {"bct": {}, "bct-kd": {}}, tmp_path / out)
+        return Run.open(tmp_path / "run", config)
+
+    run = with_names(names, "whole")
+    check_adopted(run)
+    taken = take_adopted(run, tmp_path / "taken")
+    rows = taken.sharded_rows(Ranks()).weight
+    for row in range(18):
+        assert torch.equal(rows[row], weight[names.index(owner[row])])
+    assert taken.names() == [owner[row] for row in range(18)]
+    with pytest.raises(InputError, match=r"has no row for|has a row for"):
+        check_adopted(with_names(["stranger", *names[1:]], "strange"))
+
+
+@pytest.mark.parametrize(
+    ("methods", "others", "words"),
+    [
+        ({"bct": {}}, {}, "methods.bct asks the old model's classifier"),
+        ({"bct-kd": {}}, {}, "methods.bct-kd asks"),
+        ({"bct-sys": {}, "finetune": {}}, {}, "methods.finetune goes on training"),
+        ({"bct-sys": {}}, {"teacher": {"precision": "bf16"}}, "run as they are"),
+    ],
+)
+def test_methods_that_cannot_begin_so_are_refused(
+    methods, others, words, small_folder, program, tmp_path
+):
+    adopt(program, tmp_path / "model")
+    config = configured(small_folder, tmp_path, methods, tmp_path / "model", **others)
+    with pytest.raises(InputError, match=words):
+        execute(config, tmp_path / "run", QUIET)

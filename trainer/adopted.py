@@ -1,0 +1,267 @@
+"""Embedders that this product did not train: how they are run, tried, and kept.
+
+A model folder of an adopted embedder holds the program's bytes, or a torchvision network's weights,
+in ``embedder.safetensors``, and in its card what images it expects.
+"""
+
+import difflib
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+from torch.nn.functional import interpolate
+
+from data_shards.settings import InputError, Settings
+from trainer.programs import Kind, Program, first_line, load_program
+
+KINDS: dict[str, Kind] = {
+    ".pt": "torchscript",
+    ".ts": "torchscript",
+    ".pt2": "exported",
+    ".onnx": "onnx",
+}
+Triple = tuple[float, float, float]
+_BATCHES = (None, 1, 2, 4, 8, 16, 32, 64, 128)
+_ALIKE = 1e-4  # of a vector's length: sums of other batch sizes are rounded in another order
+
+
+class Pixels(Settings):
+    """What images an adopted model expects."""
+
+    size: tuple[int, int]
+    """Height and width, pixels; images of another size are resized, bilinearly, with antialiasing.
+    """
+    mean: Triple
+    """Subtracted from each channel, on the scale 0 to 255, in the order of the model's channels."""
+    std: Triple
+    """What each channel is then divided by, on the scale 0 to 255."""
+    bgr: bool = False
+    """The model's channels are blue, green, red."""
+
+
+class AdoptedSettings(Settings):
+    """An embedder that this product did not train."""
+
+    source: Literal["torchscript", "exported", "onnx", "torchvision"]
+    """A program of PyTorch's or ONNX, or the weights of a torchvision network."""
+    architecture: str | None = None
+    """The torchvision network."""
+    layer: str | None = None
+    """Its layer that is left out: what would enter it is the embedding; none: nothing is."""
+    pixels: Pixels
+    """What images it expects."""
+    dimension: int = 0
+    """d, length of the embedding."""
+    batch: int | None = None
+    """Images that a program takes at a time, where only one number works."""
+
+
+class AdoptedEmbedder(nn.Module):
+    """Prepares images as an adopted network or program expects them, and runs it."""
+
+    _mean: torch.Tensor
+    _std: torch.Tensor
+
+    def __init__(self, network: nn.Module, settings: AdoptedSettings) -> None:
+        super().__init__()
+        self._network, self._pixels, self.batch = network, settings.pixels, settings.batch
+        self.register_buffer("_mean", torch.tensor(self._pixels.mean).view(3, 1, 1))
+        self.register_buffer("_std", torch.tensor(self._pixels.std).view(3, 1, 1))
+
+    def prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` [b, 3, h, w] uint8 RGB as pixels [b, 3, H, W] float32 that the network reads."""
+        pixels = images.float()
+        if images.shape[2:] != self._pixels.size:
+            pixels = interpolate(pixels, self._pixels.size, mode="bilinear", antialias=True)
+        if self._pixels.bgr:
+            pixels = pixels.flip(1)
+        return (pixels - self._mean) / self._std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` [b, 3, h, w] uint8 → embeddings [b, d] float32, not normalised."""
+        pixels = self.prepare(images).contiguous()
+        if self.batch is None:
+            return self._vectors(pixels)
+        parts = []
+        for part in pixels.split(self.batch):
+            full = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])
+            parts.append(self._vectors(full)[: len(part)])
+        return torch.cat(parts)
+
+    def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
+        vectors = self._network(pixels)
+        if not isinstance(vectors, torch.Tensor) or len(vectors) != len(pixels):
+            raise ValueError("it does not return one tensor with a vector for each image")
+        return vectors.flatten(1).float()
+
+
+class _Program(nn.Module):
+    """A program, which runs on the CPU wherever its images are."""
+
+    def __init__(self, program: Program) -> None:
+        super().__init__()
+        self._program = program
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._program(pixels.cpu()).to(pixels.device)
+
+
+def build_adopted(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -> AdoptedEmbedder:
+    """The embedder that `tensors` hold, in evaluation mode on the CPU. Raises InputError."""
+    if settings.source == "torchvision":
+        network = _torchvision(settings, tensors)
+    else:
+        content = tensors["program"].numpy().tobytes()
+        network = _Program(load_program(settings.source, content, "the adopted program"))
+    return AdoptedEmbedder(network, settings).eval()
+
+
+def _torchvision(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """The torchvision network with the weights `tensors`. Raises InputError where they differ."""
+    network = _untrained(settings.architecture or "")
+    if settings.layer is not None:
+        network.set_submodule(settings.layer, nn.Identity())
+    else:
+        name, linear = linear_layers(network)[-1]
+        if (weight := tensors.get(f"{name}.weight")) is not None:
+            out, bias = len(weight), f"{name}.bias" in tensors
+            network.set_submodule(name, nn.Linear(linear.in_features, out, bias))
+    try:
+        missing, unexpected = network.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        lines = str(error).strip().splitlines()
+        raise InputError(
+            f"not the weights of {settings.architecture}: {lines[-1].strip()}"
+        ) from error
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        lacking = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not part of it"
+        raise InputError(
+            f"not the weights of {settings.architecture}: {lacking}; give another --architecture "
+            "or --layer, or rename the tensors"
+        )
+    return network
+
+
+def _untrained(architecture: str) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, 1)
+        hint = f"did you mean {near[0]}?" if near else "see torchvision.models.list_models()"
+        raise InputError(f"--architecture {architecture!r} is no torchvision classifier: {hint}")
+    with warnings.catch_warnings(action="ignore"):  # of initial values that are not used
+        return torchvision.models.get_model(architecture, weights=None)
+
+
+def linear_layers(network: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The linear layers of a network by name, the classifier of torchvision's last."""
+    return [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+
+
+def read_weights(
+    file: Path, architecture: str, layer: str | None, pixels: Pixels
+) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
+    """A torchvision network's settings and the weights it needs, from safetensors.
+
+    `layer` is left out, with its weights; none: the last linear one; "none": nothing is. Raises
+    InputError.
+    """
+    network = _untrained(architecture)
+    names = [name for name, _ in network.named_modules()]
+    linear = linear_layers(network)
+    if layer is None and linear:
+        layer = linear[-1][0]
+    elif layer == "none":
+        layer = None
+    if layer not in (None, *names) or layer == "" or not linear:
+        raise InputError(f"--layer: give a layer of {architecture}, such as {names[-1]}, or none")
+    try:
+        tensors = load(file.read_bytes())
+    except SafetensorError as error:
+        raise InputError(f"{file} is no safetensors file, or is damaged: {error}") from error
+    kept = {k: t for k, t in tensors.items() if layer is None or not k.startswith(f"{layer}.")}
+    settings = AdoptedSettings(
+        source="torchvision", architecture=architecture, layer=layer, pixels=pixels
+    )
+    return settings, kept
+
+
+def read_program(file: Path, pixels: Pixels) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
+    """A program's settings, and its bytes [n] uint8 as `program`. Raises InputError."""
+    kind = KINDS[file.suffix]
+    content = file.read_bytes()
+    load_program(kind, content, str(file))
+    held = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return AdoptedSettings(source=kind, pixels=pixels), {"program": held}
+
+
+def read_embedder(
+    file: Path, architecture: str | None, layer: str | None, pixels: Pixels
+) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
+    """What to keep of a model from outside, tried: its settings, and `build_adopted`'s tensors.
+
+    Raises InputError naming the file and the remedy.
+    """
+    if not file.is_file():
+        raise InputError(f"{file} does not exist: give a model's file")
+    if file.suffix == ".safetensors":
+        if architecture is None:
+            raise InputError(f"{file} holds weights alone: say whose, by --architecture resnet50")
+        settings, tensors = read_weights(file, architecture, layer, pixels)
+    elif file.suffix in KINDS:
+        if architecture is not None or layer is not None:
+            raise InputError(f"{file} is a whole network: leave out --architecture and --layer")
+        settings, tensors = read_program(file, pixels)
+    else:
+        raise InputError(
+            f"{file}: {file.suffix or 'no'} files are not read, pickles least of all: save the "
+            f"weights as .safetensors, or the network as {', '.join(KINDS)}"
+        )
+    return tried(settings, tensors, str(file)), tensors
+
+
+@torch.inference_mode()
+def tried(
+    settings: AdoptedSettings, tensors: dict[str, torch.Tensor], name: str
+) -> AdoptedSettings:
+    """`settings` with the dimension, and with the batch where only one works, found by running it.
+
+    Raises InputError when it cannot be run, or when an image's vector depends on the others.
+    """
+    generator = torch.Generator().manual_seed(0)
+    height, width = settings.pixels.size
+    images = torch.randint(0, 256, (3, 3, height, width), dtype=torch.uint8, generator=generator)
+    batches = (None,) if settings.source == "torchvision" else _BATCHES
+    failures: list[Exception] = []
+    embedder = build_adopted(settings, tensors)
+    for batch in batches:
+        embedder.batch = batch
+        try:
+            together = embedder(images)
+            alone = torch.cat([embedder(images[i : i + 1]) for i in range(3)])
+        except Exception as error:  # a stranger's program raises whatever it runs into
+            failures.append(error)
+            continue
+        _check(together, alone, name)
+        return settings.model_copy(update={"dimension": together.shape[1], "batch": batch})
+    raise InputError(
+        f"{name} cannot be run on images of {height}×{width}: {first_line(failures[0])}; give its "
+        "--size, and export it with a batch of any size or of one image"
+    )
+
+
+def _check(together: torch.Tensor, alone: torch.Tensor, name: str) -> None:
+    """Compares vectors [3, d] of one batch of three and of three batches of one."""
+    if not together.isfinite().all():
+        raise InputError(f"{name} gives vectors that are not finite: check --mean and --std")
+    apart = (together - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-12)
+    if apart.max() > _ALIKE:
+        raise InputError(
+            f"{name}: an image's vector depends on the other images of its batch, or on chance "
+            f"(off by {float(apart.max()):.1%}): export the network in evaluation mode"
+        )

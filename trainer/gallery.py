@@ -1,0 +1,230 @@
+"""A gallery: the vectors of all images of a dataset, of one model or, while it is upgraded, of two.
+
+``gallery.json`` names the files that count: the rows of one shard by one model each. Whatever else
+lies in the folder does not count, so that replacing this one file changes all of it at once.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import normalize
+
+from data_shards.counter import bits, stream_key
+from data_shards.files import fingerprint, sha256, write_json
+from data_shards.settings import InputError
+from trainer.stored import read_embeddings, write_embeddings
+
+Ids = NDArray[np.int64]
+Vectors = NDArray[np.float32]
+Order = Literal["crowded", "random"]
+INDEX = "gallery.json"
+_VERSION = 1
+_BLOCK = 4096  # identities whose means are compared with as many others at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """The vectors of some images of one shard by one model: a file of `trainer.stored`."""
+
+    name: str
+    shard: int
+    model: str
+    """The model's fingerprint."""
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A gallery on disk."""
+
+    folder: Path
+    dataset: str
+    """The dataset's fingerprint; rows are its samples."""
+    dimensions: dict[str, int]
+    """d of each model, by its fingerprint; the model of the first vectors first."""
+    parts: tuple[Part, ...]
+    generation: int = 0
+    """How often it was upgraded in part; file names differ by it."""
+
+    @classmethod
+    def open(cls, folder: Path) -> "Gallery":
+        """Reads the index. Raises InputError when there is none, or it is damaged."""
+        try:
+            values = json.loads((folder / INDEX).read_text())
+            if values.pop("version") != _VERSION:
+                raise ValueError("another version")
+            parts = tuple(Part(**part) for part in values.pop("parts"))
+            return cls(folder=folder, parts=parts, **values)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{folder} holds no gallery (no {INDEX}): make one with `perennial embed MODEL "
+                f"SHARDS --out {folder}`"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{folder / INDEX} is damaged: embed the dataset anew") from error
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The index."""
+        kept = {key: value for key, value in asdict(self).items() if key != "folder"}
+        return {"version": _VERSION, **kept}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a vector does."""
+        return fingerprint(self.values)
+
+    def rows(self, model: str) -> int:
+        """How many of its vectors are of `model`."""
+        return sum(part.rows for part in self.parts if part.model == model)
+
+    def others(self, model: str) -> list[str]:
+        """The models of its vectors that are not `model`."""
+        return [name for name in self.dimensions if name != model]
+
+    def read(self, part: Part) -> tuple[Ids, Vectors]:
+        """Samples [n], ascending, and their vectors [n, d]. Raises InputError when damaged."""
+        path = self.folder / part.name
+        if not path.exists() or sha256(path) != part.sha256:
+            raise InputError(f"{path} is missing or was changed: embed the dataset anew")
+        return read_embeddings(path, part.model)
+
+    def vectors(self, model: str) -> Iterator[tuple[Ids, Vectors]]:
+        """`read` of each part that is of `model`."""
+        return (self.read(part) for part in self.parts if part.model == model)
+
+    def models(self, count: int) -> list[str]:
+        """[count] the fingerprint of the model that each sample's vector is of."""
+        named = list(self.dimensions)
+        column = np.zeros(count, dtype=np.int64)
+        for part in self.parts:
+            column[self.read(part)[0]] = named.index(part.model)
+        return [named[number] for number in column.tolist()]
+
+    def save(self) -> None:
+        """Makes this the folder's gallery, at once."""
+        write_json(self.folder / INDEX, self.values)
+
+    def sweep(self) -> None:
+        """Deletes vectors that do not count: of an upgrade that was stopped, or replaced."""
+        kept = {part.name for part in self.parts}
+        for pattern in ("shard-*.safetensors", ".shard-*.part"):
+            for path in self.folder.glob(pattern):
+                if path.name not in kept:
+                    path.unlink()
+
+
+def part_file(folder: Path, shard: int, model: str, generation: int) -> Path:
+    """Where a shard's vectors of a model go, in a gallery or before they are in one."""
+    return folder / f"shard-{shard:05d}-{model}-{generation}.safetensors"
+
+
+def stored(
+    folder: Path, shard: int, model: str, generation: int, samples: Ids, vectors: Vectors
+) -> Part:
+    """Writes a part's file, and returns the part."""
+    path = part_file(folder, shard, model, generation)
+    write_embeddings(path, samples, vectors, model)
+    return Part(path.name, shard, model, len(samples), sha256(path))
+
+
+def upgraded(
+    gallery: Gallery, model: str, dimension: int, fresh: Iterable[tuple[int, Ids, Vectors]]
+) -> Gallery:
+    """The gallery with some vectors replaced: its files are written, its index is not.
+
+    `fresh` has a shard, some of its samples, ascending, and their vectors of `model`, each shard
+    once at most.
+    """
+    parts, after = {part.name: part for part in gallery.parts}, gallery.generation + 1
+    for shard, samples, vectors in fresh:
+        new = samples, vectors
+        for part in [part for part in gallery.parts if part.shard == shard]:
+            held = gallery.read(part)
+            if part.model == model:
+                new = _merged(held, new)
+                del parts[part.name]
+                continue
+            stays = ~np.isin(held[0], samples)
+            if stays.all():
+                continue
+            del parts[part.name]
+            if stays.any():
+                rest = held[0][stays], held[1][stays]
+                kept = stored(gallery.folder, shard, part.model, after, *rest)
+                parts[kept.name] = kept
+        made = stored(gallery.folder, shard, model, after, *new)
+        parts[made.name] = made
+    ordered = tuple(sorted(parts.values(), key=lambda part: (part.shard, part.name)))
+    models = {part.model for part in ordered}
+    dimensions = gallery.dimensions | {model: dimension}
+    dimensions = {name: d for name, d in dimensions.items() if name in models}
+    return replace(gallery, parts=ordered, dimensions=dimensions, generation=after)
+
+
+def _merged(a: tuple[Ids, Vectors], b: tuple[Ids, Vectors]) -> tuple[Ids, Vectors]:
+    samples, vectors = np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1]])
+    order = np.argsort(samples)
+    return samples[order], vectors[order]
+
+
+def crowding(parts: Iterable[tuple[Ids, Vectors]], identity: Ids) -> NDArray[np.float32]:
+    """[identities] the greatest cosine between an identity's mean direction and another's.
+
+    `parts` are samples and their vectors, `identity` [n] is each sample's. Of identities without
+    vectors it is -inf. Holds d numbers an identity.
+    """
+    count = int(identity.max()) + 1
+    sums: torch.Tensor | None = None
+    for samples, vectors in parts:
+        if sums is None:
+            sums = torch.zeros(count, vectors.shape[1])
+        index = torch.from_numpy(identity[samples])
+        sums.index_add_(0, index, normalize(torch.from_numpy(vectors)))
+    nearest = torch.full((count,), -torch.inf)
+    if sums is None:
+        return nearest.numpy()
+    present = torch.unique(torch.nonzero(sums.abs().sum(1))[:, 0])
+    directions = normalize(sums[present])
+    for start in range(0, len(present), _BLOCK):
+        own = torch.arange(start, min(start + _BLOCK, len(present)))
+        best = torch.full((len(own),), -torch.inf)
+        for first in range(0, len(present), _BLOCK):
+            cosines = directions[own] @ directions[first : first + _BLOCK].T
+            if first == start:
+                cosines.fill_diagonal_(-torch.inf)
+            best = torch.maximum(best, cosines.amax(1))
+        nearest[present[own]] = best
+    return nearest.numpy()
+
+
+def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Order) -> Ids:
+    """The samples, ascending, at most `budget`, whose vectors `model` is to replace next.
+
+    Identity after identity, those already begun with first: in the order of `crowding` by the
+    vectors of the other model, or in a random one that is always the same. `identity` [n] is each
+    sample's.
+    """
+    count = int(identity.max()) + 1
+    old = gallery.others(model)
+    waiting = np.concatenate(
+        [np.empty(0, np.int64), *(s for m in old for s, _ in gallery.vectors(m))]
+    )
+    begun = np.zeros(count, dtype=bool)
+    for samples, _ in gallery.vectors(model):
+        begun[identity[samples]] = True
+    if order == "crowded":
+        key = -crowding((part for name in old for part in gallery.vectors(name)), identity)
+    else:
+        key = bits(stream_key(0, "backfill"), np.arange(count)).astype(np.float64)
+    place = np.empty(count, dtype=np.int64)
+    place[np.lexsort((np.arange(count), key, ~begun))] = np.arange(count)
+    waiting = waiting[np.lexsort((waiting, place[identity[waiting]]))]
+    return np.sort(waiting[:budget])
