@@ -60,10 +60,11 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
     deciding = run.config.deciding()
     for step in range(run.config.benchmark.steps):
         folder, trained = run.step_folder(chain, step), run.fingerprint(chain, step)
-        needs = run.recipe(chain, step).needs
+        recipe = run.recipe(chain, step)
+        needs, data = recipe.needs, recipe.data
         past = run.fingerprint(chain, step - 1) if step else ""
         if step and needs.answers and run.config.teacher.mode == "cached":
-            made = fingerprint(["neighbours", past, repr(needs), step, deciding["teacher"]])
+            made = fingerprint(["neighbours", past, repr(needs), data, step, deciding["teacher"]])
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
         if step and needs.prototypes:
             before = run.anchor_step(chain, step)
