@@ -57,7 +57,7 @@ def run(small_folder, tmp_path_factory):
         "classifier": {"margin": {"kind": "cosface", "scale": 16}},
         "cluster": {"workers": 0, "actors": 2},
     }
-    (folder / "c.yaml").write_text(yaml.safe_dump(values))
+    (folder / "c.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     config = load_config(folder / "c.yaml")
     execute(config, folder / "run", Console(quiet=True))
     return Run.open(folder / "run", config)
