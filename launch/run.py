@@ -18,9 +18,10 @@ from data_shards.writer import write_dataset
 from launch.adopting import check_adopted
 from launch.cluster import cluster
 from launch.config import RunConfig, differences
+from launch.driver import Driver
 from launch.folder import Run, check_steps
 from launch.ledger import Ledger
-from launch.phases import Driver, pending, phases
+from launch.phases import pending, phases
 from launch.preemption import sigterm
 from monitoring.progress import RunProgress
 from monitoring.report import draw
