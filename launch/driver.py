@@ -1,43 +1,23 @@
 """Walking through the phases of a run: each is done once, however often it stops."""
 
-import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from launch.adopting import take_adopted
+from launch.chain_compatibility import compare_step
 from launch.cpu_phases import CpuPhases
+from launch.events import append
 from launch.folder import Run
 from launch.ledger import Ledger
+from launch.links import link
 from launch.phases import Phase
 from launch.pool import ActorPool
 from launch.preemption import Preempted
+from launch.publishing import gated, settle, verdict
 from launch.training import TrainingPhases
 from monitoring.progress import RunProgress
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes `target` a copy of `source` that shares its bytes where the file system can."""
-    part = target.with_name(f".{target.name}.link")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(part, ignore_errors=True)
-
-    def copy(a: str, b: str) -> None:
-        try:
-            os.link(a, b)
-        except OSError:
-            shutil.copy2(a, b)
-
-    if source.is_dir():
-        shutil.copytree(source, part, copy_function=copy)
-        shutil.rmtree(target, ignore_errors=True)
-    else:
-        part.unlink(missing_ok=True)
-        copy(str(source), str(part))
-    part.replace(target)
 
 
 class Driver:
@@ -67,6 +47,7 @@ class Driver:
             "adopt": self._adopt,
             "train": self._train,
             "evaluate": self._cpu.evaluate,
+            "compatibility": self._compatibility,
         }
         for phase in todo:
             if self._stop.is_set():
@@ -78,7 +59,7 @@ class Driver:
             if twin and source and source.exists() and source != phase.output:
                 for name in (*phase.beside, phase.output.name):
                     if (file := source.with_name(name)).exists():
-                        _link(file, phase.output.with_name(name))
+                        link(file, phase.output.with_name(name))
                 result = f"the same as {twin['phase']}"
             else:
                 twin = None
@@ -98,6 +79,19 @@ class Driver:
                 }
             )
             self._progress.end(result)
+            self._publish(phase)
+
+    def _compatibility(self, phase: Phase) -> str:
+        return compare_step(self._run, phase, self._pool.map)
+
+    def _publish(self, phase: Phase) -> None:
+        """Publishes what may be, where the run has a gate; says so where `phase` may not."""
+        if phase.kind not in ("evaluate", "compatibility") or not gated(self._run):
+            return
+        withheld = settle(self._run, self._ledger)
+        if phase.kind == "compatibility" and (why := verdict(phase)) in withheld:
+            self._progress.notice(why)
+            append(self._run.folder, "events.jsonl", {"event": "withheld", "message": why})
 
     def _adopt(self, phase: Phase) -> str:
         model = take_adopted(self._run, phase.output)

@@ -14,7 +14,8 @@ class Phase:
     """One resumable unit of a learning step."""
 
     kind: str
-    """``neighbours``, ``prototypes``, ``train`` (or ``adopt``) or ``evaluate``."""
+    """``neighbours``, ``prototypes``, ``train`` (or ``adopt``), ``evaluate`` or
+    ``compatibility``."""
     chain: Chain
     step: int
     fingerprint: str
@@ -31,8 +32,12 @@ class Phase:
 
 
 def phases(run: Run) -> list[Phase]:
-    """Every phase of the run in order."""
-    return [phase for chain in run.chains() for phase in _chain_phases(run, chain)]
+    """Every phase of the run in order; a paragon's come before those that are compared with it."""
+    compared, seeds = run.config.evaluation.compatibility, run.config.seeds
+    chains = run.chains()
+    if compared is not None:
+        chains.sort(key=lambda c: (seeds.index(c.seed), c.method != compared.paragon))
+    return [phase for chain in chains for phase in _chain_phases(run, chain)]
 
 
 def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
@@ -56,12 +61,24 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
         beside = ("embeddings.safetensors", "examples.json")
         yield Phase("evaluate", chain, step, tested, folder / "evaluation.json", beside)
+        if step and (compared := run.config.evaluation.compatibility) is not None:
+            best = compared.paragon and run.fingerprint(Chain(compared.paragon, chain.seed), step)
+            how = compared.model_dump(exclude={"gate", "paragon"}), run.config.evaluation.distance
+            made = fingerprint(["compatibility", trained, best, *how])
+            yield Phase("compatibility", chain, step, made, folder / "compatibility.json")
 
 
 def pending(run: Run, ledger: Ledger) -> list[Phase]:
     """The phases still to do. What only prepares a training that is done is not needed."""
     every = phases(run)
-    done = {p for p in every if ledger.has(p.name, p.fingerprint) and p.output.exists()}
+    kept = run.config.evaluation.compatibility is not None  # runs of before kept no embeddings
+    done = {
+        p
+        for p in every
+        if ledger.has(p.name, p.fingerprint)
+        and p.output.exists()
+        and not (kept and any(not p.output.with_name(name).exists() for name in p.beside))
+    }
     trained = {(p.chain, p.step) for p in done if p.kind == "train"}
     return [
         p

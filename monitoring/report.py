@@ -12,7 +12,10 @@ from monitoring.charts import Line, Span, line_chart, timeline
 from monitoring.curves import tradeoffs
 from monitoring.results import compare, evaluations, metrics, ordered_methods, read_jsonl
 
-_PHASE_COLOURS = {"train": 0, "neighbours": 1, "evaluate": 2, "prototypes": 3, "adopt": 0}
+_PHASE_COLOURS = {
+    **{"adopt": 0, "train": 0, "neighbours": 1},
+    **{"evaluate": 2, "prototypes": 3, "compatibility": 4},
+}
 
 
 def draw(folder: Path) -> Path:

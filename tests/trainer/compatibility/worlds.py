@@ -43,7 +43,7 @@ def world(
 
 
 def model(world: World, seed: int, dimension: int = 8, noise: float = 0.8) -> Embedded:
-    """Embeddings around a direction of each identity that all models share; less `noise`, better."""
+    """Embeddings around a direction of each identity that all models share."""
     shared = np.random.default_rng(0).normal(size=(1000, 64))[:, :dimension]
     draw = np.random.default_rng(seed)
     vectors = shared[world.identity] + noise * draw.normal(size=(len(world.identity), dimension))

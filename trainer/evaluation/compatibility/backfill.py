@@ -44,15 +44,15 @@ def curves(
 ) -> list[dict[str, Any]]:
     """For each of `points` but map, its value at each of `SHARES` re-embedded.
 
-    ``random``: mean, least and most over random orders of the identities; ``crowded``: under
-    `crowded_first`.
+    ``random``: mean, least and most over random orders of the identities; ``isolated``: under
+    `isolated_first`.
     """
     points = [point for point in points if point.kind != "map"]
     if not points:
         return []
     people = gallery_identities(trials)
     orders = [shuffled(stream_key(seed, "backfill"), people) for seed in range(_SEEDS)]
-    mixed = mixtures(trials, old, new, points, [*orders, crowded_first(trials, old)])
+    mixed = mixtures(trials, old, new, points, [*orders, isolated_first(trials, old)])
     everybody = np.ones((1, len(trials.identities)), dtype=np.int64)
     found = []
     for point in points:
@@ -69,15 +69,17 @@ def curves(
                     "least": random.min(0).tolist(),
                     "most": random.max(0).tolist(),
                 },
-                "crowded": values[-1].tolist(),
+                "isolated": values[-1].tolist(),
             }
         )
     return found
 
 
-def crowded_first(trials: Trials, old: Embedded) -> Ids:
-    """The gallery's identities, those first that come nearest to somebody else's stored vectors.
+def isolated_first(trials: Trials, old: Embedded) -> Ids:
+    """The gallery's identities, farthest from everybody else's stored vectors first.
 
+    A new query scores higher with new vectors than with old ones, whoever they show: what is
+    re-embedded outranks mates that are not yet. Who is far from everybody does that to the fewest.
     Of the old model's gallery vectors alone: it can be worked out before anything is re-embedded.
     """
     number, identity = _stored(trials)
@@ -88,7 +90,7 @@ def crowded_first(trials: Trials, old: Embedded) -> Ids:
     people, own = np.unique(identity, return_inverse=True)
     crowd = np.full(len(people), -np.inf)
     np.maximum.at(crowd, own, nearest[:, 0])
-    return people[np.argsort(-crowd, kind="stable")]
+    return people[np.argsort(crowd, kind="stable")]
 
 
 def _stored(trials: Trials) -> tuple[Ids, Ids]:

@@ -1,6 +1,6 @@
 """Whether a new model's queries may meet an old model's gallery, and what that gains or harms."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from trainer.evaluation.compatibility.bootstrap import interval, lower_bound, re
 from trainer.evaluation.compatibility.figures import Figure
 from trainer.evaluation.compatibility.flips import flips
 from trainer.evaluation.compatibility.measures import measure
-from trainer.evaluation.compatibility.points import Point
 from trainer.evaluation.compatibility.trials import Trials
 from trainer.evaluation.compatibility.vectors import Embedded
 
@@ -25,17 +24,23 @@ def compare(
     new: Embedded,
     paragon: Embedded | None,
     settings: CompatibilitySettings,
-    name: Callable[[int], str],
+    names: Sequence[str] | NDArray[np.object_],
     backfill: bool = True,
 ) -> dict[str, Any]:
     """M(old, old), M(new, old), M(new, new) and the paragon's M at each operating point; the
     criterion (Eq. 2 of the BCT paper), gains with intervals, negative flips, backfill curves.
 
-    `name` gives the name of an identity. Raises InputError for an operating point that `trials`
-    cannot tell, and for embeddings that are NaN.
+    ``old_new`` is the way back: queries of the old model in a gallery of the new one. `names` are
+    the identities', by number; `backfill` asks for the curves. Raises InputError for an operating
+    point that `trials` cannot tell, and for embeddings that are NaN.
     """
     points = trials.points(settings.at)
-    pairs = {"old_old": (old, old), "new_old": (new, old), "new_new": (new, new)}
+    pairs = {
+        "old_old": (old, old),
+        "new_old": (new, old),
+        "old_new": (old, new),
+        "new_new": (new, new),
+    }
     if paragon is not None:
         pairs["paragon"] = (paragon, paragon)
     outcomes = {key: measure(trials, *models, points) for key, models in pairs.items()}
@@ -57,7 +62,7 @@ def compare(
         "gallery": 0 if search is None else len(search.gallery),
         "pairs": 0 if verified is None else len(verified.same),
         "dimensions": {"old": old.dimension, "new": new.dimension},
-        "flips": flips(identity, before, after, lambda i: name(int(trials.identities[i]))),
+        "flips": flips(identity, before, after, [str(names[i]) for i in trials.identities]),
         "backfill": curves(trials, old, new, points) if backfill else [],
     }
 
@@ -90,15 +95,3 @@ def _with_interval(values: Floats, confidence: float) -> dict[str, float]:
     """The estimate, which comes first, and the interval of the resamples behind it."""
     low, high = interval(values[1:], confidence)
     return {"value": float(values[0]), "low": low, "high": high}
-
-
-def matrix(trials: Trials, models: Sequence[Embedded], points: Sequence[Point]) -> dict[str, Any]:
-    """M(query model, gallery model) of every two of `models`, at each of `points`, [m, m]."""
-    everybody = np.ones((1, len(trials.identities)), dtype=np.int64)
-    found: dict[str, Any] = {point.name: [] for point in points}
-    for query in models:
-        outcomes = [measure(trials, query, gallery, points) for gallery in models]
-        for point in points:
-            row = [float(o.figure(point).values(everybody)[0]) for o in outcomes]
-            found[point.name].append(row)
-    return found

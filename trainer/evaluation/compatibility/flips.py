@@ -3,7 +3,7 @@
 The mean may rise while some identities get worse; these are whom an operator is called about.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ def flips(
     identity: Ids,
     before: NDArray[np.bool_],
     after: NDArray[np.bool_],
-    name: Callable[[int], str],
+    names: Sequence[str],
 ) -> dict[str, Any]:
     """Counts over trials ([k], each of `identity`) that went right `before` and `after`.
 
     `worse` counts the identities whose share of right trials falls, and `worst` names those that
-    lose most trials. `name` gives the name of an identity.
+    lose most trials. `names` [n] are the identities'.
     """
     size = int(identity.max()) + 1
     trials = np.bincount(identity, minlength=size)
@@ -43,7 +43,7 @@ def flips(
         "better": int((fall < 0).sum()),
         "worst": [
             {
-                "identity": name(i),
+                "identity": names[i],
                 "trials": int(trials[i]),
                 "lost": int(lost[i]),
                 "won": int(won[i]),

@@ -146,8 +146,11 @@ def of_benchmark(dataset: ShardDataset, benchmark: Benchmark, distance: str, wha
     return Trials(search, pairs, None, distance == "cosine", what)
 
 
-def of_dataset(dataset: ShardDataset, distance: str) -> Trials:
-    """The tests that a dataset's tables and roles describe. Raises InputError for none."""
+def of_dataset(dataset: ShardDataset) -> Trials:
+    """The tests that a dataset's tables and roles describe, of vectors of length 1.
+
+    Raises InputError for none.
+    """
     held, what = set(dataset.manifest.get("tables", ())), str(dataset.folder)
     if "templates" in held:
         return _templates(dataset, held, what)
@@ -166,7 +169,7 @@ def of_dataset(dataset: ShardDataset, distance: str) -> Trials:
             f"{what} has no images with roles query and gallery, and none of the tables pairs and "
             "templates: give a run's configuration (.yaml) or another dataset"
         )
-    return Trials(search, pairs, None, distance == "cosine", what)
+    return Trials(search, pairs, None, True, what)
 
 
 def _search(dataset: ShardDataset, query: Ids, gallery: Ids) -> Search:
