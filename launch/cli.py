@@ -73,17 +73,23 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds."""
+    from monitoring.compatibility import summary, summary_tables
     from monitoring.results import compare as rows_of
     from monitoring.results import evaluations, tables
 
     for folder in runs:
         if not evaluations(folder):
             raise InputError(f"{folder} holds no evaluation yet: run it, or see `perennial status`")
-    rows = rows_of(runs)
+    rows, compatible = rows_of(runs), summary(runs)
     if as_json:
+        for row in rows:
+            same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
+            row |= {"compatibility": same} if same else {}
         print(json.dumps(rows, indent=1))
         return
     for table in tables(rows):
+        console.print(table)
+    for table in summary_tables(compatible):
         console.print(table)
 
 

@@ -26,6 +26,7 @@ from launch.phases import pending, phases
 from launch.preemption import sigterm
 from launch.publishing import gated, settle
 from launch.withheld import Withheld
+from monitoring.compatibility import summary, summary_tables
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
@@ -129,6 +130,8 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         withheld = settle(run, ledger) if gated(run) else []
         draw(folder)
     for table in tables(compare([folder])):
+        console.print(table)
+    for table in summary_tables(summary([folder])):
         console.print(table)
     console.print(f"report: {folder / 'report.html'}")
     if withheld:

@@ -74,7 +74,7 @@ def judge(
 
     The criterion holds where the lower bound of M(new, old) - M(old, old) is above 0; the update
     gain, [M(new, old) - M(old, old)] / [M(paragon, paragon) - M(old, old)], is given only there
-    (BCT paper, Sec. 3.1), and where the paragon is better than the old model.
+    (BCT paper, Sec. 3.1), and where the paragon beats the old model at the same confidence.
     """
     everybody = np.ones((1, drawn.shape[1]), dtype=np.int64)
     values = {key: np.append(f.values(everybody), f.values(drawn)) for key, f in figures.items()}
@@ -85,7 +85,7 @@ def judge(
     found["update_gain"] = None
     if "paragon" in values and found["holds"]:
         room = values["paragon"] - values["old_old"]
-        if room[0] > 0:
+        if lower_bound(room[1:], confidence) > 0:
             with np.errstate(divide="ignore", invalid="ignore"):
                 found["update_gain"] = _with_interval(gains / room, confidence)
     return found
