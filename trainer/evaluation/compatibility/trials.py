@@ -192,17 +192,17 @@ def _templates(dataset: ShardDataset, held: set[str], what: str) -> Trials:
         of_left, of_right = (shows[np.searchsorted(known, side)] for side in (left, right))
         pairs = Pairs(left, right, same[there], of_left, of_right)
     if "search" in held:
-        search = _template_search(dataset, known)
+        search = _template_search(dataset, known, shows)
     if search is None and pairs is None:
         raise InputError(f"{what} has neither of the tables template_pairs and search")
     return Trials(search, pairs, Templates(sample, template, medium), True, what)
 
 
-def _template_search(dataset: ShardDataset, known: Ids) -> Search:
-    names, subject, part = columns(dataset.table("search"), "template", "subject", "part")
+def _template_search(dataset: ShardDataset, known: Ids, shows: Ids) -> Search:
+    names, part = columns(dataset.table("search"), "template", "part")
     there = np.isin(names, known)
-    names, subject, part = names[there], subject[there], part[there]
-    probe = part == "probe"
+    names, part = names[there], part[there]
+    subject, probe = shows[np.searchsorted(known, names)], part == "probe"
     # no camera: probes have camera 0, the gallery camera 1
     asked = names[probe], subject[probe], np.zeros(probe.sum(), dtype=np.int64)
     found = names[~probe], subject[~probe], np.ones((~probe).sum(), dtype=np.int64)
