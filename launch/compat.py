@@ -118,12 +118,13 @@ def compatibility(
             tell = partial(shown.update, shown.add_task(f"{name} model", total=None))
             embedded[name] = test.embedded(model, tell)
     torch.set_num_threads(1)  # many small operations: a second thread mostly waits
-    found = compare(
-        test.trials,
-        embedded["old"],
-        embedded["new"],
-        embedded.get("paragon"),
-        settings,
-        test.dataset.names,
-    )
+    with console.status("comparing"):
+        found = compare(
+            test.trials,
+            embedded["old"],
+            embedded["new"],
+            embedded.get("paragon"),
+            settings,
+            test.dataset.names,
+        )
     return {"new": str(new), "old": str(old), "benchmark": str(benchmark), **found}

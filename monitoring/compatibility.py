@@ -151,7 +151,7 @@ def summary_tables(rows: list[dict[str, Any]]) -> Iterator[Table]:
             padding=(0, 1, 0, 0),
         )
         for number, head in enumerate(SUMMARY_HEADS):
-            table.add_column(head, justify="left" if number < 2 else "right", no_wrap=True)
+            table.add_column(head, justify="left" if number < 2 else "right", no_wrap=number < 2)
         for row in own:
             method, *cells = summary_cells(row)
             table.add_row(f"{row['run']}: {method}" if several_runs else method, *cells)

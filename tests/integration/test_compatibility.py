@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.chain_compatibility import trials_of
-from launch.compat import compatibility
+from launch.compat import Test, compatibility
 from launch.config import load_config
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
@@ -22,7 +22,8 @@ from launch.withheld import Withheld
 from monitoring.results import read_jsonl
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.vectors import Embedded
-from trainer.stored import read_embeddings
+from trainer.model import Model
+from trainer.stored import read_embeddings, write_embeddings
 
 CONSOLE = Console(quiet=True)
 POINTS = ["top1", "tar@0.1"]
@@ -195,6 +196,31 @@ def test_models_are_embedded_anew_where_nothing_is_kept(run, folder, tmp_path):
     wanted = found(run, "bct", 2)["against"][1]["points"]
     ours = [point["new_old"] for point in json.loads(done.stdout)["points"]]
     np.testing.assert_allclose(ours, [point["new_old"] for point in wanted], atol=0.02)
+
+
+def test_only_embeddings_of_this_model_and_these_images_are_used(run, folder):
+    model = Model.open(run.step_folder(Chain("bct", 0), 1) / "model")
+    beside = model.folder.parent / "embeddings.safetensors"
+    before, test = beside.read_bytes(), Test.open(folder / "c.yaml", None)
+    wanted = stored(run, "bct", 1).vectors
+
+    def embedded(test):
+        """Whether images were embedded, and the vectors."""
+        told = []
+        vectors = test.embedded(model, lambda **done: told.append(done)).vectors
+        return bool(told), vectors
+
+    anew, vectors = embedded(test)
+    assert not anew and np.array_equal(vectors, wanted)
+    assert embedded(Test.open(folder / "c.yaml", (24, 24)))[0]
+    try:
+        samples, vectors = read_embeddings(beside)
+        write_embeddings(beside, samples, vectors + 1, "another model")
+        anew, vectors = embedded(test)
+        of = np.isin(samples, test.trials.samples)
+        assert anew and np.allclose(vectors, wanted[of], atol=1e-4)
+    finally:
+        beside.write_bytes(before)
 
 
 def test_bad_input_is_one_line_and_exit_2(run, folder, small_folder):
