@@ -192,9 +192,9 @@ def test_models_are_embedded_anew_where_nothing_is_kept(run, folder, tmp_path):
     for file in (run.step_folder(Chain("bct", 0), 2) / "model").iterdir():
         (alone / file.name).write_bytes(file.read_bytes())
     old = run.step_folder(Chain("bct", 0), 1) / "model"
-    done = command(alone, "--with", old, "--on", folder / "c.yaml", "--json")
+    ours = compatibility(alone, old, folder / "c.yaml", None, {}, None, CONSOLE)["points"]
     wanted = found(run, "bct", 2)["against"][1]["points"]
-    ours = [point["new_old"] for point in json.loads(done.stdout)["points"]]
+    ours = [point["new_old"] for point in ours]
     np.testing.assert_allclose(ours, [point["new_old"] for point in wanted], atol=0.02)
 
 

@@ -83,6 +83,10 @@ def test_templates_are_cut_to_the_shorter_model_before_they_are_normalised():
                 right.append(whom[int(np.argmin(near))] == own)
         hits.append(np.mean(right))
     assert values(trials, new, old, ("top1",))["top1"] == pytest.approx(np.mean(hits))
+    names = np.unique(trials.templates.template)
+    found = trials.vectors(new, 8).of(names).numpy()
+    sums = np.array([template(new, name, 8) for name in names])
+    np.testing.assert_allclose(found, sums / np.linalg.norm(sums, axis=1)[:, None], atol=1e-5)
 
 
 def test_a_collapsed_model_finds_nothing():
