@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -29,7 +30,7 @@ from trainer.teacher import TeacherSettings
 
 
 @dataclass(frozen=True)
-class Test:
+class TwoModelTest:
     """Where two models are compared, and how its images are read."""
 
     dataset: ShardDataset
@@ -40,7 +41,7 @@ class Test:
     """Location of the dataset, where the embeddings that runs keep of it may be used."""
 
     @classmethod
-    def open(cls, benchmark: Path, size: tuple[int, int] | None) -> "Test":
+    def open(cls, benchmark: Path, size: tuple[int, int] | None) -> "TwoModelTest":
         """A run's configuration (.yaml), or a dataset's folder. Raises InputError."""
         if benchmark.suffix not in (".yaml", ".yml"):
             dataset, data = ShardDataset.open(benchmark), PipelineSettings(image_size=size)
@@ -103,8 +104,13 @@ def compatibility(
 
     Raises InputError.
     """
-    test = Test.open(benchmark, size)
-    settings = CompatibilitySettings.model_validate(test.settings.model_dump() | changes)
+    test = TwoModelTest.open(benchmark, size)
+    try:
+        settings = CompatibilitySettings.model_validate(test.settings.model_dump() | changes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        words = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"--{first['loc'][0]}: {words} (given: {first['input']!r})") from error
     test.trials.points(settings.at)  # before anything is embedded
     models = {"old": Model.open(old), "new": Model.open(new)}
     if paragon is not None:

@@ -22,8 +22,12 @@ from monitoring.curves import tradeoffs
 from monitoring.results import compare, evaluations, metrics, ordered_methods, read_jsonl
 
 _PHASE_COLOURS = {
-    **{"adopt": 0, "train": 0, "neighbours": 1},
-    **{"evaluate": 2, "prototypes": 3, "compatibility": 4},
+    "adopt": 0,
+    "train": 0,
+    "neighbours": 1,
+    "evaluate": 2,
+    "prototypes": 3,
+    "compatibility": 4,
 }
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.chain_compatibility import trials_of
-from launch.compat import Test, compatibility
+from launch.compat import TwoModelTest, compatibility
 from launch.config import load_config
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
@@ -201,7 +201,7 @@ def test_models_are_embedded_anew_where_nothing_is_kept(run, folder, tmp_path):
 def test_only_embeddings_of_this_model_and_these_images_are_used(run, folder):
     model = Model.open(run.step_folder(Chain("bct", 0), 1) / "model")
     beside = model.folder.parent / "embeddings.safetensors"
-    before, test = beside.read_bytes(), Test.open(folder / "c.yaml", None)
+    before, test = beside.read_bytes(), TwoModelTest.open(folder / "c.yaml", None)
     wanted = stored(run, "bct", 1).vectors
 
     def embedded(test):
@@ -212,7 +212,7 @@ def test_only_embeddings_of_this_model_and_these_images_are_used(run, folder):
 
     anew, vectors = embedded(test)
     assert not anew and np.array_equal(vectors, wanted)
-    assert embedded(Test.open(folder / "c.yaml", (24, 24)))[0]
+    assert embedded(TwoModelTest.open(folder / "c.yaml", (24, 24)))[0]
     try:
         samples, vectors = read_embeddings(beside)
         write_embeddings(beside, samples, vectors + 1, "another model")
@@ -230,5 +230,9 @@ def test_bad_input_is_one_line_and_exit_2(run, folder, small_folder):
     assert done.stderr.count("\n") == 1 and "it can tell is tar@0.05" in done.stderr
     with pytest.raises(InputError, match="no images with roles query and gallery"):
         compatibility(model, model, small_folder, None, {}, None, CONSOLE)
+    with pytest.raises(InputError, match="--confidence: .* less than 1"):
+        compatibility(model, model, config, None, {"confidence": 2.0}, None, CONSOLE)
+    with pytest.raises(InputError, match="--at: 'top9' is no operating point"):
+        compatibility(model, model, config, None, {"at": ("top9",)}, None, CONSOLE)
     with pytest.raises(InputError, match=str(folder)):
         compatibility(model, folder, config, None, {}, None, CONSOLE)
