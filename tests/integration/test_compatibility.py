@@ -230,7 +230,7 @@ def test_bad_input_is_one_line_and_exit_2(run, folder, small_folder):
     assert done.stderr.count("\n") == 1 and "it can tell is tar@0.05" in done.stderr
     with pytest.raises(InputError, match="no images with roles query and gallery"):
         compatibility(model, model, small_folder, None, {}, None, CONSOLE)
-    with pytest.raises(InputError, match="--confidence: .* less than 1"):
+    with pytest.raises(InputError, match=r"--confidence: .* less than 1"):
         compatibility(model, model, config, None, {"confidence": 2.0}, None, CONSOLE)
     with pytest.raises(InputError, match="--at: 'top9' is no operating point"):
         compatibility(model, model, config, None, {"at": ("top9",)}, None, CONSOLE)
