@@ -12,8 +12,11 @@ from rich.table import Table
 
 from data_shards.settings import InputError
 from launch.outside import adopt, backfill, embed
-from launch.preemption import EXIT_CODE, Preempted
+from launch.preemption import EXIT_CODE as PREEMPTED
+from launch.preemption import Preempted
 from launch.shards import shards
+from launch.withheld import EXIT_CODE as WITHHELD
+from launch.withheld import Withheld
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
@@ -70,17 +73,23 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds."""
+    from monitoring.compatibility import summary, summary_tables
     from monitoring.results import compare as rows_of
     from monitoring.results import evaluations, tables
 
     for folder in runs:
         if not evaluations(folder):
             raise InputError(f"{folder} holds no evaluation yet: run it, or see `perennial status`")
-    rows = rows_of(runs)
+    rows, compatible = rows_of(runs), summary(runs)
     if as_json:
+        for row in rows:
+            same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
+            row |= {"compatibility": same} if same else {}
         print(json.dumps(rows, indent=1))
         return
     for table in tables(rows):
+        console.print(table)
+    for table in summary_tables(compatible):
         console.print(table)
 
 
@@ -119,6 +128,54 @@ def inspect(
         console.print(table)
     if found.damaged:
         raise InputError(f"{found.folder}: damaged or missing: {', '.join(found.damaged)}")
+
+
+@app.command()
+def compat(
+    new: Annotated[Path, typer.Argument(help="Folder of the new model: it embeds the queries.")],
+    old: Annotated[
+        Path, typer.Option("--with", help="Folder of the old model: it embedded the gallery.")
+    ],
+    benchmark: Annotated[
+        Path, typer.Option("--on", help="A configuration (.yaml) or the folder of a test dataset.")
+    ],
+    paragon: Annotated[
+        Path | None, typer.Option(help="Folder of the best model without constraint.")
+    ] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(help="Operating points: top1, map, tar@RATE, tpir@RATE; may be repeated."),
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="That the criterion holds, and of the intervals.")
+    ] = None,
+    image_size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(help="Height and width of images, where the models had others."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+) -> None:
+    """Say whether NEW's queries may meet a gallery that the old model embedded, and what it gains.
+
+    Exit status 0: the criterion holds at every operating point; 3: it does not; 2: bad input.
+    """
+    from data_shards.files import write_json
+    from launch.compat import compatibility
+    from monitoring.compatibility import comparison_tables
+
+    given = {"at": tuple(at or ()), "confidence": confidence}
+    changes = {key: value for key, value in given.items() if value}
+    found = compatibility(new, old, benchmark, paragon, changes, image_size, console)
+    if out is not None:
+        write_json(out, found)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        for part in comparison_tables(found):
+            console.print(part)
+    if not found["holds"]:
+        raise typer.Exit(WITHHELD)
 
 
 @app.command()
@@ -192,7 +249,9 @@ def main() -> None:
     except InputError as error:
         _stop(f"error: {error}", 2)
     except Preempted as ended:
-        _stop(str(ended), EXIT_CODE)
+        _stop(str(ended), PREEMPTED)
+    except Withheld as refused:
+        _stop(str(refused), WITHHELD)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
             _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)

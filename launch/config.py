@@ -176,6 +176,12 @@ class RunConfig(Settings):
                 f"training.accumulate = {self.training.accumulate} leaves a worker no image a part:"
                 " lower it or cluster.workers, or raise training.batch"
             )
+        compared = self.evaluation.compatibility
+        if compared and compared.paragon is not None and compared.paragon not in self.methods:
+            raise ValueError(
+                f"evaluation.compatibility.paragon is {compared.paragon}, which is none of the "
+                f"methods {', '.join(self.methods)}"
+            )
         order = self.data.order
         if order.kind == "identities" and self.training.batch % order.images_per_identity:
             raise ValueError(
@@ -193,6 +199,7 @@ class RunConfig(Settings):
         for key in ("threads", "prefetch", "cache"):
             del values["data"][key]
         del values["classifier"]["memory"]
+        del values["evaluation"]["compatibility"]  # the phase has a fingerprint of its own
         for key in NOT_DECIDING:
             del values["training"][key]
         del values["training"]["guard"]["max_rewinds"]

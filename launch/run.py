@@ -16,12 +16,17 @@ from data_shards.settings import InputError
 from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
 from launch.adopting import check_adopted
+from launch.chain_compatibility import trials_of
 from launch.cluster import cluster
 from launch.config import RunConfig, differences
+from launch.driver import Driver
 from launch.folder import Run, check_steps
 from launch.ledger import Ledger
-from launch.phases import Driver, pending, phases
+from launch.phases import pending, phases
 from launch.preemption import sigterm
+from launch.publishing import gated, settle
+from launch.withheld import Withheld
+from monitoring.compatibility import summary, summary_tables
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
@@ -89,8 +94,8 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
 def execute(config: RunConfig, folder: Path, console: Console) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
-    Raises InputError for anything that the user can mend, Preempted after SIGTERM; what is
-    finished stays.
+    Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
+    end where the gate kept a model from being published; what is finished stays.
     """
     if config.glyphs is not None and not config.dataset_is_there():
         build_glyphs(config.glyphs, Path(config.dataset), console)
@@ -100,6 +105,8 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         samples = [len(own) for own in run.benchmark.steps]
         check_steps(run.benchmark.rows, samples, config.cluster.workers)
         check_adopted(run)
+        if config.evaluation.compatibility is not None:
+            trials_of(run)
         _settle_configuration(config, folder)
         ledger = Ledger(folder / "ledger.jsonl")
         todo = pending(run, ledger)
@@ -120,7 +127,12 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                 Driver(run, ledger, ray, progress, stop).walk(todo)
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
+        withheld = settle(run, ledger) if gated(run) else []
         draw(folder)
     for table in tables(compare([folder])):
         console.print(table)
+    for table in summary_tables(summary([folder])):
+        console.print(table)
     console.print(f"report: {folder / 'report.html'}")
+    if withheld:
+        raise Withheld(withheld)

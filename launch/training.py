@@ -1,12 +1,12 @@
 """A training phase on Ray Train: workers started, heard, and ended when they hold others up."""
 
-import json
 import os
 import threading
 import time
 from typing import Any
 
 from data_shards.settings import InputError
+from launch.events import append
 from launch.folder import Chain, Run
 from launch.heartbeat import Beat, diagnose, end_process
 from launch.mailbox import Mailbox
@@ -101,17 +101,13 @@ class TrainingPhases:
                 self._event(record)
             else:
                 self._progress.training(record)
-                self._append("metrics.jsonl", record)
+                append(self._run.folder, "metrics.jsonl", record)
         return beats
 
     def _event(self, event: dict[str, Any]) -> None:
         if "message" in event:
             self._progress.notice(event["message"])
-        self._append("events.jsonl", event)
-
-    def _append(self, file: str, record: dict[str, Any]) -> None:
-        with (self._run.folder / file).open("a") as out:
-            out.write(json.dumps({"time": time.time(), **record}) + "\n")
+        append(self._run.folder, "events.jsonl", event)
 
     def _end_stuck(self, name: str, beats: list[Beat]) -> None:
         """Ends workers that hold the others up: Ray then restarts the group.

@@ -9,10 +9,26 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
 from monitoring.charts import Line, Span, line_chart, timeline
+from monitoring.compatibility import (
+    SUMMARY_HEADS,
+    by_point,
+    comparisons,
+    in_words,
+    summary,
+    summary_cells,
+)
+from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
 from monitoring.results import compare, evaluations, metrics, ordered_methods, read_jsonl
 
-_PHASE_COLOURS = {"train": 0, "neighbours": 1, "evaluate": 2, "prototypes": 3, "adopt": 0}
+_PHASE_COLOURS = {
+    "adopt": 0,
+    "train": 0,
+    "neighbours": 1,
+    "evaluate": 2,
+    "prototypes": 3,
+    "compatibility": 4,
+}
 
 
 def draw(folder: Path) -> Path:
@@ -42,6 +58,7 @@ def draw(folder: Path) -> Path:
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
             for name, charts in tradeoffs(evaluations(folder), methods, colours).items()
         ],
+        compatibility=_compatibility(folder, colours),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours)],
         timeline=Markup(timeline(_spans(ledger))),
         hours=sum(r["finished"] - r["started"] for r in ledger) / 3600,
@@ -92,6 +109,28 @@ def _curves(
             lines.append(Line(method, colours[method], points, band))
         charts.append((title, line_chart(lines, "learning step", f"{title}, %", whole_x=True)))
     return charts
+
+
+def _compatibility(folder: Path, colours: dict[str, int]) -> dict[str, Any] | None:
+    """The page's part on compatibility; none where the run does not compare its models."""
+    found = comparisons(folder)
+    if not found:
+        return None
+    charts = {
+        "matrices": matrices(found),
+        "gains": gain_charts(found, colours),
+        "backfill": backfill_charts(found),
+    }
+    return {
+        "heads": SUMMARY_HEADS,
+        "tables": [
+            (in_words(point), [summary_cells(row) for row in rows])
+            for point, rows in by_point(summary([folder])).items()
+        ],
+        "confidence": found[0]["confidence"],
+        "flips": flip_rows(found),
+        **{key: [(name, Markup(svg)) for name, svg in drawn] for key, drawn in charts.items()},
+    }
 
 
 def _losses(folder: Path, colours: dict[str, int]) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from data_shards.settings import Settings
+from trainer.evaluation.compatibility import CompatibilitySettings
 
 
 class HeldOutSettings(Settings):
@@ -47,6 +48,9 @@ class EvaluationSettings(Settings):
     """Queries whose nearest gallery images are kept for the report."""
     tests: dict[str, HeldOutSettings] = Field(default={})
     """Test sets of their own, by a name of your choice."""
+    compatibility: CompatibilitySettings | None = None
+    """How each learning step's model is compared with those before it, see docs/compatibility.md;
+    none: it is not."""
 
     @field_validator("tests")
     @classmethod

@@ -1,0 +1,106 @@
+"""The phases that CPU actors do: neighbourhoods, prototypes, evaluation."""
+
+import shutil
+
+import numpy as np
+
+from data_shards.files import write_json
+from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
+from data_shards.pipeline import image_size
+from launch.folder import Run
+from launch.held_out import Measurement
+from launch.neighbourhoods import neighbour_examples, units
+from launch.phases import Phase
+from launch.pool import ActorPool
+from monitoring.results import figures
+from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
+from trainer.model import Model
+from trainer.prototypes import class_means, read_sums, write_prototypes
+from trainer.stored import write_embeddings
+
+
+class CpuPhases:
+    """Does phases, each by spreading its units over a pool of CPU actors."""
+
+    def __init__(self, run: Run, pool: ActorPool) -> None:
+        self._run, self._pool = run, pool
+
+    def neighbours(self, phase: Phase) -> str:
+        run, config = self._run, self._run.config
+        previous = run.previous(phase.chain, phase.step)
+        assert previous is not None
+        recipe = run.recipe(phase.chain, phase.step)
+        samples = run.benchmark.step_samples(phase.step, recipe.data == "all")
+        views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
+        part = phase.output.with_name("neighbours.part")
+        part.mkdir(parents=True, exist_ok=True)
+        model, out = previous.folder.resolve(), part.resolve()
+        calls = [
+            (model, out, shard, view, own, recipe.needs, config.data, config.teacher)
+            for shard, own in units(run.dataset, samples)
+            for view in views
+            if not teacher_file(part, shard, view).exists()
+        ]
+        self._pool.map("neighbours", calls)
+        if recipe.needs.neighbours is not None:
+            cache = TeacherCache(
+                part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
+            )
+            examples = neighbour_examples(
+                run.dataset, run.benchmark, cache, samples, config.evaluation.examples
+            )
+            write_json(phase.output.with_name("neighbour_examples.json"), examples)
+        part.rename(phase.output)
+        return ""
+
+    def prototypes(self, phase: Phase) -> str:
+        run, config = self._run, self._run.config
+        anchor = run.anchor(phase.chain, phase.step)
+        assert anchor is not None
+        part = phase.output.with_name("prototypes.part")
+        part.mkdir(parents=True, exist_ok=True)
+        model = anchor.folder.resolve()
+        row_of = run.benchmark.row[run.dataset.identity]
+        first, last = run.prototype_rows(phase.chain, phase.step)
+        samples = run.benchmark.step_samples(phase.step, all_so_far=True)
+        shards = units(run.dataset, samples[row_of[samples] >= first])
+        files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
+        calls = [
+            (model, file, own, row_of[own], config.data, config.teacher)
+            for file, (_, own) in zip(files, shards, strict=True)
+            if not file.exists()
+        ]
+        self._pool.map("prototypes", calls)
+        sums = (read_sums(file, anchor.fingerprint) for file in files)
+        means = class_means(sums, first, last)
+        write_prototypes(phase.output, means, anchor.fingerprint)
+        shutil.rmtree(part)
+        return f"{len(means):,} rows"
+
+    def evaluate(self, phase: Phase) -> str:
+        run, config = self._run, self._run.config
+        model = Model.open(phase.output.parent / "model")
+        samples = samples_to_embed(run.benchmark)
+        calls = [
+            (model.folder.resolve(), own, config.data, config.teacher.batch)
+            for _, own in units(run.dataset, samples)
+        ]
+        none = np.empty((0, model.settings.dimension), dtype=np.float32)
+        embeddings = np.concatenate([none, *self._pool.map("embed", calls)])
+        write_embeddings(
+            phase.output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
+        )
+        given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
+        write_json(phase.output.with_name("examples.json"), search_examples(*given))
+        measured = evaluate(*given)
+        if run.held_out:
+            scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
+            size = image_size(run.dataset, config.data)
+            data = config.data.model_copy(update={"image_size": size})
+            measurement = Measurement(
+                model.folder, data, config.teacher.batch, scratch, self._pool.map
+            )
+            measured["tests"] = measurement.measure(run.held_out)
+        write_json(phase.output, measured)
+        shown = list(figures(measured).values())[:2]
+        return ", ".join(f"{title} {value:.1%}" for title, value in shown)

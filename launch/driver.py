@@ -1,0 +1,107 @@
+"""Walking through the phases of a run: each is done once, however often it stops."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launch.adopting import take_adopted
+from launch.chain_compatibility import compare_step
+from launch.cpu_phases import CpuPhases
+from launch.events import append
+from launch.folder import Run
+from launch.ledger import Ledger
+from launch.links import link
+from launch.phases import Phase
+from launch.pool import ActorPool
+from launch.preemption import Preempted
+from launch.publishing import gated, settle, verdict
+from launch.training import TrainingPhases
+from monitoring.progress import RunProgress
+
+
+class Driver:
+    """Walks a run's phases on a Ray cluster and records them in the ledger."""
+
+    def __init__(
+        self, run: Run, ledger: Ledger, ray: Any, progress: RunProgress, stop: threading.Event
+    ) -> None:
+        """`stop` is set to end the walk early, with nothing lost."""
+        self._run, self._ledger, self._ray, self._progress = run, ledger, ray, progress
+        config = run.config
+        targets = run.folder / "targets"
+        where = config.dataset_location(), config.data.cache, targets
+        self._pool = ActorPool(ray, config.cluster, *where, stop, progress.units)
+        self._cpu = CpuPhases(run, self._pool)
+        self._stop = stop
+        self._training: TrainingPhases | None = None
+
+    def walk(self, todo: list[Phase]) -> None:
+        """Does `todo` in order.
+
+        Raises InputError with the workers' own words, Preempted when `stop` was set.
+        """
+        works: dict[str, Callable[[Phase], str]] = {
+            "neighbours": self._cpu.neighbours,
+            "prototypes": self._cpu.prototypes,
+            "adopt": self._adopt,
+            "train": self._train,
+            "evaluate": self._cpu.evaluate,
+            "compatibility": self._compatibility,
+        }
+        for phase in todo:
+            if self._stop.is_set():
+                raise Preempted(phase.name)
+            self._progress.begin(phase.name)
+            started = time.time()
+            twin = self._ledger.twin(phase.fingerprint)
+            source = self._run.folder / twin["output"] if twin else None
+            if twin and source and source.exists() and source != phase.output:
+                for name in (*phase.beside, phase.output.name):
+                    if (file := source.with_name(name)).exists():
+                        link(file, phase.output.with_name(name))
+                result = f"the same as {twin['phase']}"
+            else:
+                twin = None
+                result = works[phase.kind](phase)
+            self._ledger.add(
+                {
+                    "phase": phase.name,
+                    "fingerprint": phase.fingerprint,
+                    "output": str(phase.output.relative_to(self._run.folder)),
+                    "kind": phase.kind,
+                    "method": phase.chain.method,
+                    "seed": phase.chain.seed,
+                    "step": phase.step,
+                    "started": started,
+                    "finished": time.time(),
+                    **({"same_as": twin["phase"]} if twin else {}),
+                }
+            )
+            self._progress.end(result)
+            self._publish(phase)
+
+    def _compatibility(self, phase: Phase) -> str:
+        return compare_step(self._run, phase, self._pool.map)
+
+    def _publish(self, phase: Phase) -> None:
+        """Publishes what may be, where the run has a gate; says so where `phase` may not."""
+        if phase.kind not in ("evaluate", "compatibility") or not gated(self._run):
+            return
+        withheld = settle(self._run, self._ledger)
+        if phase.kind == "compatibility" and (why := verdict(phase)) in withheld:
+            self._progress.notice(why)
+            append(self._run.folder, "events.jsonl", {"event": "withheld", "message": why})
+
+    def _adopt(self, phase: Phase) -> str:
+        model = take_adopted(self._run, phase.output)
+        return f"{model.rows:,} rows"
+
+    def _train(self, phase: Phase) -> str:
+        self._pool.make_room(self._run.config.cluster.workers + 1)
+        if self._training is None:
+            self._training = TrainingPhases(self._run, self._ray, self._progress, self._stop)
+        self._training.train(phase.name, phase.chain, phase.step)
+        if not phase.output.exists():
+            raise Preempted(phase.name)
+        return ""
