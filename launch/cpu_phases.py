@@ -50,6 +50,7 @@ class CpuPhases:
                 run.dataset, run.benchmark, cache, samples, config.evaluation.examples
             )
             write_json(phase.output.with_name("neighbour_examples.json"), examples)
+        shutil.rmtree(phase.output, ignore_errors=True)  # of other settings
         part.rename(phase.output)
         return ""
 

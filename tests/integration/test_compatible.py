@@ -1,5 +1,8 @@
 """Backward-compatible training in a run: its phases, other networks, and synthesised rows."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -132,3 +135,16 @@ def test_the_first_step_learns_its_share_and_longer_steps_train_longer(run):
     assert run.benchmark.rows == (18, 27, 36)
     lengths = [run.training(Chain("bct", 0), step).iterations for step in range(3)]
     assert lengths == [5, 8, 10]
+
+
+def test_answers_that_are_out_of_date_are_replaced(run, tmp_path):
+    """As where a phase has another fingerprint than the one whose output lies there."""
+    copy = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    ledger, again = copy / "ledger.jsonl", "l2/seed-0/step-2/"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join(line for line in lines if again not in line))
+    (stale := copy / "chains/l2/seed-0/steps/2/neighbours/stale").touch()
+    execute(run.config, copy, Console(quiet=True))
+    assert not stale.exists()
+    kept = "chains/l2/seed-0/steps/2/evaluation.json"
+    assert (copy / kept).read_text() == (run.folder / kept).read_text()
