@@ -88,9 +88,9 @@ def backfill(
     shards: Annotated[str, typer.Option(help="Folder or URL of the dataset they were made of.")],
     budget: Annotated[int, typer.Option(min=1, help="Images to embed now.")],
     order: Annotated[
-        Literal["crowded", "random"],
-        typer.Option(help="crowded: identities first that are hardest to tell from another."),
-    ] = "crowded",
+        Literal["isolated", "random"],
+        typer.Option(help="isolated: identities first that are farthest from everybody else."),
+    ] = "isolated",
     size: Annotated[
         str | None, typer.Option(help="HxW to resize images to; default: as they are.")
     ] = None,

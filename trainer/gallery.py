@@ -22,7 +22,7 @@ from trainer.stored import read_embeddings, write_embeddings
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-Order = Literal["crowded", "random"]
+Order = Literal["isolated", "random"]
 INDEX = "gallery.json"
 _VERSION = 1
 _BLOCK = 4096  # identities whose means are compared with as many others at once
@@ -208,8 +208,8 @@ def crowding(parts: Iterable[tuple[Ids, Vectors]], identity: Ids) -> NDArray[np.
 def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Order) -> Ids:
     """The samples, ascending, at most `budget`, whose vectors `model` is to replace next.
 
-    Identity after identity, those already begun with first: in the order of `crowding` by the
-    vectors of the other model, or in a random one that is always the same. `identity` [n] is each
+    Identity after identity, those already begun with first: those farthest from everybody else
+    (`crowding`) by the vectors of the other model first, or in a random one that is always the same. `identity` [n] is each
     sample's.
     """
     count = int(identity.max()) + 1
@@ -220,8 +220,8 @@ def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Orde
     begun = np.zeros(count, dtype=bool)
     for samples, _ in gallery.vectors(model):
         begun[identity[samples]] = True
-    if order == "crowded":
-        key = -crowding((part for name in old for part in gallery.vectors(name)), identity)
+    if order == "isolated":
+        key = crowding((part for name in old for part in gallery.vectors(name)), identity)
     else:
         key = bits(stream_key(0, "backfill"), np.arange(count)).astype(np.float64)
     place = np.empty(count, dtype=np.int64)
