@@ -208,9 +208,9 @@ def crowding(parts: Iterable[tuple[Ids, Vectors]], identity: Ids) -> NDArray[np.
 def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Order) -> Ids:
     """The samples, ascending, at most `budget`, whose vectors `model` is to replace next.
 
-    Identity after identity, those already begun with first: those farthest from everybody else
-    (`crowding`) by the vectors of the other model first, or in a random one that is always the same. `identity` [n] is each
-    sample's.
+    Identity after identity, those already begun with first; then those farthest from everybody else
+    by the vectors of the other model (`crowding`), or in a random order that is always the same.
+    `identity` [n] is each sample's.
     """
     count = int(identity.max()) + 1
     old = gallery.others(model)
