@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo han test lint lock bench peers clean
+.PHONY: help setup demo monitoring han test lint lock bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,6 +17,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 demo: setup  ## four methods on glyphs, from shards to report
 	$(RUN)/perennial demo
+
+monitoring: setup  ## the demo run, and a Prometheus with our alert rules beside it
+	$(RUN)/python -m monitoring.prometheus runs/demo & \
+	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
+	$(RUN)/perennial demo && echo "Prometheus goes on until Ctrl-C" && wait
 
 test: setup lint  ## every check that CI makes
 	$(RUN)/python -m pytest

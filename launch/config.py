@@ -46,14 +46,16 @@ class ClusterSettings(Settings):
     """The same for a worker that has been doing one thing (reading input, waiting for the others
     within a collective, saving) for so long. Twice this is the process group's own time-out."""
     metrics_port: int | None = None
-    """First port for Prometheus, one a rank (on localhost unless `address` is set); none: any."""
+    """First port for Prometheus, one a rank and, after them, the driver's (on localhost unless
+    `address` is set); none: any."""
 
     def cores(self) -> int:
         """Cores of this machine that may be used."""
         return len(os.sched_getaffinity(0))
 
     def metrics_endpoint(self, rank: int) -> dict[str, Any]:
-        """The port and host that a rank's Prometheus endpoint listens on."""
+        """The port and host that a rank's Prometheus endpoint listens on, or with the number of
+        ranks the driver's."""
         port = None if self.metrics_port is None else self.metrics_port + rank
         return {"port": port, "host": "127.0.0.1" if self.address is None else "0.0.0.0"}
 

@@ -20,7 +20,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
-from monitoring.exporter import serve_metrics
+from monitoring.exporter import serving
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
 from trainer.evaluation.protocol import picture
@@ -91,7 +91,8 @@ class OldModel:
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
         self._held_out: dict[Path, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
-        serve_metrics(self._metrics.registry, target_file, labels)
+        self._endpoint = serving(self._metrics.registry, target_file, labels)
+        self._endpoint.__enter__()  # until Ray ends the actor
 
     def _model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
         key = (folder, settings)

@@ -30,6 +30,7 @@ from monitoring.compatibility import summary, summary_tables
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
+from monitoring.run_metrics import RunMetrics, monitored
 
 
 def build_glyphs(settings: GlyphSettings, out: Path, console: Console) -> None:
@@ -119,9 +120,11 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                 for phase in todo
                 if phase.kind == "train"
             )
+            metrics = RunMetrics(folder, every, every - len(todo))
             with (
+                monitored(metrics, **config.cluster.metrics_endpoint(config.cluster.workers)),
                 cluster(config.cluster) as ray,
-                RunProgress(console, iterations, len(todo)) as progress,
+                RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
             ):
                 Driver(run, ledger, ray, progress, stop).walk(todo)

@@ -14,6 +14,8 @@ from launch.workers import worker
 from monitoring.progress import RunProgress
 
 _POLL_SECONDS = 0.2
+_HEARD_SECONDS = 5.0
+"""A rank that says something once a second and is silent for so long is missing."""
 
 
 class TrainingPhases:
@@ -50,7 +52,13 @@ class TrainingPhases:
             thread.join(_POLL_SECONDS)
             if self._stop.is_set():
                 self._mailbox.stop.remote()
-            self._end_stuck(name, self._read_mail())
+            beats = [beat for beat in self._read_mail() if beat.phase == name]
+            self._progress.ranks(
+                max(1, self._run.config.cluster.workers),
+                sum(beat.silent < _HEARD_SECONDS for beat in beats),
+                sum(beat.doing.turns for beat in beats),
+            )
+            self._end_stuck(name, beats)
         self._read_mail()
         if failure and not self._stop.is_set():
             raise InputError(
@@ -115,7 +123,7 @@ class TrainingPhases:
         Raises InputError where training runs in this very process.
         """
         cluster = self._run.config.cluster
-        heard = [b for b in beats if b.phase == name and (b.pid, b.born) not in self._ended]
+        heard = [b for b in beats if (b.pid, b.born) not in self._ended]
         guilty, why = diagnose(heard, cluster.silent_seconds, cluster.stalled_seconds)
         if not guilty:
             return

@@ -9,7 +9,7 @@ from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Chain, Run
 from launch.heartbeat import Heartbeat
-from monitoring.exporter import serve_metrics
+from monitoring.exporter import serving
 from monitoring.metrics import Metrics
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
@@ -42,7 +42,7 @@ def worker(spec: dict[str, Any]) -> None:
         if restarts and ranks.rank == 0:
             start["message"] = f"{phase}: the workers were started again ({restarts})"
         mailbox.post.remote({"phase": phase, "pid": os.getpid(), **start})
-        serve_metrics(
+        endpoint = serving(
             metrics.registry,
             run.folder / "targets" / f"trainer-{ranks.rank}.json",
             {"job": "trainer", "rank": str(ranks.rank)},
@@ -60,8 +60,8 @@ def worker(spec: dict[str, Any]) -> None:
         if config.cluster.gpu:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
-        pulse = Pulse()
-        with Heartbeat(mailbox, phase, ranks.rank, pulse):
+        pulse = Pulse(metrics.count_doing)
+        with endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse):
             train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
     except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})

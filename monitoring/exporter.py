@@ -2,27 +2,44 @@
 
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 
-def serve_metrics(
+@contextmanager
+def serving(
     registry: CollectorRegistry,
     target_file: Path,
     labels: dict[str, str],
     port: int | None = None,
     host: str = "127.0.0.1",
-) -> int:
-    """Starts an endpoint and writes `target_file` for Prometheus' file_sd_configs.
+) -> Iterator[int]:
+    """An endpoint, and `target_file` for Prometheus' file_sd_configs; any free port when None.
 
-    Returns the port; any free one when `port` is None.
+    The file goes with a good end and stays after an error or a kill: Prometheus then finds nobody
+    there (``up`` is 0) and can say so. It names the run, which is the folder above the file's.
+    What the process itself uses (cores, memory) is served as well.
     """
-    server, _ = start_http_server(port or 0, host, registry)
+    ProcessCollector(registry=registry)
+    server, thread = start_http_server(port or 0, host, registry)
     bound = int(server.server_port)
     name = host if host != "0.0.0.0" else socket.gethostname()
+    target = {"targets": [f"{name}:{bound}"], "labels": {"run": _run_of(target_file), **labels}}
     target_file.parent.mkdir(parents=True, exist_ok=True)
     part = target_file.with_suffix(".part")
-    part.write_text(json.dumps([{"targets": [f"{name}:{bound}"], "labels": labels}]))
+    part.write_text(json.dumps([target]))
     part.rename(target_file)
-    return bound
+    try:
+        yield bound
+        target_file.unlink(missing_ok=True)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _run_of(target_file: Path) -> str:
+    return target_file.resolve().parents[1].name

@@ -4,6 +4,9 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+SKIP_REASONS = ("loss", "spike", "gradient", "overflow")
+"""Why an update is not made: the `trainer.guard.Fault`s that skip one."""
+
 
 class Metrics:
     """Metrics of one worker or actor, in a registry of their own: base units, bounded labels."""
@@ -17,6 +20,12 @@ class Metrics:
         self.images = counter("perennial_images_total", "Images in the global batches trained on.")
         self.loss = gauge("perennial_loss", "Weighted sum of the terms.")
         self.data_wait = counter("perennial_data_wait_seconds_total", "Time waited for input.")
+        self._doing = counter(
+            "perennial_doing_seconds_total",
+            "Time by what the rank was doing. Reading input, teacher and forward are its own work; "
+            "all else may hold waiting for other ranks.",
+            ["doing"],
+        )
         self.iteration_seconds = histogram(
             "perennial_iteration_seconds",
             "Duration of an iteration, averaged over a logging interval.",
@@ -24,6 +33,10 @@ class Metrics:
         )
         self.quarantined = counter(
             "perennial_quarantined_samples_total", "Damaged samples replaced by the next in order."
+        )
+        self.quarantine_budget = gauge(
+            "perennial_quarantine_budget_samples",
+            "Damaged samples above which the phase ends with an error (data.max_quarantined).",
         )
         self._cache = {
             "hit": counter(
@@ -66,6 +79,8 @@ class Metrics:
             "Updates not made because of the loss, a spike, a gradient or a float16 overflow.",
             ["reason"],
         )
+        for reason in SKIP_REASONS:  # a counter that starts at 1 shows no increase
+            self.skipped.labels(reason)
         self.rewinds = counter(
             "perennial_rewinds_total",
             "Times that the phase went back to a checkpoint, over all its restarts.",
@@ -86,3 +101,7 @@ class Metrics:
     def count_cache(self, event: str, amount: int) -> None:
         """Counts what the cache of remote shards does (`data_shards.remote.Event`)."""
         self._cache[event].inc(amount)
+
+    def count_doing(self, doing: str, seconds: float) -> None:
+        """Counts what a rank has done for how long (`trainer.pulse.Pulse`)."""
+        self._doing.labels(doing).inc(seconds)

@@ -1,4 +1,4 @@
-"""Shows how a run gets on: a live line on a terminal, a plain line a phase elsewhere."""
+"""Shows how a run gets on: a live line on a terminal, a plain line a phase elsewhere, metrics."""
 
 import time
 from typing import Any
@@ -6,13 +6,16 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from monitoring.run_metrics import RunMetrics
+
 
 class RunProgress:
     """The driver tells it of phases and of workers' records; it draws."""
 
-    def __init__(self, console: Console, iterations: int, phases: int) -> None:
-        """`iterations` and `phases` still to do over the whole run."""
+    def __init__(self, console: Console, iterations: int, phases: int, metrics: RunMetrics) -> None:
+        """`iterations` and `phases` still to do over the whole run; `metrics` hears all of it."""
         self._console, self._phases, self._number = console, phases, 0
+        self._metrics, self._turns = metrics, 0
         self._live = Progress(
             TextColumn("[bold]{task.fields[phase]}[/]"),
             BarColumn(bar_width=24),
@@ -42,6 +45,14 @@ class RunProgress:
         self._done += self._in_phase
         self._in_phase = 0.0
         self._live.update(self._task, phase=f"{self._number}/{self._phases} {phase}", detail="")
+        self._metrics.begin(phase)
+
+    def ranks(self, expected: int, heard: int, turns: int) -> None:
+        """How many ranks there should be and are, and how much they have done together."""
+        self._metrics.ranks(expected, heard)
+        if turns != self._turns:
+            self._turns = turns
+            self._metrics.gets_on()
 
     def training(self, record: dict[str, Any]) -> None:
         """A worker's record of `trainer.loop`."""
@@ -63,10 +74,12 @@ class RunProgress:
     def units(self, done: int, of: int) -> None:
         """Units of a CPU phase are done."""
         self._last = f"{done}/{of} units"
+        self._metrics.gets_on()
         self._live.update(self._task, detail=self._last)
 
     def end(self, result: str = "") -> None:
         """The phase is finished; `result` is worth a word."""
+        self._metrics.end()
         words = ", ".join(filter(None, [result, self._last]))
         seconds = time.monotonic() - self._begun
         self._console.print(

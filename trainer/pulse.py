@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -20,14 +21,19 @@ class Doing:
 class Pulse:
     """The trainer tells it what it turns to; others read that, and may ask for a stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: Callable[[str, float], None] = lambda what, seconds: None) -> None:
+        """`count` hears what was done, and for how many seconds, whenever something else begins."""
+        self._count = count
         self.stop = threading.Event()
         """Set by anybody: finish the iteration, save a checkpoint, return."""
         self._now = ("starting", 0, time.monotonic())
 
     def turn(self, what: str) -> None:
         """The rank turns to something else."""
-        self._now = (what, self._now[1] + 1, time.monotonic())
+        before, turns, since = self._now
+        now = time.monotonic()
+        self._now = (what, turns + 1, now)
+        self._count(before, now - since)
 
     def read(self) -> Doing:
         """What the rank is doing."""

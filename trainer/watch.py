@@ -44,6 +44,7 @@ class Watch:
     def quarantine(self, suspects: NDArray[np.int64]) -> Quarantine:
         """The list of the phase's damaged samples, leaving out `suspects` too."""
         path, budget = self._task.folder / "quarantine.jsonl", self._task.data.max_quarantined
+        self._metrics.quarantine_budget.set(budget)
         return Quarantine(path, budget, self._metrics.quarantined.inc, suspects)
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -1,0 +1,154 @@
+"""Grafana dashboards as JSON: what is on them is in `panels`."""
+
+import json
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+RUN = 'run=~"$run"'
+"""What panels filter by: the variable of the runs that the reader chose."""
+SCHEMA_VERSION = 38
+_WIDTH = 24
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One graph."""
+
+    title: str
+    unit: str
+    """Grafana's name of it: ``s``, ``percentunit``, ``short``."""
+    description: str
+    queries: dict[str, str]
+    """PromQL by legend, such as ``rank {{rank}}``."""
+    kind: str = "timeseries"
+    """Grafana's type of it: ``timeseries``, ``stat``, ``bargauge`` or ``state-timeline``."""
+    alert: str = ""
+    """The alert whose entry in the run book explains it."""
+
+    def json(self, number: int, place: dict[str, int]) -> dict[str, Any]:
+        """The panel, `number` on its dashboard."""
+        instant = self.kind in ("stat", "bargauge")
+        anchor = f"#{self.alert.lower()}" if self.alert else ""
+        panel: dict[str, Any] = {
+            "id": number,
+            "type": self.kind,
+            "title": self.title,
+            "description": self.description,
+            "gridPos": place,
+            "datasource": _DATASOURCE,
+            "links": [{"title": "Run book", "url": f"${{runbook}}{anchor}", "targetBlank": True}],
+            "fieldConfig": {"defaults": {"unit": self.unit, "min": 0}, "overrides": []},
+            "options": {},
+            "targets": [
+                {
+                    "refId": chr(ord("A") + i),
+                    "datasource": _DATASOURCE,
+                    "expr": expression,
+                    "legendFormat": legend,
+                    "instant": instant,
+                    "range": not instant,
+                }
+                for i, (legend, expression) in enumerate(self.queries.items())
+            ],
+        }
+        if instant:
+            panel["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}}
+        return panel
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """A page of panels."""
+
+    uid: str
+    """Stable: what others link to."""
+    title: str
+    description: str
+    panels: tuple[Panel, ...]
+
+    def json(self) -> dict[str, Any]:
+        """The dashboard as Grafana imports and provisions it."""
+        sizes = [(6, 5) if panel.kind == "stat" else (12, 8) for panel in self.panels]
+        return {
+            "uid": self.uid,
+            "title": self.title,
+            "description": self.description,
+            "tags": ["perennial"],
+            "schemaVersion": SCHEMA_VERSION,
+            "version": 1,
+            "editable": True,
+            "timezone": "browser",
+            "refresh": "30s",
+            "time": {"from": "now-6h", "to": "now"},
+            "links": [
+                {
+                    "title": "perennial",
+                    "type": "dashboards",
+                    "tags": ["perennial"],
+                    "asDropdown": True,
+                    "keepTime": True,
+                    "includeVars": True,
+                }
+            ],
+            "templating": {"list": _VARIABLES},
+            "panels": [
+                panel.json(number, place)
+                for number, (panel, place) in enumerate(
+                    zip(self.panels, _places(sizes), strict=True), start=1
+                )
+            ],
+        }
+
+
+_VARIABLES: list[dict[str, Any]] = [
+    {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
+    {
+        "name": "run",
+        "label": "Run",
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "query": {"query": "label_values(perennial_phases, run)", "refId": "run"},
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": ".*",
+        "multi": True,
+        "current": {"text": "All", "value": "$__all"},
+    },
+    {
+        "name": "runbook",
+        "label": "Run book",
+        "type": "constant",
+        "hide": 2,
+        "query": "docs/operations.md",
+        "description": "Where docs/operations.md can be read: the panels' links begin with it.",
+    },
+]
+
+
+def _places(sizes: list[tuple[int, int]]) -> list[dict[str, int]]:
+    """Panels of (width, height) from left to right, in rows of equal heights."""
+
+    def after(place: tuple[int, int, int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+        x, y, w, h = place
+        width, height = size
+        if x + w + width > _WIDTH or height != h:
+            return 0, y + h, width, height
+        return x + w, y, width, height
+
+    placed = accumulate(sizes, after, initial=(0, 0, 0, sizes[0][1]))
+    return [{"x": x, "y": y, "w": w, "h": h} for x, y, w, h in list(placed)[1:]]
+
+
+def write(dashboards: tuple[Dashboard, ...], folder: Path) -> None:
+    """One file a dashboard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for dashboard in dashboards:
+        (folder / f"{dashboard.uid}.json").write_text(text(dashboard))
+
+
+def text(dashboard: Dashboard) -> str:
+    """The file of a dashboard."""
+    return json.dumps(dashboard.json(), indent=1) + "\n"

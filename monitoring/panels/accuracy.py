@@ -1,0 +1,46 @@
+"""What the models reach."""
+
+from monitoring.grafana import RUN, Dashboard, Panel
+
+ACCURACY = Dashboard(
+    "perennial-accuracy",
+    "perennial: accuracy over learning steps",
+    "What the models reach, step by step.",
+    (
+        Panel(
+            "Accuracy by learning step",
+            "percentunit",
+            "top-1 on identities never seen in training.",
+            {
+                "{{method}} seed {{seed}} step {{step}}": "sort("
+                f'perennial_accuracy_ratio{{measure="top1",{RUN}}})'
+            },
+            "bargauge",
+            "PerennialAccuracyRegression",
+        ),
+        Panel(
+            "Mean over seeds",
+            "percentunit",
+            "Every measure at the steps evaluated so far.",
+            {
+                "{{method}} step {{step}} {{measure}}": "avg by (method, step, measure) "
+                f"(perennial_accuracy_ratio{{{RUN}}})"
+            },
+        ),
+        Panel(
+            "Change against the step before",
+            "percentunit",
+            "Of the newest step. Falling on step 0's identities (seen_top1) is forgetting.",
+            {"{{method}} seed {{seed}} {{measure}}": (f"perennial_accuracy_change_ratio{{{RUN}}}")},
+            alert="PerennialAccuracyRegression",
+        ),
+        Panel(
+            "Compatible with stored vectors",
+            "short",
+            "1 where the newest model compared meets the criterion.",
+            {"{{method}} seed {{seed}}": f"perennial_compatible{{{RUN}}}"},
+            "stat",
+            "PerennialIncompatible",
+        ),
+    ),
+)

@@ -1,0 +1,152 @@
+"""A real Prometheus scrapes a real run: every panel has data, every rule is evaluated."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from monitoring.panels import DASHBOARDS
+from monitoring.prometheus import RULES, command, configuration
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="no prometheus here: apt-get install prometheus"
+)
+CONFIG = """
+dataset: {dataset}
+benchmark: {{steps: 2, train_identities: 36, test_identities: 24, pairs: 40, seen_identities: 6}}
+embedder: {{architecture: small, width: 4, dimension: 8}}
+training: {{iterations: 1200, batch: 24, milestones: [900], checkpoint_every: 300, log_every: 20}}
+methods: {{fkd: {{neighbours: 5, relaxation: 0.01}}}}
+cluster: {{workers: 0, actors: 1}}
+"""
+SECONDS = 0.5
+OF_OTHERS = ("DCGM_", "perennial_compatible")
+"""Served by NVIDIA's exporter, and where a run compares its models."""
+
+
+class Prometheus:
+    """One on this machine that scrapes often; rules wait for nothing (`for` is left out)."""
+
+    def __init__(self, folder: Path, run: Path) -> None:
+        folder.mkdir()
+        rules = []
+        for file in sorted(RULES.glob("*.yaml")):
+            found = yaml.safe_load(file.read_text())
+            for group in found["groups"]:
+                for rule in group["rules"]:
+                    rule.pop("for", None)
+            rules.append(folder / file.name)
+            rules[-1].write_text(yaml.safe_dump(found))
+        config = folder / "prometheus.yml"
+        config.write_text(yaml.safe_dump(configuration([run], SECONDS, rules)))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._url = f"http://127.0.0.1:{port}"
+        log = (folder / "log").open("w")
+        line = command(config, folder / "data", port)
+        self.process = subprocess.Popen(line, stdout=log, stderr=log)
+
+    def get(self, path: str, **query: str | float):
+        url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url) as answer:
+            return json.load(answer)["data"]
+
+    def firing(self, alert: str) -> bool:
+        found = self.get("alerts")["alerts"]
+        return any(a["labels"]["alertname"] == alert and a["state"] == "firing" for a in found)
+
+    def ready(self) -> bool:
+        try:
+            return urllib.request.urlopen(f"{self._url}/-/ready").status == 200
+        except OSError:
+            return False
+
+
+def wait_for(condition, what: str, seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def start(config: Path, out: Path) -> subprocess.Popen:
+    line = [sys.executable, "-m", "launch.cli", "run", str(config), "--out", str(out)]
+    return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture(scope="module")
+def scraped(small_folder, tmp_path_factory):
+    """A Prometheus that saw a run end with SIGTERM, be started again, and finish; and since when.
+
+    On its way it holds the alert of the lost driver to what it promises.
+    """
+    folder = tmp_path_factory.mktemp("scraped")
+    config, out = folder / "tiny.yaml", folder / "run"
+    config.write_text(CONFIG.format(dataset=small_folder))
+    (out / "targets").mkdir(parents=True)
+    begun = time.time()
+    prometheus = Prometheus(folder / "prometheus", out)
+    run = None
+    try:
+        wait_for(prometheus.ready, "Prometheus did not start")
+        run = start(config, out)
+        trained = 'count_over_time(perennial_loss{job="trainer"}[5m]) > 2'
+        wait_for(lambda: prometheus.get("query", query=trained)["result"], "nothing was scraped")
+        run.send_signal(signal.SIGTERM)
+        assert run.wait(timeout=120) == 75, run.stderr.read()
+        wait_for(lambda: prometheus.firing("PerennialDriverLost"), "a lost driver was not missed")
+        run = start(config, out)
+        lost = "PerennialDriverLost"
+        wait_for(lambda: not prometheus.firing(lost), "a driver that is back is still missed")
+        assert run.wait(timeout=240) == 0, run.stderr.read()
+        yield prometheus, begun, time.time()
+    finally:
+        for process in (run, prometheus.process):
+            if process is not None:
+                process.terminate()
+                process.wait()
+
+
+QUERIES = [
+    pytest.param(query, id=f"{board.uid}: {panel.title}: {legend}")
+    for board in DASHBOARDS
+    for panel in board.panels
+    for legend, query in panel.queries.items()
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_panel_has_data(scraped, query):
+    prometheus, begun, ended = scraped
+    query = query.replace("$__rate_interval", "10s").replace("$run", ".*")
+    found = prometheus.get("query_range", query=query, start=begun, end=ended, step="1s")
+    if not any(name in query for name in OF_OTHERS):
+        assert found["result"]
+
+
+def test_every_rule_is_evaluated_and_every_recording_rule_has_data(scraped):
+    prometheus, begun, ended = scraped
+    rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
+    assert len(rules) == 23
+    assert all(rule["health"] == "ok" for rule in rules), rules
+    for rule in rules:
+        if rule["type"] == "recording":
+            span = {"start": begun, "end": ended, "step": "1s"}
+            assert prometheus.get("query_range", query=rule["name"], **span)["result"], rule["name"]
+
+
+def test_nothing_is_missed_after_a_good_end(scraped):
+    prometheus, _, _ = scraped
+    wait_for(lambda: not prometheus.get("targets")["activeTargets"], "targets are left", 60)
+    for alert in ("PerennialDriverLost", "PerennialRunStalled", "PerennialRankMissing"):
+        wait_for(lambda alert=alert: not prometheus.firing(alert), alert, 60)
