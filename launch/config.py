@@ -54,10 +54,13 @@ class ClusterSettings(Settings):
         return len(os.sched_getaffinity(0))
 
     def metrics_endpoint(self, rank: int) -> dict[str, Any]:
-        """The port and host that a rank's Prometheus endpoint listens on, or with the number of
-        ranks the driver's."""
+        """The port and host that a rank's Prometheus endpoint listens on."""
         port = None if self.metrics_port is None else self.metrics_port + rank
         return {"port": port, "host": "127.0.0.1" if self.address is None else "0.0.0.0"}
+
+    def driver_endpoint(self) -> dict[str, Any]:
+        """The port and host of the driver's: after those of all ranks."""
+        return self.metrics_endpoint(max(1, self.workers))
 
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""

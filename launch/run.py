@@ -122,7 +122,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
             )
             metrics = RunMetrics(folder, every, every - len(todo))
             with (
-                monitored(metrics, **config.cluster.metrics_endpoint(config.cluster.workers)),
+                monitored(metrics, **config.cluster.driver_endpoint()),
                 cluster(config.cluster) as ray,
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own

@@ -40,7 +40,7 @@ class Panel:
             "gridPos": place,
             "datasource": _DATASOURCE,
             "links": [{"title": "Run book", "url": f"${{runbook}}{anchor}", "targetBlank": True}],
-            "fieldConfig": {"defaults": {"unit": self.unit, "min": 0}, "overrides": []},
+            "fieldConfig": {"defaults": {"unit": self.unit}, "overrides": []},
             "options": {},
             "targets": [
                 {

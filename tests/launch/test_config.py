@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.settings import InputError
-from launch.config import RunConfig, differences, fields, load_config
+from launch.config import ClusterSettings, RunConfig, differences, fields, load_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,3 +163,10 @@ def test_a_yaml_file_cannot_run_code(tmp_path):
 def test_a_margin_that_cannot_be_is_explained(file, override, message):
     with pytest.raises(InputError, match=message):
         load_config(file, [override])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_driver_and_every_rank_listen_on_ports_of_their_own(workers):
+    cluster = ClusterSettings(workers=workers, metrics_port=9000)
+    ranks = {cluster.metrics_endpoint(rank)["port"] for rank in range(max(1, workers))}
+    assert len(ranks | {cluster.driver_endpoint()["port"]}) == max(1, workers) + 1
