@@ -136,7 +136,13 @@ def test_counts_that_are_not_the_published_ones_are_said(tmp_path):
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.text(st.characters(blacklist_characters="/\0", codec="utf-8"), min_size=1, max_size=40))
+@given(
+    st.text(
+        st.characters(blacklist_characters="/\0", codec="utf-8"), min_size=1, max_size=40
+    ).filter(
+        lambda name: not name.startswith(".")  # hidden files are nobody's images
+    )
+)
 def test_any_file_name_is_read_as_it_says_or_refused(tmp_path_factory, name):
     root = tmp_path_factory.mktemp("market")
     lay(root, {**MARKET, "query": [f"{name}.jpg"]})
