@@ -86,8 +86,9 @@ class Cache:
                 if ours:
                     claim.with_suffix(".part").unlink(missing_ok=True)
                     claim.unlink(missing_ok=True)
-        files = [*self._folder.glob("[!.]*"), *self._folder.glob(".*.claim")]
-        return sum(_size(path) for path in files)
+        # claims first: a download that ends meanwhile is then counted twice, and never not at all
+        claimed = sum(_size(path) for path in self._folder.glob(".*.claim"))
+        return claimed + sum(_size(path) for path in self._folder.glob("[!.]*"))
 
     def _evict(self, path: Path) -> int:
         """Deletes a copy that nobody holds; returns the bytes."""

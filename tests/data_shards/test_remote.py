@@ -60,11 +60,19 @@ def settings(tmp_path, local):
 
 
 def on_disk(settings):
-    total = 0
-    for path in (settings.folder / "shards").glob("[!.]*"):
-        with contextlib.suppress(FileNotFoundError):  # read-ahead goes on, and evicts
-            total += path.stat().st_size
-    return total
+    """Bytes of the cached shards, as two looks in a row agree on: read-ahead evicts meanwhile."""
+
+    def look():
+        sizes = {}
+        for path in (settings.folder / "shards").glob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):
+                sizes[path.name] = path.stat().st_size
+        return sizes
+
+    before = look()
+    while (after := look()) != before:
+        before = after
+    return sum(after.values())
 
 
 def batches(dataset, order, iterations, quarantine=None):
