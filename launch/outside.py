@@ -1,12 +1,18 @@
 """The commands for models and galleries from outside: adopt, embed, backfill."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 console = Console(highlight=False)
+
+ImageSize = Annotated[
+    str | None, typer.Option(help="HxW to resize images to; default: as they are.")
+]
+Actors = Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")]
+Address = Annotated[str | None, typer.Option(help="Of a Ray cluster; default: this machine.")]
 
 
 def adopt(
@@ -60,26 +66,15 @@ def embed(
     out: Annotated[
         Path, typer.Option(help="Folder (a gallery, to be upgraded), or .npy or .safetensors.")
     ],
-    size: Annotated[
-        str | None, typer.Option(help="HxW to resize images to; default: as they are.")
-    ] = None,
-    actors: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default: one a core.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; default: this machine.")
-    ] = None,
+    size: ImageSize = None,
+    actors: Actors = None,
+    address: Address = None,
 ) -> None:
     """Embed every image of a dataset; given again after a kill, it goes on."""
-    from launch.adopting import parse_size
-    from launch.config import ClusterSettings
-    from launch.embedding import Images, run_embed, with_actors
-    from trainer.model import Model
+    from launch.embedding import run_embed
 
-    opened = Model.open(model)
-    images = Images.open(shards, parse_size(size) if size else None, opened)
-    settings = ClusterSettings(workers=0, actors=actors, address=address)
-    run_embed(opened, images, out, with_actors(settings, console), console)
+    opened, images, spread = _opened(model, shards, size, actors, address)
+    run_embed(opened, images, out, spread, console)
 
 
 def backfill(
@@ -91,19 +86,22 @@ def backfill(
         Literal["isolated", "random"],
         typer.Option(help="isolated: identities first that are farthest from everybody else."),
     ] = "isolated",
-    size: Annotated[
-        str | None, typer.Option(help="HxW to resize images to; default: as they are.")
-    ] = None,
-    actors: Annotated[
-        int | None, typer.Option(min=1, help="Processes; default: one a core.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Of a Ray cluster; default: this machine.")
-    ] = None,
+    size: ImageSize = None,
+    actors: Actors = None,
+    address: Address = None,
 ) -> None:
     """Upgrade a gallery to a new model within a budget; call it again until nothing is left."""
-    from launch.adopting import parse_size
     from launch.backfilling import run_backfill
+
+    opened, images, spread = _opened(model, shards, size, actors, address)
+    run_backfill(vectors, images, opened, budget, order, spread, console)
+
+
+def _opened(
+    model: Path, shards: str, size: str | None, actors: int | None, address: str | None
+) -> tuple[Any, Any, Any]:
+    """The model, the images it is to embed, and what spreads the work. Raises InputError."""
+    from launch.adopting import parse_size
     from launch.config import ClusterSettings
     from launch.embedding import Images, with_actors
     from trainer.model import Model
@@ -111,5 +109,4 @@ def backfill(
     opened = Model.open(model)
     images = Images.open(shards, parse_size(size) if size else None, opened)
     settings = ClusterSettings(workers=0, actors=actors, address=address)
-    spread = with_actors(settings, console)
-    run_backfill(vectors, images, opened, budget, order, spread, console)
+    return opened, images, with_actors(settings, console)

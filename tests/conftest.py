@@ -53,3 +53,13 @@ def small(small_folder: Path) -> ShardDataset:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write the golden losses anew")
     parser.addoption("--reliability", action="store_true", help="write docs/reliability.md anew")
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small datasets of each kind of test set."""
+    from tests.held_out_sets import write_sets
+
+    root = tmp_path_factory.mktemp("sets")
+    write_sets(root)
+    return root

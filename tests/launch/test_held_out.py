@@ -6,113 +6,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import roc_curve
 
 from data_shards.cache import CacheSettings
-from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
-from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
 from launch.config import load_config
 from launch.folder import Run
 from launch.held_out import HeldOutTest, Measurement, open_tests
 from launch.neighbourhoods import OldModel
-from tests.conftest import jpeg
-from trainer.evaluation import EvaluationSettings
+from tests.held_out_sets import TESTS, configured, opened, spread
 from trainer.evaluation.held_out import open_held_out
 from trainer.evaluation.identification import identify
 from trainer.evaluation.retrieval import retrieve
 from trainer.evaluation.vectors import StoredVectors
 from trainer.evaluation.verification import grid_accuracy
-
-
-def image(identity: int, camera: int, role: str = "train") -> SourceImage:
-    key = f"{role}/{identity}_{camera}"
-    return SourceImage(jpeg(identity, camera), f"id-{identity}", f"c-{camera}", key, role)
-
-
-def pairs_table(people: int) -> pa.Table:
-    """A genuine and an impostor pair of every person, in ten folds; one image was refused."""
-    left = [f"train/{i}_0" for i in range(people)] * 2
-    right = [f"train/{i}_1" for i in range(people)]
-    right += [f"train/{(i + 1) % people}_1" for i in range(people)]
-    left[0] = "train/no-such-image"
-    same = [True] * people + [False] * people
-    fold = pa.array([i % 10 for i in range(people)] * 2, pa.int8())
-    return pa.table({"left_key": left, "right_key": right, "same": same, "fold": fold})
-
-
-def template_tables(people: int) -> dict[str, pa.Table]:
-    """Templates 2i (two media, three images) and 2i + 1 (one image) of every person i."""
-    rows = []
-    for i in range(people):
-        rows += [(2 * i, 0, f"train/{i}_0"), (2 * i, 0, f"train/{i}_1")]
-        rows += [(2 * i, 1, f"train/{i}_2"), (2 * i + 1, 0, f"train/{i}_3")]
-    template, medium, key = zip(*rows, strict=True)
-    pairs = [(2 * i, 2 * j + 1, i == j) for i in range(people) for j in range(people)]
-    left, right, same = zip(*pairs, strict=True)
-    # each gallery holds the larger templates of half of the people; all others are probes of both
-    part = ["gallery-1" if i < people // 2 else "gallery-2" for i in range(people)]
-    search = {
-        "template": [2 * i for i in range(people)] + [2 * i + 1 for i in range(people)],
-        "subject": 2 * list(range(people)),
-        "part": part + ["probe"] * people,
-    }
-    return {
-        "templates": pa.table({"template": template, "medium": medium, "sample_key": key}),
-        "template_pairs": pa.table({"left": left, "right": right, "same": same}),
-        "search": pa.table(search),
-    }
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Datasets of each kind of test, in shards of 16."""
-    root = tmp_path_factory.mktemp("sets")
-
-    def write(name, images, **tables):
-        write_dataset(images, root / name, {"kind": name}, 16, tables=tables)
-
-    faces = [image(i, c) for i in range(100, 120) for c in range(4)]
-    renamed = [f._replace(key=f"train/{n // 4}_{n % 4}") for n, f in enumerate(faces)]
-    write("pairs", renamed, pairs=pairs_table(20))
-    write("templates", renamed, **template_tables(20))
-    probes = [image(i, c) for i in range(200, 206) for c in range(3)]
-    others = [image(i, 0, "distractor") for i in range(300, 330)]
-    write("mates", [*others[:15], *probes, *others[15:]])
-    write("apart", others, noisy=pa.table({"sample_key": ["distractor/301_0"]}))
-    noisy = pa.table({"sample_key": ["train/200_0", "train/200_1", "train/200_2"]})
-    write("probes", probes, noisy=noisy)
-    people = [image(i, c, "gallery") for i in range(400, 412) for c in range(4)]
-    write("market", people + [image(i, 2, "query") for i in range(404, 416)])
-    return root
-
-
-TESTS = {
-    "lfw": {"dataset": "pairs", "protocol": "verification"},
-    "ijbc": {"dataset": "templates", "protocol": "templates"},
-    "megaface": {"dataset": "probes", "protocol": "identification", "distractors": "apart"},
-    "glyphface": {"dataset": "mates", "protocol": "identification"},
-    "market": {"dataset": "market", "protocol": "retrieval"},
-}
-
-
-def configured(sets: Path, tests: dict = TESTS) -> EvaluationSettings:
-    values = {
-        name: {k: str(sets / v) if k in ("dataset", "distractors") else v for k, v in test.items()}
-        for name, test in tests.items()
-    }
-    return EvaluationSettings.model_validate({"tests": values})
-
-
-def opened(sets: Path, name: str) -> list[ShardDataset]:
-    """The datasets of a test."""
-    test = configured(sets).tests[name]
-    return [ShardDataset.open(f) for f in (test.dataset, test.distractors) if f]
 
 
 def one_after_another(actor):
@@ -139,9 +49,6 @@ def measured(sets: Path, folder: Path, name: str):
         np.save(folder / f"{part}.npy", vectors[samples])
         stored[part] = StoredVectors(folder / f"{part}.npy", samples, protocol.normalised)
         embeddings[part] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def spread(calls):
-        return [function(*arguments) for function, *arguments in calls]
 
     return protocol.measure(stored, spread), datasets, embeddings
 

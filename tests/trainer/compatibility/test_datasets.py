@@ -5,7 +5,7 @@ import pytest
 
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
-from tests.launch.test_held_out import TESTS, configured, opened, sets  # noqa: F401
+from tests.held_out_sets import TESTS, configured, opened, spread
 from trainer.evaluation.compatibility.measures import measure
 from trainer.evaluation.compatibility.trials import of_dataset
 from trainer.evaluation.compatibility.vectors import Embedded
@@ -21,13 +21,12 @@ def made_up(dataset, seed=0, dimension=6):
     return Embedded(np.arange(len(dataset)), vectors.astype(np.float32))
 
 
-def by_the_protocol(sets, name, tmp_path):  # noqa: F811
+def by_the_protocol(sets, name, tmp_path):
     (dataset,) = opened(sets, name)
     test = open_held_out(name, configured(sets), dataset)
     model = made_up(dataset)
     np.save(tmp_path / "v.npy", model.vectors)
     vectors = StoredVectors(tmp_path / "v.npy", model.samples, test.normalised)
-    spread = lambda calls: [function(*given) for function, *given in calls]  # noqa: E731
     return dataset, model, test.measure({"dataset": vectors}, spread)
 
 
@@ -39,14 +38,14 @@ def ours(dataset, model, names):
     return [float(outcome.figure(point).values(ones)[0]) for point in points]
 
 
-def test_pairs_with_one_refused(sets, tmp_path):  # noqa: F811
+def test_pairs_with_one_refused(sets, tmp_path):
     dataset, model, wanted = by_the_protocol(sets, "lfw", tmp_path)
     assert wanted["pairs_of_refused_images"] == 1
     assert ours(dataset, model, ["tar@0.1"]) == [pytest.approx(wanted["tar"]["0.1"])]
     assert 0 < wanted["tar"]["0.1"] < 1
 
 
-def test_templates_and_their_galleries(sets, tmp_path):  # noqa: F811
+def test_templates_and_their_galleries(sets, tmp_path):
     dataset, model, wanted = by_the_protocol(sets, "ijbc", tmp_path)
     found = ours(dataset, model, ["tar@1e-2", "tpir@0.1", "top1"])
     expected = [wanted["tar"]["0.01"], wanted["tpir"]["0.1"], wanted["rank1"]]
@@ -54,13 +53,13 @@ def test_templates_and_their_galleries(sets, tmp_path):  # noqa: F811
     assert all(0 < value < 1 for value in expected)
 
 
-def test_queries_and_gallery(sets, tmp_path):  # noqa: F811
+def test_queries_and_gallery(sets, tmp_path):
     dataset, model, wanted = by_the_protocol(sets, "market", tmp_path)
     found = ours(dataset, model, ["top1", "map"])
     assert found == pytest.approx([wanted["top1"], wanted["map"]])
     assert 0 < wanted["map"] < 1
 
 
-def test_a_dataset_without_a_test_is_refused(sets):  # noqa: F811
+def test_a_dataset_without_a_test_is_refused(sets):
     with pytest.raises(InputError, match="no images with roles query and gallery"):
         of_dataset(ShardDataset.open(sets / TESTS["glyphface"]["dataset"]))
