@@ -11,6 +11,7 @@ from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Run, check_steps
 from launch.machines import Machine
+from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
 from trainer.footprint import (
@@ -26,7 +27,9 @@ from trainer.footprint import (
     saved_bytes,
 )
 from trainer.heads.classifier import ClassifierSettings
+from trainer.methods import Method
 from trainer.methods.recipe import Needs, Recipe
+from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
 from trainer.rehearsal import Operation
 
@@ -122,6 +125,8 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
     check_steps(split.rows, split.images, config.cluster.workers)
     planner = _Planner(config, split, machine)
     steps = [step for number in range(len(split.rows)) for step in planner.steps(number)]
+    if not steps:
+        raise InputError("there is nothing to plan: step 0 is adopted, and benchmark.steps is 1")
     return Plan(planner.world, len(config.seeds), machine, split.shards, steps)
 
 
@@ -131,7 +136,7 @@ class _Trained:
 
     recipe: Recipe
     embedder: EmbedderSettings
-    old_embedder: EmbedderSettings
+    old_embedder: EmbedderSettings | AdoptedSettings
     """Of the model of the step before."""
     classifier: ClassifierSettings
 
@@ -143,21 +148,37 @@ class _Planner:
         self.world = max(1, config.cluster.workers)
         self._config, self._split, self._machine = config, split, machine
         self._online = config.teacher.mode == "online"
+        self._adopted = Model.open(config.adopted).settings if config.adopted else None
+        if self._adopted and self._online:
+            raise InputError(
+                "what an adopted model costs when it is asked in training is not known: plan with "
+                "teacher.mode=cached"
+            )
 
     def steps(self, step: int) -> Iterator[StepPlan]:
-        """The plans of a learning step, one for each recipe that some methods share."""
+        """The plans of a learning step, one for each recipe that some methods share.
+
+        None where it is not trained but adopted.
+        """
+        if step == 0 and self._adopted:
+            return
         groups: dict[_Trained, list[str]] = {}
         for name, method in self._config.methods.items():
             usual, loss = self._config.embedder, self._config.classifier
             trained = _Trained(
                 recipe=method.recipe().at(step, self._old(step)),
                 embedder=method.network(usual, step),
-                old_embedder=method.network(usual, max(0, step - 1)),
+                old_embedder=self._old_embedder(method, step),
                 classifier=method.loss(loss, step),
             )
             groups.setdefault(trained, []).append(name)
         for trained, methods in groups.items():
             yield self._step(step, trained, tuple(methods))
+
+    def _old_embedder(self, method: Method, step: int) -> EmbedderSettings | AdoptedSettings:
+        if step == 1 and self._adopted:
+            return self._adopted
+        return method.network(self._config.embedder, max(0, step - 1))
 
     def _old(self, step: int) -> int:
         return self._split.rows[step - 1] if step else 0
@@ -176,6 +197,7 @@ class _Planner:
         embedder = embedder_footprint(trained.embedder, *given)
         asking = []
         if self._online and recipe.needs.answers:
+            assert isinstance(trained.old_embedder, EmbedderSettings)
             asking = online_teacher_operations(trained.old_embedder, *given)
         saved = saved_bytes(recipe, old, last, dimension, training)
         calls = {**embedder.calls, **head.calls}

@@ -16,6 +16,7 @@ from launch.folder import Chain, Run
 from launch.ledger import Ledger
 from launch.neighbourhoods import embed
 from launch.phases import pending, phases
+from launch.plan import plan_run, split_of
 from launch.run import execute
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
@@ -52,7 +53,7 @@ def adopt(program, out, classifier=None, names=None):
 def configured(dataset, folder, methods, adopted, **others):
     values = {
         "dataset": str(dataset),
-        "adopted": str(adopted),
+        "adopted": str(adopted) if adopted else None,
         "methods": methods,
         "benchmark": STEPS,
         "embedder": {"width": 4, "dimension": 8},
@@ -129,3 +130,26 @@ def test_methods_that_cannot_begin_so_are_refused(
     config = configured(small_folder, tmp_path, methods, tmp_path / "model", **others)
     with pytest.raises(InputError, match=words):
         execute(config, tmp_path / "run", QUIET)
+
+
+def test_the_plan_begins_with_what_is_trained(small_folder, program, tmp_path):
+    """And holds the adopted model's rows in its dimension, 6, beside the new ones' 8."""
+
+    def planned(config):
+        return plan_run(config, split_of(config, None, None), None).steps
+
+    adopt(program, tmp_path / "model")
+    config = configured(small_folder, tmp_path, {"bct-sys": {}}, tmp_path / "model")
+    of_ours = {"bct-sys": {"embedder": {"dimension": 8}}}
+    alike = configured(small_folder, tmp_path, of_ours, None, embedder={"width": 4, "dimension": 6})
+    assert planned(config) == planned(alike)[1:]
+    other = configured(small_folder, tmp_path, {"bct-sys": {}}, None)
+    assert planned(config) != planned(other)[1:]
+
+    for changes, words in (
+        ({"teacher": {"mode": "online"}}, "is not known"),
+        ({"benchmark": {**STEPS, "steps": 1}}, "nothing to plan"),
+    ):
+        config = configured(small_folder, tmp_path, {"bct-sys": {}}, tmp_path / "model", **changes)
+        with pytest.raises(InputError, match=words):
+            planned(config)
