@@ -3,8 +3,9 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -111,6 +112,34 @@ def status(folder: RunFolder) -> None:
 
     for part in status_table(folder):
         console.print(part)
+
+
+@app.command()
+def logs(
+    folder: RunFolder,
+    rank: Annotated[int | None, typer.Option(help="Only this training rank's.")] = None,
+    phase: Annotated[
+        str | None, typer.Option(help="Only phases whose name holds this, such as step-1/train.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="90s, 10m, 2h or 1d ago, or a time like 2026-01-31T09:00.")
+    ] = None,
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="At least so grave.")
+    ] = "info",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the JSON lines.")] = False,
+) -> None:
+    """Print what every process of a run logged, in the order of time."""
+    from monitoring.logs import FOLDER, in_words, moment, read_logs
+
+    if not (folder / FOLDER).is_dir():
+        raise InputError(f"{folder / FOLDER} does not exist: give the folder of a run that began")
+    try:
+        start = moment(since, time.time()) if since else 0.0
+    except ValueError as error:
+        raise InputError(f"--since {since!r} is no time: write 10m, or 2026-01-31T09:00") from error
+    for line in read_logs(folder, rank, phase, start, level):
+        print(json.dumps(line, ensure_ascii=False) if as_json else in_words(line))
 
 
 @app.command()

@@ -62,6 +62,17 @@ class ClusterSettings(Settings):
         """The port and host of the driver's: after those of all ranks."""
         return self.metrics_endpoint(max(1, self.workers))
 
+    def allocated(self, kind: str) -> dict[str, int]:
+        """CPU cores and GPUs that a phase of this kind has."""
+        if kind == "train":
+            workers = max(1, self.workers)
+            return {"cpus": workers * self.worker_threads(), "gpus": workers if self.gpu else 0}
+        return {"cpus": self.actor_count() * self.actor_threads(), "gpus": 0}
+
+    def actor_threads(self) -> int:
+        """CPU threads of each actor."""
+        return max(1, self.cores() // self.actor_count())
+
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""
         return self.threads or max(1, self.cores() // max(1, self.workers))

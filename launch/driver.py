@@ -75,6 +75,7 @@ class Driver:
                     "step": phase.step,
                     "started": started,
                     "finished": time.time(),
+                    **self._run.config.cluster.allocated(phase.kind),
                     **({"same_as": twin["phase"]} if twin else {}),
                 }
             )

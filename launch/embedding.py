@@ -188,7 +188,8 @@ def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[s
     part.rename(out)
     for file in files.values():
         (out / file.name).with_suffix(".tsv").unlink()
-    shutil.rmtree(out / "targets", ignore_errors=True)
+    for of_the_actors in ("targets", "logs"):
+        shutil.rmtree(out / of_the_actors, ignore_errors=True)
 
 
 def _publish_flat(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from monitoring.exporter import serving
+from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
 from trainer.evaluation.protocol import picture
@@ -93,12 +94,16 @@ class OldModel:
         labels = {"job": "actor", "actor": name}
         self._endpoint = serving(self._metrics.registry, target_file, labels)
         self._endpoint.__enter__()  # until Ray ends the actor
+        folder = target_file.parents[1]
+        self._log = logging_to(folder, f"actor-{name}", {"run": folder.name, **labels})
+        self._log.__enter__()
 
     def _model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
         key = (folder, settings)
         if self._loaded is None or self._loaded[0] != key:
             model = Model.open(folder)
             rows = model.frozen_rows(Ranks())
+            LOG.info("loaded %s, %s identities", folder, f"{model.rows:,}")
             self._loaded = (key, model, fast_embedder(model, settings), rows)
         return self._loaded[1:]
 

@@ -37,7 +37,7 @@ class ActorPool:
     def _started(self) -> list[Any]:
         if not self._actors:
             count = self._cluster.actor_count()
-            threads = max(1, self._cluster.cores() // count)
+            threads = self._cluster.actor_threads()
             actor = self._ray.remote(OldModel)
             for number in range(count):
                 target = self._targets / f"actor-{number}.json"

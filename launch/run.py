@@ -23,10 +23,11 @@ from launch.driver import Driver
 from launch.folder import Run, check_steps
 from launch.ledger import Ledger
 from launch.phases import pending, phases
-from launch.preemption import sigterm
+from launch.preemption import Preempted, sigterm
 from launch.publishing import gated, settle
 from launch.withheld import Withheld
 from monitoring.compatibility import summary, summary_tables
+from monitoring.logs import logging_to
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
@@ -126,6 +127,13 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                 cluster(config.cluster) as ray,
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
+                logging_to(
+                    folder,
+                    "driver",
+                    {"run": folder.name, "job": "driver"},
+                    lambda: progress.context,
+                    (KeyboardInterrupt, Preempted),
+                ),
             ):
                 Driver(run, ledger, ray, progress, stop).walk(todo)
         else:

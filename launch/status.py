@@ -13,6 +13,7 @@ from launch.config import RunConfig
 from launch.folder import Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
+from monitoring.goodput import goodput, goodput_tables
 from monitoring.results import read_jsonl
 
 
@@ -43,6 +44,8 @@ def status_table(folder: Path) -> Iterator[Any]:
         table.add_row(chain.name, *cells)
     yield table
     yield f"{len(every) - len(todo)} of {len(every)} phases are done"
+    if (spent := goodput(folder)) is not None:
+        yield from goodput_tables(spent)
     told = [event for event in read_jsonl(folder / "events.jsonl") if "message" in event]
     if told:
         yield f"{len(told)} events, the newest: {told[-1]['message']}"

@@ -1,6 +1,9 @@
 """What Ray Train runs on each rank of a training phase."""
 
 import os
+import socket
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,11 +13,23 @@ from launch.config import RunConfig
 from launch.folder import Chain, Run
 from launch.heartbeat import Heartbeat
 from monitoring.exporter import serving
+from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
+from monitoring.progress import in_words
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
 from trainer.loop import train
 from trainer.pulse import Pulse
+
+
+def _log(folder: Path, phase: str, rank: int, metrics: Metrics) -> AbstractContextManager[None]:
+    """The log of a rank that has a process of its own."""
+    where = {"run": folder.name, "job": "trainer", "rank": rank, "phase": phase}
+
+    def context() -> dict[str, Any]:
+        return {"iteration": int(metrics.registry.get_sample_value("perennial_iteration") or 0)}
+
+    return logging_to(folder, f"trainer-{rank}", where, context)
 
 
 def worker(spec: dict[str, Any]) -> None:
@@ -49,11 +64,17 @@ def worker(spec: dict[str, Any]) -> None:
             **config.cluster.metrics_endpoint(ranks.rank),
         )
 
+        alone = config.cluster.workers == 0  # in the driver's process, which has a log
+        logged = nullcontext() if alone else _log(run.folder, phase, ranks.rank, metrics)
+
         def report(record: dict[str, Any]) -> None:
+            record = {"phase": phase, "restarts": restarts, **record}
+            LOG.info("%s", record.get("message") or in_words(record))
             if ranks.rank == 0:
-                mailbox.post.remote({"phase": phase, "restarts": restarts, **record})
+                mailbox.post.remote(record)
 
         def tell(line: str) -> None:
+            LOG.warning("%s", line)
             mailbox.post.remote({"phase": phase, "notice": line})
 
         device = torch.device("cpu")
@@ -61,7 +82,8 @@ def worker(spec: dict[str, Any]) -> None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         pulse = Pulse(metrics.count_doing)
-        with endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse):
+        with logged, endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse):
+            LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
             train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
     except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})

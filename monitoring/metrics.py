@@ -17,6 +17,7 @@ class Metrics:
         gauge = partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
         self.iterations = counter("perennial_iterations_total", "Optimiser updates.")
+        self.iteration = gauge("perennial_iteration", "Iteration of the phase that was done last.")
         self.images = counter("perennial_images_total", "Images in the global batches trained on.")
         self.loss = gauge("perennial_loss", "Weighted sum of the terms.")
         self.data_wait = counter("perennial_data_wait_seconds_total", "Time waited for input.")

@@ -1,4 +1,4 @@
-"""Shows how a run gets on: a live line on a terminal, a plain line a phase elsewhere, metrics."""
+"""Shows how a run gets on (a live line on a terminal, a line a phase elsewhere) and logs it."""
 
 import time
 from typing import Any
@@ -6,7 +6,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from monitoring.logs import LOG
 from monitoring.run_metrics import RunMetrics
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """A record of `trainer.loop` for people."""
+    words = (
+        f"loss {record['loss']:.3f}, {record['images_per_second']:,.0f} images/s, "
+        f"data wait {record['data_wait_share']:.0%}"
+    )
+    counts = (count for count in ("skipped", "rewinds", "restarts") if record.get(count))
+    return ", ".join([words, *(f"{count} {record[count]}" for count in counts)])
 
 
 class RunProgress:
@@ -30,6 +41,8 @@ class RunProgress:
             "run", total=max(1, iterations), phase="starting", detail=""
         )
         self._done, self._in_phase = 0.0, 0.0
+        self.context: dict[str, Any] = {}
+        """Where the run is, for its log."""
 
     def __enter__(self) -> "RunProgress":
         self._live.start()
@@ -46,6 +59,8 @@ class RunProgress:
         self._in_phase = 0.0
         self._live.update(self._task, phase=f"{self._number}/{self._phases} {phase}", detail="")
         self._metrics.begin(phase)
+        self.context = {"phase": phase}
+        LOG.info("begins")
 
     def ranks(self, expected: int, heard: int, turns: int) -> None:
         """How many ranks there should be and are, and how much they have done together."""
@@ -56,19 +71,13 @@ class RunProgress:
 
     def training(self, record: dict[str, Any]) -> None:
         """A worker's record of `trainer.loop`."""
-        self._in_phase = record["iteration"]
-        self._last = (
-            f"loss {record['loss']:.3f}, {record['images_per_second']:,.0f} images/s, "
-            f"data wait {record['data_wait_share']:.0%}"
-        )
-        for count in ("skipped", "rewinds", "restarts"):
-            if record.get(count):
-                self._last += f", {count} {record[count]}"
+        self._in_phase, self._last = record["iteration"], in_words(record)
         detail = f"iteration {record['iteration']}/{record['of']}, {self._last}"
         self._live.update(self._task, completed=self._done + self._in_phase, detail=detail)
 
     def notice(self, line: str) -> None:
         """Something that the user should know; the run goes on."""
+        LOG.warning("%s", line)
         self._console.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
 
     def units(self, done: int, of: int) -> None:
@@ -82,6 +91,8 @@ class RunProgress:
         self._metrics.end()
         words = ", ".join(filter(None, [result, self._last]))
         seconds = time.monotonic() - self._begun
+        LOG.info("finished in %.1f s: %s", seconds, words or "done")
+        self.context = {}
         self._console.print(
             f"[green]✓[/] {self._number}/{self._phases} {self._name} [dim]{seconds:.1f} s[/]",
             f" {words}",

@@ -19,6 +19,7 @@ from monitoring.compatibility import (
 )
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
+from monitoring.goodput import USES, goodput, summary_line
 from monitoring.results import compare, evaluations, metrics, ordered_methods, read_jsonl
 
 _PHASE_COLOURS = {
@@ -61,6 +62,7 @@ def draw(folder: Path) -> Path:
         compatibility=_compatibility(folder, colours),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours)],
         timeline=Markup(timeline(_spans(ledger))),
+        goodput=_goodput(folder),
         hours=sum(r["finished"] - r["started"] for r in ledger) / 3600,
         examples=_examples(folder, methods, "examples.json"),
         neighbourhoods=_examples(folder, methods, "neighbour_examples.json"),
@@ -168,6 +170,19 @@ def _spans(ledger: list[dict[str, Any]]) -> list[Span]:
         )
         for record in ledger
     ]
+
+
+def _goodput(folder: Path) -> dict[str, Any] | None:
+    """The page's part on where the time went."""
+    found = goodput(folder)
+    if found is None:
+        return None
+    shares = {use: seconds / (found.total or 1) for use, seconds in found.seconds.items()}
+    return {
+        "words": summary_line(found),
+        "uses": [(USES[use], found.seconds[use] / 3600, share) for use, share in shares.items()],
+        "allocated": found.allocated,
+    }
 
 
 def _examples(folder: Path, methods: list[str], name: str) -> list[dict[str, Any]]:

@@ -63,6 +63,7 @@ class Watch:
     def iteration(self, state: State, losses: dict[str, torch.Tensor], fault: Fault | None) -> None:
         """Counts an iteration; every ``log_every`` of them, reports the last update's losses."""
         training, done = self._task.training, state.iteration
+        self._metrics.iteration.set(done)
         self._metrics.images.inc(training.batch)
         if fault is None:
             self._metrics.iterations.inc()
@@ -80,6 +81,8 @@ class Watch:
         record = {
             "iteration": done,
             "of": training.iterations,
+            "iterations": count,
+            "seconds": elapsed,
             "learning_rate": learning_rate(training, done - 1),
             "images_per_second": training.batch * count / elapsed,
             "data_wait_share": self._wait / elapsed,

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from monitoring.logs import read_logs
+
 CONFIG = """
 dataset: {dataset}
 benchmark: {{steps: 2, train_identities: 36, test_identities: 24, pairs: 40, seen_identities: 6}}
@@ -116,6 +118,20 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert "both" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert not list((undisturbed / "targets").glob("*.json"))  # nobody is missed
+
+
+def test_every_process_of_a_run_has_logged(undisturbed):
+    lines = list(read_logs(undisturbed))
+    assert {(x["job"], x.get("rank"), x.get("actor")) for x in lines} == {
+        ("driver", None, None),
+        ("trainer", 0, None),
+        ("trainer", 1, None),
+        ("actor", None, "0"),
+    }
+    told = [x for x in lines if x.get("rank") == 1 and x["phase"] == "both/seed-0/step-1/train"]
+    assert told[-1]["iteration"] == 60 and "loss" in told[-1]["message"]
+    driver = [x for x in lines if x["job"] == "driver"]
+    assert [x["phase"] for x in driver if x["message"] == "begins"] == ledger(undisturbed)
 
 
 def test_a_finished_run_is_not_repeated(undisturbed, config):
