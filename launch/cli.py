@@ -54,9 +54,46 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/CONFIG.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Send the run to the Ray cluster with this dashboard, http://HEAD:8265."),
+    ] = None,
 ) -> None:
     """Run a configuration, or go on with it where it was stopped."""
-    _run(config, overrides, out)
+    if address is None:
+        _run(config, overrides, out)
+        return
+    from launch.config import load_config
+    from launch.jobs import send
+
+    folder = out or Path("runs") / config.stem
+    send(load_config(config, overrides or []), folder, address, console)
+    attach(folder)
+
+
+@app.command()
+def attach(folder: RunFolder) -> None:
+    """Follow a run that was sent away by --address; Ctrl-C leaves it alone."""
+    from launch.jobs import follow
+
+    try:
+        code = follow(folder, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"\ndetached, the run goes on: perennial attach {folder}, or stop {folder}",
+            soft_wrap=True,
+        )
+        code = 0
+    raise typer.Exit(code)
+
+
+@app.command()
+def stop(folder: RunFolder) -> None:
+    """Ask a run that was sent away by --address to save a checkpoint and end."""
+    from launch.jobs import stop as ask
+
+    ask(folder)
+    console.print(f"asked to stop: it saves a checkpoint first; perennial attach {folder} follows")
 
 
 @app.command()
@@ -97,10 +134,10 @@ def compare(
 @app.command()
 def report(folder: RunFolder) -> None:
     """Draw report.html anew from a run folder's files."""
+    from launch.config import kept_config
     from monitoring.report import draw
 
-    if not (folder / "run.yaml").exists():
-        raise InputError(f"{folder} is no run folder (no run.yaml): give one, such as runs/demo")
+    kept_config(folder)
     draw(folder)
     console.print(f"report: {folder / 'report.html'}")
 
@@ -108,8 +145,14 @@ def report(folder: RunFolder) -> None:
 @app.command()
 def status(folder: RunFolder) -> None:
     """Show what a run has finished and what it does now."""
+    from launch.jobs import FILE
+    from launch.jobs import status as of_job
     from launch.status import status_table
 
+    if (folder / FILE).exists():
+        console.print(of_job(folder), soft_wrap=True)
+        if not (folder / "run.yaml").exists():
+            return
     for part in status_table(folder):
         console.print(part)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
@@ -18,7 +17,7 @@ from data_shards.benchmark import build_benchmark
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings, image_size
 from data_shards.settings import InputError
-from launch.config import RunConfig, load_config
+from launch.config import kept_config, load_config
 from launch.neighbourhoods import embed, fast_embedder, units
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
@@ -78,8 +77,8 @@ class TwoModelTest:
         if self.stored is None or len(run) < 6 or not beside.exists():
             return None
         try:
-            config = RunConfig.model_validate(yaml.safe_load((run[5] / "run.yaml").read_text()))
-        except (OSError, ValueError):
+            config = kept_config(run[5])
+        except InputError:
             return None
         same_images = config.data.image_size == self.data.image_size
         if config.dataset_location() != self.stored or not same_images:

@@ -329,6 +329,19 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise explain(error, str(path)) from error
 
 
+def kept_config(folder: Path) -> RunConfig:
+    """The configuration that a run folder was made by. Raises InputError."""
+    path = folder / "run.yaml"
+    try:
+        return RunConfig.model_validate(yaml.safe_load(path.read_text()))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} is no run folder (no run.yaml): give one, such as runs/demo"
+        ) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is damaged: restore it or use another --out") from error
+
+
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
     """The dotted keys whose values differ between two nested configurations."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -18,7 +18,7 @@ from data_shards.writer import write_dataset
 from launch.adopting import check_adopted
 from launch.chain_compatibility import trials_of
 from launch.cluster import cluster
-from launch.config import RunConfig, differences
+from launch.config import RunConfig, differences, kept_config
 from launch.driver import Driver
 from launch.folder import Run, check_steps
 from launch.ledger import Ledger
@@ -79,11 +79,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
     """Writes run.yaml, or checks that the folder's run was configured alike."""
     path = folder / "run.yaml"
     if path.exists():
-        try:
-            old = RunConfig.model_validate(yaml.safe_load(path.read_text()))
-        except ValueError as error:
-            raise InputError(f"{path} is damaged: restore it or use another --out") from error
-        changed = differences(old.deciding(), config.deciding())
+        changed = differences(kept_config(folder).deciding(), config.deciding())
         if changed:
             raise InputError(
                 f"{folder} was made by another configuration, which differs in "

@@ -5,11 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
-from data_shards.settings import InputError
-from launch.config import RunConfig
+from launch.config import kept_config
 from launch.folder import Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
@@ -19,10 +17,7 @@ from monitoring.results import read_jsonl
 
 def open_run(folder: Path) -> Run:
     """The run that a folder was made by. Raises InputError."""
-    path = folder / "run.yaml"
-    if not path.exists():
-        raise InputError(f"{folder} is no run folder (no run.yaml): give one, such as runs/demo")
-    return Run.open(folder, RunConfig.model_validate(yaml.safe_load(path.read_text())))
+    return Run.open(folder, kept_config(folder))
 
 
 def status_table(folder: Path) -> Iterator[Any]:

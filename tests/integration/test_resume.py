@@ -168,10 +168,20 @@ def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(undisturbed, co
     assert means[0].read_bytes() == (means[1] / "prototypes.safetensors").read_bytes()
 
 
-def test_ctrl_c_says_how_to_go_on(config, tmp_path):
+def listening(process: subprocess.Popen) -> set[str]:
+    """The addresses that a process and all its children listen on."""
+    family = [psutil.Process(process.pid)]
+    family += family[0].children(recursive=True)
+    sockets = [s for member in family for s in member.net_connections("inet")]
+    return {s.laddr.ip.removeprefix("::ffff:") for s in sockets if s.status == "LISTEN"}
+
+
+def test_ctrl_c_says_how_to_go_on_and_nobody_listens_beyond_this_machine(config, tmp_path):
     out = tmp_path / "run"
     process = start(config, out)
     wait_for(process, lambda: any(out.glob("chains/both/seed-0/steps/0/checkpoints/*")))
+    assert listening(process) <= {"127.0.0.1", "::1"}
+    assert list(out.glob("targets/trainer-1.json")), "no rank serves metrics: nothing was tested"
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130

@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 
 from data_shards.settings import InputError
@@ -155,7 +156,11 @@ class Folder:
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of one safetensors file. Raises DamagedError."""
-        return load(self.read(tensors_name(name)))
+        content = self.read(tensors_name(name))
+        try:
+            return load(content)
+        except SafetensorError as error:
+            raise self._damage(tensors_name(name)) from error
 
     def card(self, kind: str) -> dict[str, Any]:
         """Its card. Raises DamagedError when it is of another version or not of this `kind`."""
