@@ -2,7 +2,8 @@
 
 Shards are tested in data_shards/test_webdataset_source.py and test_remote.py (``pipe:`` URLs, names
 that leave their folder), ``.bin`` and other pickles in data_shards/test_pickles.py, programs of
-other products in trainer/test_adopted.py, Ray in launch/test_cluster.py and integration/test_jobs.py.
+other products in trainer/test_adopted.py, Ray in launch/test_cluster.py and in
+integration/test_jobs.py.
 """
 
 import hashlib
