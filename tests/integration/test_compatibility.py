@@ -186,6 +186,28 @@ def test_the_command_agrees_with_the_run_and_says_so_by_its_exit_status(run, fol
         assert ours["new_old"] == theirs["new_old"] and ours["gain"] == theirs["gain"]
 
 
+def test_the_command_lets_a_better_model_through_and_refuses_it_turned(run, folder):
+    """A new model that puts every image at its identity's mean in the old space; the same one in
+    a space of its own, which is as good by itself."""
+    new, old = (run.step_folder(Chain("bct", 0), t) / "model" for t in (2, 1))
+    kept = new.with_name("embeddings.safetensors")
+    before, (samples, vectors) = kept.read_bytes(), read_embeddings(old.parent / kept.name)
+    identity = run.dataset.identity[samples]
+    better = np.stack([vectors[identity == i].mean(axis=0) for i in identity])
+    turned = better @ np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    fingerprint = Model.open(new).fingerprint
+    try:
+        for made, status in ((better, 0), (turned, 3)):
+            write_embeddings(kept, samples, made.astype(np.float32), fingerprint)
+            points = ("--at", "top1", "--at", "map", "--json")
+            done = command(new, "--with", old, "--on", folder / "c.yaml", *points)
+            assert done.returncode == status, done.stdout + done.stderr
+            top1 = json.loads(done.stdout)["points"][0]
+            assert top1["new_new"] == 1 and (top1["new_old"] > top1["old_old"]) == (status == 0)
+    finally:
+        kept.write_bytes(before)
+
+
 def test_models_are_embedded_anew_where_nothing_is_kept(run, folder, tmp_path):
     alone = tmp_path / "model"
     alone.mkdir()
