@@ -45,6 +45,9 @@ class ClusterSettings(Settings):
     stalled_seconds: float = Field(default=600.0, gt=1)
     """The same for a worker that has been doing one thing (reading input, waiting for the others
     within a collective, saving) for so long. Twice this is the process group's own time-out."""
+    lease_seconds: float = Field(default=60.0, gt=1)
+    """A driver that has given no sign of life in the run folder for so long is taken to be dead:
+    the same command, on any host that shares the folder, then goes on in its place."""
     metrics_port: int | None = None
     """First port for Prometheus, one a rank and, after them, the driver's (on localhost unless
     `address` is set); none: any."""

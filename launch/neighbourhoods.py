@@ -20,6 +20,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
+from launch.lease import Fence
 from monitoring.exporter import serving
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
@@ -83,9 +84,16 @@ class OldModel:
     """A Ray actor that keeps the dataset open and the last model loaded."""
 
     def __init__(
-        self, dataset: str, cache: CacheSettings, threads: int, target_file: Path, name: str
+        self,
+        dataset: str,
+        cache: CacheSettings,
+        threads: int,
+        target_file: Path,
+        name: str,
+        fence: Fence,
     ) -> None:
         torch.set_num_threads(threads)
+        self._fence = fence
         self._metrics = Metrics()
         self._dataset = ShardDataset.open(dataset, cache, self._metrics.count_cache)
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
@@ -118,6 +126,7 @@ class OldModel:
         vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
         self._metrics.embedded.inc(len(samples))
         tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
+        self._fence.check()
         write_teacher_file(
             teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
         )
@@ -136,6 +145,7 @@ class OldModel:
         model, embedder, _ = self._model(model_folder, settings)
         self._metrics.embedded.inc(len(samples))
         vectors = embed(embedder, self._dataset, samples, data, settings.batch)
+        self._fence.check()
         write_sums(out, class_sums(vectors, rows), model.fingerprint)
 
     def embed(
@@ -192,6 +202,7 @@ class OldModel:
         vectors = embed(embedder, images, samples, data, batch)
         if mirrored:
             vectors += embed(embedder, images, samples, data, batch, flipped=True)
+        self._fence.check()
         content = io.BytesIO()
         np.save(content, vectors)
         write_atomically(out, content.getvalue())

@@ -9,6 +9,7 @@ from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Chain, Run
 from launch.heartbeat import Heartbeat
+from launch.lease import Fence
 from monitoring.exporter import serving
 from monitoring.metrics import Metrics
 from trainer.engine import ensure_process_group
@@ -32,7 +33,9 @@ def worker(spec: dict[str, Any]) -> None:
     mailbox, phase = spec["mailbox"], spec["phase"]
     try:
         metrics = Metrics()
-        run = Run.open(spec["folder"], config, metrics.count_cache)
+        fence: Fence = spec["fence"]
+        fence.check()
+        run = Run.open(spec["folder"], config, metrics.count_cache, fence)
         chain, step = Chain(spec["method"], spec["seed"]), spec["step"]
         metrics.step.set(step)
         metrics.phase_started.set_to_current_time()
@@ -61,7 +64,7 @@ def worker(spec: dict[str, Any]) -> None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         pulse = Pulse(metrics.count_doing)
-        with endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse):
+        with endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
             train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
     except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})

@@ -178,3 +178,42 @@ def test_damage_found_while_training_is_one_clear_line(config, small_folder, tmp
     assert "samples are damaged, more than data.max_quarantined = 2" in err
     assert "Traceback" not in err
     assert (out / "chains/both/seed-0/steps/0/quarantine.jsonl").exists()
+
+
+def records(out: Path, file: str) -> list[dict]:
+    path = out / file
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_frozen_driver_that_wakes_up_finds_another_in_its_place(undisturbed, config, tmp_path):
+    out = tmp_path / "run"
+    saved = (out / "chains/both/seed-0/steps/0/checkpoints").glob
+    first = start(config, out, "cluster.lease_seconds=4")
+    wait_for(first, lambda: any(saved("1[0-9]")))
+    os.kill(first.pid, signal.SIGSTOP)  # its trainers go on
+
+    def silent() -> bool:
+        lease = json.loads((out / "attempts/1.json").read_text())
+        return time.monotonic() - lease["clock"] > lease["seconds"]
+
+    wait_for(first, silent)
+    second = start(config, out)
+    wait_for(
+        second, lambda: len([r for r in records(out, "ledger.jsonl") if r["attempt"] == 2]) > 1
+    )
+    os.kill(first.pid, signal.SIGCONT)
+    code, _, err = finish(first)
+    assert code == 2
+    assert f"attempt 2 (process {second.pid} on " in err
+    assert "attempt 1 writes nothing more" in err
+    assert "Traceback" not in err
+    code, _, err = finish(second)
+    assert code == 0, err
+    assert ledger(out) == ledger(undisturbed)
+    assert evaluations(out) == evaluations(undisturbed)
+    assert {record["attempt"] for record in records(out, "ledger.jsonl")} == {2}
+    attempts = [r for r in records(out, "events.jsonl") if r["event"] == "attempt"]
+    assert [record["attempt"] for record in attempts] == [1, 2]
+    assert "took over from attempt 1" in attempts[1]["message"]
+    assert "was silent for 4 s" in attempts[1]["message"]
+    assert not list((out / "targets").glob("*.json"))
