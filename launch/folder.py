@@ -12,7 +12,7 @@ from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.held_out import HeldOutTest, open_tests
-from launch.lease import Fence
+from launch.lease import UNFENCED, Fence
 from trainer.backbones import EmbedderSettings
 from trainer.heads.classifier import ClassifierSettings
 from trainer.methods.recipe import Recipe
@@ -44,12 +44,12 @@ class Run:
     benchmark: Benchmark
     held_out: dict[str, HeldOutTest]
     """Test sets of their own."""
-    fence: Fence = Fence()
+    fence: Fence = UNFENCED
     """Checked before anything of the run is written."""
 
     @classmethod
     def open(
-        cls, folder: Path, config: RunConfig, count: Count = ignore, fence: Fence | None = None
+        cls, folder: Path, config: RunConfig, count: Count = ignore, fence: Fence = UNFENCED
     ) -> "Run":
         """Opens the datasets and builds the benchmark. Raises InputError.
 
@@ -59,7 +59,7 @@ class Run:
         tests = open_tests(config.evaluation)
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         benchmark = build_benchmark(dataset, config.benchmark)
-        return cls(folder, config, dataset, benchmark, tests, fence or Fence())
+        return cls(folder, config, dataset, benchmark, tests, fence)
 
     @cached_property
     def adopted(self) -> Model | None:

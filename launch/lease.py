@@ -150,6 +150,9 @@ class Fence:
         return self.folder is not None and _file(self.folder, self.attempt + 1).exists()
 
 
+UNFENCED = Fence()
+
+
 @dataclass(frozen=True)
 class Attempt:
     """A run that is this process's to write."""

@@ -20,7 +20,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
-from launch.lease import Fence
+from launch.lease import UNFENCED, Fence
 from monitoring.exporter import serving
 from monitoring.metrics import Metrics
 from trainer.backbones import Embedder
@@ -90,7 +90,8 @@ class OldModel:
         threads: int,
         target_file: Path,
         name: str,
-        fence: Fence,
+        fence: Fence = UNFENCED,
+        host: str = "127.0.0.1",
     ) -> None:
         torch.set_num_threads(threads)
         self._fence = fence
@@ -99,7 +100,7 @@ class OldModel:
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
         self._held_out: dict[Path, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
-        self._endpoint = serving(self._metrics.registry, target_file, labels)
+        self._endpoint = serving(self._metrics.registry, target_file, labels, host=host)
         self._endpoint.__enter__()  # until Ray ends the actor
 
     def _model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:

@@ -8,7 +8,7 @@ from typing import Any
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from launch.config import ClusterSettings
-from launch.lease import Fence
+from launch.lease import UNFENCED, Fence
 from launch.neighbourhoods import OldModel
 from launch.preemption import Preempted
 
@@ -27,7 +27,7 @@ class ActorPool:
         targets: Path,
         stop: threading.Event,
         units: Callable[[int, int], None],
-        fence: Fence | None = None,
+        fence: Fence = UNFENCED,
     ) -> None:
         """`dataset` is a location that every machine knows, `targets` the folder for Prometheus'
         file_sd lists; `stop` ends a map early; `units` hears how many are done, and of how many;
@@ -35,7 +35,8 @@ class ActorPool:
         """
         self._ray, self._cluster, self._dataset, self._cache = ray, cluster, dataset, cache
         self._targets, self._stop, self._units = targets, stop, units
-        self._fence, self._actors = fence or Fence(), list[Any]()
+        self._fence = fence
+        self._actors: list[Any] = []
 
     def _started(self) -> list[Any]:
         if not self._actors:
@@ -47,7 +48,13 @@ class ActorPool:
                 options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
                 self._actors.append(
                     actor.options(**options).remote(
-                        self._dataset, self._cache, threads, target, str(number), self._fence
+                        self._dataset,
+                        self._cache,
+                        threads,
+                        target,
+                        str(number),
+                        self._fence,
+                        self._cluster.metrics_host,
                     )
                 )
         return self._actors
