@@ -9,8 +9,7 @@ from safetensors import safe_open
 
 from data_shards.files import write_json
 from data_shards.settings import InputError
-from launch.embedding import Images, Spread, embed_shards, settle
-from launch.run import locked
+from launch.embedding import Images, Spread, embed_shards, locked, settle
 from trainer.gallery import Gallery, Ids, Order, chosen, upgraded
 from trainer.model import Model
 from trainer.stored import read_embeddings, read_stored, write_stored

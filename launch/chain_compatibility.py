@@ -62,6 +62,7 @@ def compare_step(run: Run, phase: Phase, spread: Map) -> str:
     ]
     against = [{"step": s, **found} for s, found in enumerate(spread("call", calls))]
     held = against[-1]["holds"]
+    run.fence.check()
     write_json(phase.output, {"holds": held, "paragon": settings.paragon, "against": against})
     first, *_ = against[-1]["points"]
     gain = f"{first['point']} {100 * first['gain']['value']:+.1f} on step {step - 1}'s gallery"

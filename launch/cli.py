@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
+from launch.launching import launching
 from launch.outside import adopt, backfill, embed
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(shards, name="shards")
+app.add_typer(launching, name="launch")
 for command in (adopt, embed, backfill):
     app.command()(command)
 console = Console(highlight=False)
@@ -89,11 +91,17 @@ def attach(folder: RunFolder) -> None:
 
 @app.command()
 def stop(folder: RunFolder) -> None:
-    """Ask a run that was sent away by --address to save a checkpoint and end."""
+    """Ask a run, here or sent away by --address, to save a checkpoint and end."""
+    from launch.jobs import FILE
     from launch.jobs import stop as ask
+    from launch.lease import ask_to_end
 
-    ask(folder)
-    console.print(f"asked to stop: it saves a checkpoint first; perennial attach {folder} follows")
+    if (folder / FILE).exists():
+        ask(folder)
+        asked = "its job"
+    else:
+        asked = str(ask_to_end(folder))
+    console.print(f"asked {asked} to save a checkpoint and end; the same command goes on")
 
 
 @app.command()

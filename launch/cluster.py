@@ -37,10 +37,13 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray  # reads RAY_AUTH_MODE when it is imported
 
+    environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}
+    if settings.address is not None:
+        environment["worker_process_setup_hook"] = "launch.interfaces.choose_interface"
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
-        "runtime_env": {"env_vars": _worker_environment(settings)},
+        "runtime_env": environment,
     }
     if settings.address is None:
         local: dict[str, Any] = {

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -35,6 +35,10 @@ class ClusterSettings(Settings):
     """CPU actors that run the previous model and the evaluation; none: one a core."""
     gpu: bool = False
     """Give each training worker a GPU."""
+    placement: Literal["pack", "spread", "strict_spread"] = "pack"
+    """Where training workers go: on as few machines as have room, on as many as there are, or one a
+    machine, waiting for as many. The last suits machines without GPUs, whose cores one worker
+    takes all."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each training worker; none: this machine's cores shared out."""
     max_failures: int = Field(default=3, ge=0)
@@ -45,9 +49,14 @@ class ClusterSettings(Settings):
     stalled_seconds: float = Field(default=600.0, gt=1)
     """The same for a worker that has been doing one thing (reading input, waiting for the others
     within a collective, saving) for so long. Twice this is the process group's own time-out."""
+    lease_seconds: float = Field(default=60.0, gt=1)
+    """A driver that has given no sign of life in the run folder for so long is taken to be dead:
+    the same command, on any host that shares the folder, then goes on in its place."""
     metrics_port: int | None = None
-    """First port for Prometheus, one a rank and, after them, the driver's (on localhost unless
-    `address` is set); none: any."""
+    """First port for Prometheus, one a rank and, after them, the driver's; none: any."""
+    metrics_host: str = "127.0.0.1"
+    """Address that the endpoints for Prometheus listen on, at every machine; 0.0.0.0 lets all of
+    the network read them, without a password."""
 
     def cores(self) -> int:
         """Cores of this machine that may be used."""
@@ -56,7 +65,7 @@ class ClusterSettings(Settings):
     def metrics_endpoint(self, rank: int) -> dict[str, Any]:
         """The port and host that a rank's Prometheus endpoint listens on."""
         port = None if self.metrics_port is None else self.metrics_port + rank
-        return {"port": port, "host": "127.0.0.1" if self.address is None else "0.0.0.0"}
+        return {"port": port, "host": self.metrics_host}
 
     def driver_endpoint(self) -> dict[str, Any]:
         """The port and host of the driver's: after those of all ranks."""

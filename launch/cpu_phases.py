@@ -49,7 +49,9 @@ class CpuPhases:
             examples = neighbour_examples(
                 run.dataset, run.benchmark, cache, samples, config.evaluation.examples
             )
+            run.fence.check()
             write_json(phase.output.with_name("neighbour_examples.json"), examples)
+        run.fence.check()
         shutil.rmtree(phase.output, ignore_errors=True)  # of other settings
         part.rename(phase.output)
         return ""
@@ -74,6 +76,7 @@ class CpuPhases:
         self._pool.map("prototypes", calls)
         sums = (read_sums(file, anchor.fingerprint) for file in files)
         means = class_means(sums, first, last)
+        run.fence.check()
         write_prototypes(phase.output, means, anchor.fingerprint)
         shutil.rmtree(part)
         return f"{len(means):,} rows"
@@ -88,6 +91,7 @@ class CpuPhases:
         ]
         none = np.empty((0, model.settings.dimension), dtype=np.float32)
         embeddings = np.concatenate([none, *self._pool.map("embed", calls)])
+        run.fence.check()
         write_embeddings(
             phase.output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
         )
@@ -102,6 +106,7 @@ class CpuPhases:
                 model.folder, data, config.teacher.batch, scratch, self._pool.map
             )
             measured["tests"] = measurement.measure(run.held_out)
+        run.fence.check()
         write_json(phase.output, measured)
         shown = list(figures(measured).values())[:2]
         return ", ".join(f"{title} {value:.1%}" for title, value in shown)

@@ -31,7 +31,7 @@ class Driver:
         config = run.config
         targets = run.folder / "targets"
         where = config.dataset_location(), config.data.cache, targets
-        self._pool = ActorPool(ray, config.cluster, *where, stop, progress.units)
+        self._pool = ActorPool(ray, config.cluster, *where, stop, progress.units, run.fence)
         self._cpu = CpuPhases(run, self._pool)
         self._stop = stop
         self._training: TrainingPhases | None = None
@@ -52,6 +52,7 @@ class Driver:
         for phase in todo:
             if self._stop.is_set():
                 raise Preempted(phase.name)
+            self._run.fence.check()
             self._progress.begin(phase.name)
             started = time.time()
             twin = self._ledger.twin(phase.fingerprint)
@@ -64,6 +65,7 @@ class Driver:
             else:
                 twin = None
                 result = works[phase.kind](phase)
+            self._run.fence.check()
             self._ledger.add(
                 {
                     "phase": phase.name,
@@ -76,6 +78,7 @@ class Driver:
                     "started": started,
                     "finished": time.time(),
                     **self._run.config.cluster.allocated(phase.kind),
+                    "attempt": self._run.fence.attempt,
                     **({"same_as": twin["phase"]} if twin else {}),
                 }
             )

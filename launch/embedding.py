@@ -1,8 +1,10 @@
 """Embeds all images of a dataset with a model, a shard a unit of work, going on after a kill."""
 
+import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,6 @@ from launch.importing import progress
 from launch.neighbourhoods import units
 from launch.pool import ActorPool
 from launch.preemption import sigterm
-from launch.run import locked
 from trainer.adopted import AdoptedSettings
 from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
@@ -109,6 +110,18 @@ def embed_shards(
     if calls:
         spread(images, calls, len(files) - len(calls))
     return files
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds a folder against other processes of this machine. Raises InputError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{folder} is in use by another process: wait for it") from error
+        yield
 
 
 def run_embed(model: Model, images: Images, out: Path, spread: Spread, console: Console) -> None:

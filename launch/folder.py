@@ -12,6 +12,7 @@ from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.held_out import HeldOutTest, open_tests
+from launch.lease import UNFENCED, Fence
 from trainer.backbones import EmbedderSettings
 from trainer.heads.classifier import ClassifierSettings
 from trainer.methods.recipe import Recipe
@@ -43,9 +44,13 @@ class Run:
     benchmark: Benchmark
     held_out: dict[str, HeldOutTest]
     """Test sets of their own."""
+    fence: Fence = UNFENCED
+    """Checked before anything of the run is written."""
 
     @classmethod
-    def open(cls, folder: Path, config: RunConfig, count: Count = ignore) -> "Run":
+    def open(
+        cls, folder: Path, config: RunConfig, count: Count = ignore, fence: Fence = UNFENCED
+    ) -> "Run":
         """Opens the datasets and builds the benchmark. Raises InputError.
 
         `count` hears what the cache of a remote dataset does.
@@ -53,7 +58,8 @@ class Run:
         config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
         tests = open_tests(config.evaluation)
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
-        return cls(folder, config, dataset, build_benchmark(dataset, config.benchmark), tests)
+        benchmark = build_benchmark(dataset, config.benchmark)
+        return cls(folder, config, dataset, benchmark, tests, fence)
 
     @cached_property
     def adopted(self) -> Model | None:
@@ -128,6 +134,7 @@ class Run:
             prototypes=folder / "prototypes.safetensors",
             folder=folder,
             checkpoints=self.checkpoints(chain, step),
+            fence=self.fence.check,
         )
 
     def checkpoints(self, chain: Chain, step: int) -> str:

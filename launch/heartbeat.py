@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,19 @@ class Beat:
 class Heartbeat:
     """A thread beside the training that sends beats; a context manager."""
 
-    def __init__(self, mailbox: Any, phase: str, rank: int, pulse: Pulse) -> None:
+    def __init__(
+        self,
+        mailbox: Any,
+        phase: str,
+        rank: int,
+        pulse: Pulse,
+        superseded: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`superseded` is asked once a second whether another attempt has taken the run over."""
         import ray  # the driver sets the environment that it reads when it is imported
 
         self._mailbox, self._phase, self._rank, self._pulse = mailbox, phase, rank, pulse
+        self._superseded = superseded
         self._node = ray.get_runtime_context().get_node_id()
         self._born = psutil.Process().create_time()
         self._ended = threading.Event()
@@ -60,7 +69,7 @@ class Heartbeat:
 
         while True:
             try:
-                if ray.get(self._mailbox.beat.remote(self._beat())):
+                if ray.get(self._mailbox.beat.remote(self._beat())) or self._superseded():
                     self._pulse.stop.set()
             except Exception:  # Ray's own while it shuts down are of many kinds
                 return  # the driver is gone, and Ray ends this worker, too

@@ -18,12 +18,13 @@ class Ledger:
         """
         self.path = path
         self.records: list[dict[str, Any]] = []
+        newest = 0
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
                 if not line.endswith("\n"):
                     raise ValueError("cut short")
-                self.records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError as error:
                 if number == len(lines):
                     whole = sum(len(previous.encode()) for previous in lines[:-1])
@@ -32,6 +33,10 @@ class Ledger:
                 raise InputError(
                     f"line {number} of {path} is damaged: remove that line to repeat its phase"
                 ) from error
+            if record.get("attempt", newest) < newest:
+                continue  # of one that had been superseded, and was frozen while it wrote
+            newest = record.get("attempt", newest)
+            self.records.append(record)
 
     def has(self, name: str, fingerprint: str) -> bool:
         """Whether the phase was finished under this very definition."""

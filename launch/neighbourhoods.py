@@ -20,6 +20,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teac
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
+from launch.lease import UNFENCED, Fence
 from monitoring.exporter import serving
 from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
@@ -84,15 +85,23 @@ class OldModel:
     """A Ray actor that keeps the dataset open and the last model loaded."""
 
     def __init__(
-        self, dataset: str, cache: CacheSettings, threads: int, target_file: Path, name: str
+        self,
+        dataset: str,
+        cache: CacheSettings,
+        threads: int,
+        target_file: Path,
+        name: str,
+        fence: Fence = UNFENCED,
+        host: str = "127.0.0.1",
     ) -> None:
         torch.set_num_threads(threads)
+        self._fence = fence
         self._metrics = Metrics()
         self._dataset = ShardDataset.open(dataset, cache, self._metrics.count_cache)
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
         self._held_out: dict[Path, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
-        self._endpoint = serving(self._metrics.registry, target_file, labels)
+        self._endpoint = serving(self._metrics.registry, target_file, labels, host=host)
         self._endpoint.__enter__()  # until Ray ends the actor
         folder = target_file.parents[1]
         self._log = logging_to(folder, f"actor-{name}", {"run": folder.name, **labels})
@@ -123,6 +132,7 @@ class OldModel:
         vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
         self._metrics.embedded.inc(len(samples))
         tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
+        self._fence.check()
         write_teacher_file(
             teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
         )
@@ -141,6 +151,7 @@ class OldModel:
         model, embedder, _ = self._model(model_folder, settings)
         self._metrics.embedded.inc(len(samples))
         vectors = embed(embedder, self._dataset, samples, data, settings.batch)
+        self._fence.check()
         write_sums(out, class_sums(vectors, rows), model.fingerprint)
 
     def embed(
@@ -197,6 +208,7 @@ class OldModel:
         vectors = embed(embedder, images, samples, data, batch)
         if mirrored:
             vectors += embed(embedder, images, samples, data, batch, flipped=True)
+        self._fence.check()
         content = io.BytesIO()
         np.save(content, vectors)
         write_atomically(out, content.getvalue())

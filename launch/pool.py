@@ -8,6 +8,7 @@ from typing import Any
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from launch.config import ClusterSettings
+from launch.lease import UNFENCED, Fence
 from launch.neighbourhoods import OldModel
 from launch.preemption import Preempted
 
@@ -26,12 +27,15 @@ class ActorPool:
         targets: Path,
         stop: threading.Event,
         units: Callable[[int, int], None],
+        fence: Fence = UNFENCED,
     ) -> None:
         """`dataset` is a location that every machine knows, `targets` the folder for Prometheus'
-        file_sd lists; `stop` ends a map early; `units` hears how many are done, and of how many.
+        file_sd lists; `stop` ends a map early; `units` hears how many are done, and of how many;
+        nothing is written past `fence`.
         """
         self._ray, self._cluster, self._dataset, self._cache = ray, cluster, dataset, cache
         self._targets, self._stop, self._units = targets, stop, units
+        self._fence = fence
         self._actors: list[Any] = []
 
     def _started(self) -> list[Any]:
@@ -44,7 +48,13 @@ class ActorPool:
                 options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
                 self._actors.append(
                     actor.options(**options).remote(
-                        self._dataset, self._cache, threads, target, str(number)
+                        self._dataset,
+                        self._cache,
+                        threads,
+                        target,
+                        str(number),
+                        self._fence,
+                        self._cluster.metrics_host,
                     )
                 )
         return self._actors
@@ -68,6 +78,7 @@ class ActorPool:
         while waiting or running:
             if self._stop.is_set():
                 raise Preempted("a CPU phase")
+            self._fence.check()
             while waiting and idle:
                 number, call = waiting.pop(0)
                 actor = idle.pop()

@@ -52,6 +52,7 @@ def settle(run: Run, ledger: Ledger) -> list[str]:
     """
     withheld = []
     for phase in _candidates(run, ledger):
+        run.fence.check()
         target = _published(run, phase.chain, phase.step)
         if why := verdict(phase):
             withheld.append(why)

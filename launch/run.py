@@ -1,9 +1,6 @@
 """Runs or resumes a configuration, from shards to report."""
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -20,7 +17,9 @@ from launch.chain_compatibility import trials_of
 from launch.cluster import cluster
 from launch.config import RunConfig, differences, kept_config
 from launch.driver import Driver
+from launch.events import append
 from launch.folder import Run, check_steps
+from launch.lease import holding
 from launch.ledger import Ledger
 from launch.phases import pending, phases
 from launch.preemption import Preempted, sigterm
@@ -63,18 +62,6 @@ def verify_dataset(dataset: ShardDataset, console: Console) -> None:
         dataset.verify(lambda done: bar.update(task, completed=done))
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds a run folder against a second driver on this machine. Raises InputError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder} is being run by another process: wait for it") from error
-        yield
-
-
 def _settle_configuration(config: RunConfig, folder: Path) -> None:
     """Writes run.yaml, or checks that the folder's run was configured alike."""
     path = folder / "run.yaml"
@@ -97,8 +84,12 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
     """
     if config.glyphs is not None and not config.dataset_is_there():
         build_glyphs(config.glyphs, Path(config.dataset), console)
-    with locked(folder):
-        run = Run.open(folder, config)
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    with holding(folder, config.cluster.lease_seconds, tell) as attempt:
+        run = Run.open(folder, config, fence=attempt.fence)
         config = run.config
         samples = [len(own) for own in run.benchmark.steps]
         check_steps(run.benchmark.rows, samples, config.cluster.workers)
@@ -109,6 +100,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         ledger = Ledger(folder / "ledger.jsonl")
         todo = pending(run, ledger)
         if todo:
+            append(folder, "events.jsonl", attempt.event())
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
@@ -119,7 +111,9 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
             )
             metrics = RunMetrics(folder, every, every - len(todo))
             with (
-                monitored(metrics, **config.cluster.driver_endpoint()),
+                monitored(
+                    metrics, **config.cluster.driver_endpoint(), superseded=attempt.fence.lost
+                ),
                 cluster(config.cluster) as ray,
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
@@ -135,6 +129,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
         withheld = settle(run, ledger) if gated(run) else []
+        run.fence.check()
         draw(folder)
     for table in tables(compare([folder])):
         console.print(table)

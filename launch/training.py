@@ -43,6 +43,7 @@ class TrainingPhases:
             "step": step,
             "phase": name,
             "mailbox": self._mailbox,
+            "fence": self._run.fence,
         }
         spec["config"]["dataset"] = self._run.config.dataset_location()
         failure: list[BaseException] = []
@@ -50,6 +51,7 @@ class TrainingPhases:
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
+            self._run.fence.check()
             if self._stop.is_set():
                 self._mailbox.stop.remote()
             beats = [beat for beat in self._read_mail() if beat.phase == name]
@@ -89,7 +91,11 @@ class TrainingPhases:
                 backend="nccl" if cluster.gpu else "gloo",
                 timeout_s=int(2 * cluster.stalled_seconds),
             ),
-            scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=cluster.gpu,
+                placement_strategy=cluster.placement.upper(),
+            ),
             run_config=RunConfig(
                 name=f"train-{os.getpid()}-{time.time_ns()}",
                 storage_path=str(self._run.folder.resolve() / ".ray"),
@@ -100,6 +106,7 @@ class TrainingPhases:
     def _read_mail(self) -> list[Beat]:
         """Shows and keeps what the workers reported. Raises InputError for a posted error."""
         records, beats = self._ray.get(self._mailbox.read.remote())
+        self._run.fence.check()
         for record in records:
             if "error" in record:
                 raise InputError(record["error"])

@@ -12,6 +12,7 @@ from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.folder import Chain, Run
 from launch.heartbeat import Heartbeat
+from launch.lease import Fence
 from monitoring.exporter import serving
 from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
@@ -47,7 +48,9 @@ def worker(spec: dict[str, Any]) -> None:
     mailbox, phase = spec["mailbox"], spec["phase"]
     try:
         metrics = Metrics()
-        run = Run.open(spec["folder"], config, metrics.count_cache)
+        fence: Fence = spec["fence"]
+        fence.check()
+        run = Run.open(spec["folder"], config, metrics.count_cache, fence)
         chain, step = Chain(spec["method"], spec["seed"]), spec["step"]
         metrics.step.set(step)
         metrics.phase_started.set_to_current_time()
@@ -82,7 +85,7 @@ def worker(spec: dict[str, Any]) -> None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
         pulse = Pulse(metrics.count_doing)
-        with logged, endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse):
+        with logged, endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
             LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
             train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
     except InputError as error:

@@ -30,11 +30,13 @@ def serving(
     target = {"targets": [f"{name}:{bound}"], "labels": {"run": _run_of(target_file), **labels}}
     target_file.parent.mkdir(parents=True, exist_ok=True)
     part = target_file.with_suffix(".part")
-    part.write_text(json.dumps([target]))
+    text = json.dumps([target])
+    part.write_text(text)
     part.rename(target_file)
     try:
         yield bound
-        target_file.unlink(missing_ok=True)
+        if target_file.exists() and target_file.read_text() == text:  # not a later attempt's
+            target_file.unlink()
     finally:
         server.shutdown()
         server.server_close()

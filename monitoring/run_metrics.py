@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -121,11 +121,14 @@ def _compatible(folder: Path) -> dict[Chain, bool]:
 
 
 @contextmanager
-def monitored(metrics: RunMetrics, port: int | None, host: str) -> Iterator[None]:
+def monitored(
+    metrics: RunMetrics, port: int | None, host: str, superseded: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
     """Serves a run's metrics while it goes on; what earlier attempts left in targets/ goes.
 
     After a good end or Ctrl-C nothing is left to be scraped. After an error, SIGTERM or a kill the
-    driver's target stays: somebody should start the run again.
+    driver's target stays: somebody should start the run again. Where this attempt was `superseded`,
+    what is there is the later one's.
     """
     targets = metrics.folder / "targets"
     _clear(targets)
@@ -133,7 +136,8 @@ def monitored(metrics: RunMetrics, port: int | None, host: str) -> Iterator[None
         with serving(metrics.registry, targets / "driver.json", {"job": "driver"}, port, host):
             yield
     except KeyboardInterrupt:
-        _clear(targets)
+        if not superseded():
+            _clear(targets)
         raise
     _clear(targets)
 

@@ -45,11 +45,11 @@ def train(
     when training had to be rewound more often than allowed.
     """
     pulse = pulse or Pulse()
-    rewinds = Rewinds(task.folder / "rewinds.jsonl", ranks)
+    rewinds = Rewinds(task.folder / "rewinds.jsonl", ranks, task.fence)
     watch = Watch(task, metrics, report, pulse, len(rewinds))
     while True:
         location = task.checkpoints or str(task.folder / "checkpoints")
-        with Checkpoints(location, task.training, ranks, metrics, tell) as checkpoints:
+        with Checkpoints(location, task.training, ranks, metrics, tell, task.fence) as checkpoints:
             ended = attempt(task, ranks, device, checkpoints, watch, rewinds, pulse)
         if ended != "rewound":
             return ended == "finished"
@@ -93,7 +93,13 @@ def attempt(
     pulse.turn("saving the model")
     blocks = list(state.blocks().values())
     save_model(
-        task.folder / "model", task.embedder, state.classifier, state.engine.module, blocks, ranks
+        task.folder / "model",
+        task.embedder,
+        state.classifier,
+        state.engine.module,
+        blocks,
+        ranks,
+        task.fence,
     )
     checkpoints.clear()
     return "finished"

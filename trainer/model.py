@@ -13,7 +13,7 @@ import torch
 from data_shards.files import fingerprint
 from trainer.adopted import AdoptedEmbedder, AdoptedSettings, build_adopted
 from trainer.backbones import Embedder, EmbedderSettings, build_embedder
-from trainer.checkpoint import Folder, save_folder
+from trainer.checkpoint import Fence, Folder, save_folder, unfenced
 from trainer.checkpoint.rows import load_rows, part_name
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
@@ -88,6 +88,7 @@ def save_model(
     embedder: torch.nn.Module,
     blocks: list[ShardedRows],
     ranks: Ranks,
+    fence: Fence = unfenced,
 ) -> None:
     """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder."""
     ids = torch.cat([block.own_ids() for block in blocks])
@@ -102,7 +103,7 @@ def save_model(
         "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,
     }
-    save_folder(folder, files, card, ranks)
+    save_folder(folder, files, card, ranks, fence)
 
 
 def save_adopted(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from trainer.checkpoint import Fence, unfenced
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 
@@ -15,8 +16,8 @@ from trainer.heads.collectives import Ranks
 class Rewinds:
     """A phase's rewinds: decided by all ranks, written by rank 0, read again after any restart."""
 
-    def __init__(self, path: Path, ranks: Ranks) -> None:
-        self._path, self._ranks = path, ranks
+    def __init__(self, path: Path, ranks: Ranks, fence: Fence = unfenced) -> None:
+        self._path, self._ranks, self._fence = path, ranks, fence
         lines = None
         if ranks.rank == 0:
             lines = path.read_text().splitlines() if path.exists() else []
@@ -49,6 +50,7 @@ class Rewinds:
         left_out = np.unique(samples).tolist() if len(together) <= available / 2 else []
         self._records.append({"iteration": iteration, "why": why, "samples": left_out})
         if self._ranks.rank == 0:
+            self._fence()
             text = "".join(json.dumps(record) + "\n" for record in self._records)
             write_atomically(self._path, text.encode())
         self._ranks.barrier()

@@ -15,6 +15,7 @@ from data_shards.order import make_order
 from data_shards.pipeline import Batch, PipelineSettings, training_batches
 from data_shards.quarantine import Quarantine
 from trainer.backbones import EmbedderSettings
+from trainer.checkpoint import Fence, unfenced
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.methods.recipe import Recipe
@@ -50,6 +51,8 @@ class Task:
     """Where the step's model goes."""
     checkpoints: str = ""
     """Path or fsspec URL of the step's checkpoints; empty: in `folder`."""
+    fence: Fence = unfenced
+    """Called before anything is written; raises when this process may not any more."""
 
 
 def task_samples(task: Task) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Real runs whose processes are slowed, killed, frozen, stalled and preempted."""
 
+import json
 import os
 import signal
 import subprocess
@@ -145,6 +146,48 @@ def test_sigterm_saves_and_the_same_command_goes_on(config, undisturbed, tmp_pat
         "the driver gets SIGTERM",
         "the ranks finish the iteration and save; exit status 75",
         "the same command ends with the model of an undisturbed run, bit for bit",
+    )
+
+
+def test_a_frozen_driver_that_wakes_up_finds_another_in_its_place(
+    config, undisturbed, tmp_path, record_fault
+):
+    out = tmp_path / "run"
+    first = start(config, out, "cluster.lease_seconds=2")
+    wait_for(first, lambda: both_started(out, 0) and reached(out) >= 5)
+    os.kill(first.pid, signal.SIGSTOP)  # its trainers go on
+
+    def silent() -> bool:
+        lease = json.loads((out / "attempts" / "1.json").read_text())
+        return time.monotonic() - lease["clock"] > lease["seconds"]
+
+    wait_for(first, silent)
+    second = start(config, out)
+    wait_for(second, lambda: len(events(out, "start")) == 4)
+    os.kill(first.pid, signal.SIGCONT)
+    code, _, err = finish(first)
+    assert code == 2
+    assert f"attempt 2 (process {second.pid} on " in err
+    assert "attempt 1 writes nothing more" in err
+    assert "Traceback" not in err
+    code, _, err = finish(second)
+    assert code == 0, err
+    assert Model.open(out / STEP / "model").fingerprint == undisturbed
+    assert (out / STEP / "evaluation.json").exists()
+    assert ledger(out) == [*TRAINED, "finetune/seed-0/step-0/evaluate"]
+    assert {record["attempt"] for record in read_jsonl(out / "ledger.jsonl")} == {2}
+    one, two = events(out, "attempt")
+    assert [one["attempt"], two["attempt"]] == [1, 2]
+    assert "message" not in one
+    assert "took over from attempt 1" in two["message"]
+    assert "was silent for 2 s" in two["message"]
+    later = [event for event in events(out, "start") if event["time"] > two["time"]]
+    assert len(later) == 2, "the first driver wrote what its trainers said"
+    assert not list((out / "targets").glob("*.json"))
+    record_fault(
+        "a driver is frozen (SIGSTOP) past its lease, another takes over, the first wakes up",
+        "the first and its trainers are refused everything; exit status 2, with the second's name",
+        "the second ends with the model of an undisturbed run, bit for bit",
     )
 
 

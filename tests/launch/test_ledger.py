@@ -47,3 +47,16 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
     path.write_text('{"phase": 1}\nrubbish\n{"phase": 2}\n')
     with pytest.raises(InputError, match=r"line 2 of .*ledger\.jsonl is damaged"):
         Ledger(path)
+
+
+@pytest.mark.parametrize("numbers", [[1, 1, 2, 1, 2, 1], [None, 1, 3, 2, 3], [2, 1]])
+def test_what_a_superseded_attempt_wrote_late_does_not_count(tmp_path, numbers):
+    """It was frozen between the look at its lease and the write."""
+    path, highest, valid = tmp_path / "ledger.jsonl", 0, []
+    for place, number in enumerate(numbers):
+        record = {**RECORD, "phase": str(place), **({"attempt": number} if number else {})}
+        Ledger(path).add(record)
+        if (number or highest) >= highest:
+            valid.append(str(place))
+        highest = max(highest, number or 0)
+    assert [record["phase"] for record in Ledger(path).records] == valid

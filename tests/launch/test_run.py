@@ -1,6 +1,8 @@
 """What a user can get wrong before anything is trained: one line, an exit code, nothing lost."""
 
+import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.config import load_config
-from launch.run import execute, locked
+from launch.lease import holding
+from launch.run import execute
 
 CONSOLE = Console(quiet=True)
 
@@ -74,8 +77,10 @@ def test_a_folder_made_by_another_configuration_is_left_alone(config, tmp_path):
 
 
 def test_a_folder_in_use(config, tmp_path):
-    with locked(tmp_path / "r"):
-        assert "is being run by another process" in refused(config, tmp_path / "r")
+    with holding(tmp_path / "r", 60):
+        message = refused(config, tmp_path / "r")
+    assert f"is being run by attempt 1 (process {os.getpid()} on {socket.gethostname()}" in message
+    assert "wait for it, or end it first" in message
 
 
 def command(*words: str) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ from data_shards.pipeline import PipelineSettings
 from launch.neighbourhoods import embed
 from monitoring.metrics import Metrics
 from trainer.backbones import EmbedderSettings
+from trainer.checkpoint import Fence, unfenced
 from trainer.engine import ensure_process_group
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
@@ -61,13 +62,15 @@ def train_step(
     events: list[dict[str, Any]] | None = None,
     records: list[dict[str, Any]] | None = None,
     preempt_at: int | None = None,
+    fence: Fence = unfenced,
     **overrides: Any,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
     them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
-    `records` take what was reported; `overrides` are training settings.
+    `records` take what was reported; `fence` is the task's;
+    `overrides` are training settings.
     """
     torch.set_num_threads(1)
     ensure_process_group()
@@ -98,6 +101,7 @@ def train_step(
         prototypes=out / str(step) / "prototypes.safetensors",
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
+        fence=fence,
     )
     if recipe.needs.prototypes and previous is not None:
         samples = benchmark.step_samples(step, all_so_far=False)

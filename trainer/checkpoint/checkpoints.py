@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from monitoring.metrics import Metrics
+from trainer.checkpoint.fence import Fence, FencedStore, unfenced
 from trainer.checkpoint.format import DamagedError, Folder
 from trainer.checkpoint.policy import superfluous
 from trainer.checkpoint.store import open_store
@@ -36,9 +37,13 @@ class Checkpoints:
         ranks: Ranks,
         metrics: Metrics,
         tell: Callable[[str], None],
+        fence: Fence = unfenced,
     ) -> None:
-        """`tell` hears lines for the user, from any thread. Raises InputError for a bad URL."""
-        self._store, self._location = open_store(location), location
+        """`tell` hears lines for the user, from any thread. `fence` is called before anything is
+        written or deleted, and raises where it must not be. Raises InputError for a bad URL.
+        """
+        self._store, self._location = FencedStore(open_store(location), fence), location
+        self._fence = fence
         self._settings, self._ranks = settings, ranks
         self._metrics, self._tell = metrics, tell
         self._token, self._attempts = ranks.broadcast_object(secrets.token_hex(4)), 0
@@ -72,6 +77,7 @@ class Checkpoints:
         """Copies the state before `iteration` to host memory and writes it in the background."""
         begun = self._last = time.monotonic()
         self.wait()
+        self._fence()  # here, where it ends the training; the thread would only tell
         self._attempts += 1
         save = Save(
             self._store,

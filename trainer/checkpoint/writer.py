@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.fence import Fence, FencedStore, unfenced
 from trainer.checkpoint.format import (
     CARD,
     MANIFEST,
@@ -113,9 +114,12 @@ class Save:
         raise OSError(f"rank {rank} did not write its part within {PATIENCE_SECONDS:.0f} s")
 
 
-def save_folder(folder: Path, files: Files, card: dict[str, Any], ranks: Ranks) -> None:
+def save_folder(
+    folder: Path, files: Files, card: dict[str, Any], ranks: Ranks, fence: Fence = unfenced
+) -> None:
     """Saves `folder` on a local disk now. Raises OSError on every rank when any could not write."""
-    store = LocalStore(folder.parent)
+    fence()
+    store = FencedStore(LocalStore(folder.parent), fence)
     if ranks.rank == 0:
         store.sweep(folder.name)
     token = ranks.broadcast_object(secrets.token_hex(4))

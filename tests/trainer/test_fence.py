@@ -1,0 +1,49 @@
+"""A trainer that may not write any more writes nothing more, wherever it is when that happens."""
+
+from pathlib import Path
+
+import pytest
+
+from data_shards.settings import InputError
+from tests.trainer.loops import train_step
+
+
+class Refused(InputError):
+    """What the fence raises here."""
+
+
+class Closing:
+    """A fence that lets `calls` pass, and keeps what was there when it first refused."""
+
+    def __init__(self, folder: Path, calls: int) -> None:
+        self._folder, self._left = folder, calls
+        self.passed = 0
+        self.then: dict[str, bytes] | None = None
+
+    def __call__(self) -> None:
+        if self.passed < self._left:
+            self.passed += 1
+            return
+        if self.then is None:
+            self.then = tree(self._folder)
+        raise Refused("no more")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+SETTINGS = {"iterations": 6, "milestones": (), "checkpoint_every": 2, "keep_checkpoints": 1}
+
+
+def test_nothing_changes_after_the_fence_closed(small_folder, tmp_path):
+    everything = Closing(tmp_path / "open", 10**9)
+    train_step(small_folder, tmp_path / "open", "finetune", 0, fence=everything, **SETTINGS)
+    assert everything.passed > 30
+    moments = range(0, everything.passed, 11)
+    for calls in (*moments, everything.passed - 1):
+        out = tmp_path / str(calls)
+        fence = Closing(out, calls)
+        with pytest.raises((Refused, OSError), match="no more"):
+            train_step(small_folder, out, "finetune", 0, fence=fence, tell=str, **SETTINGS)
+        assert fence.then == tree(out), f"written past a fence that closed at call {calls}"
