@@ -8,7 +8,7 @@ import yaml
 from monitoring.live.files import read_inside
 from monitoring.live.values import Chain
 
-_CONFIG_BYTES, _MOST_STEPS = 1 << 18, 100_000
+_CONFIG_BYTES, _MOST_STEPS, _DEPTH = 1 << 16, 100_000, 50
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -49,14 +49,28 @@ class Extent:
 def extent(root: Path, folder: Path) -> Extent:
     """That of a run folder. Raises Damaged."""
     try:
-        loader = _Loader(read_inside(root, folder / "run.yaml", _CONFIG_BYTES))
-        try:
-            return Extent(loader.get_single_data())
-        finally:
-            loader.dispose()
+        return Extent(_read(read_inside(root, folder / "run.yaml", _CONFIG_BYTES)))
     except OSError as error:
         raise Damaged(f"run.yaml cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
         if isinstance(error, Damaged):
             raise
         raise Damaged(f"run.yaml is no YAML ({str(error).splitlines()[0]})") from error
+
+
+def _read(content: bytes) -> Any:
+    """What a YAML file holds. Deep nesting, which overflows the C loader's stack, is refused.
+
+    Raises Damaged, yaml.YAMLError or UnicodeError.
+    """
+    depth = 0
+    for event in yaml.parse(content, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH:
+            raise Damaged(f"run.yaml is nested more than {_DEPTH} deep")
+    loader = _Loader(content)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

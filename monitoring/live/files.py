@@ -23,7 +23,7 @@ def open_inside(root: Path, path: Path) -> BinaryIO:
     try:
         place = Path(f"/proc/self/fd/{file}").readlink()
         if not stat.S_ISREG(os.fstat(file).st_mode) or not place.is_relative_to(root.resolve()):
-            raise Refused(f"{path} is not a file of {root}")
+            raise Refused(f"{path.name} is no file of this folder")
         return os.fdopen(file, "rb")
     except BaseException:
         os.close(file)
@@ -44,7 +44,7 @@ def read_inside(root: Path, path: Path, limit: int) -> bytes:
     with open_inside(root, path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
-        raise Refused(f"{path} is larger than {limit} bytes")
+        raise Refused(f"{path.name} is larger than {limit} bytes")
     return content
 
 

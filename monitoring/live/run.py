@@ -124,7 +124,7 @@ class LiveRun:
                 found = figures(parsed(read_inside(self._root, file, _EVALUATION_BYTES)) or {})
             except (OSError, ValueError, TypeError, KeyError, AttributeError):
                 found = {}
-            measured = {m: (t, v) for m, (t, v) in found.items() if abs(finite(v) or 0.0) <= 1.0}
+            measured = {m: (t, v) for m, (t, v) in found.items() if _is_share(v)}
             self._reached[key] = now, measured
             self._drawn += 1
 
@@ -261,6 +261,11 @@ def _event(record: dict[str, Any]) -> dict[str, Any]:
         message = f"{text(record.get('phase')) or ''}: rank {record.get('rank')} starts"
     kind = text(record.get("event")) or "event"
     return {"time": moment(record.get("time")), "event": kind, "message": message}
+
+
+def _is_share(value: Any) -> bool:
+    found = finite(value)
+    return found is not None and abs(found) <= 1
 
 
 def report_of(root: Path, folder: Path) -> bytes:

@@ -31,7 +31,7 @@ def layout(spans: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     def place(moment: float) -> float:
         start, begin = places[bisect_right(starts, moment) - 1]
-        return (begin + moment - start) / max(at, 1e-9)
+        return (begin + (moment - start)) / max(at, 1e-9)
 
     rows: dict[str, list[dict[str, Any]]] = {}
     for span in spans:

@@ -26,8 +26,9 @@ function label(x, y, anchor, text) {
   return made;
 }
 
-// lines: [{name, colour, points: [[x, y]], lost: [x]}]; whole: x are whole numbers, shown as dots
-export function chart(box, lines, { xName, whole = false }) {
+// lines: [{name, colour, points: [[x, y]], lost: [x]}]; whole: x are whole numbers, shown as dots;
+// wholeStart: x begins at a whole number
+export function chart(box, lines, { xName, whole = false, wholeStart = false }) {
   const drawn = lines.filter((line) => line.points.length || (line.lost || []).length);
   const width = Math.max(260, Math.floor(box.clientWidth));
   const picture = svg("svg", { width, height: HEIGHT, viewBox: `0 0 ${width} ${HEIGHT}` });
@@ -40,6 +41,7 @@ export function chart(box, lines, { xName, whole = false }) {
   const yTicks = ys.length ? ticks(Math.min(...ys), Math.max(...ys), 4) : [0, 1];
   const [yLow, yHigh] = [yTicks[0], yTicks[yTicks.length - 1]];
   let [xLow, xHigh] = [Math.min(...xs), Math.max(...xs)];
+  if (wholeStart) xLow = Math.ceil(xLow) - 1;
   if (xHigh - xLow < 1e-9) [xLow, xHigh] = [xLow - 0.5, xHigh + 0.5];
   const across = (x) => LEFT + ((x - xLow) / (xHigh - xLow)) * (width - LEFT - RIGHT);
   const upward = (y) => HEIGHT - BOTTOM - ((y - yLow) / (yHigh - yLow)) * (HEIGHT - TOP - BOTTOM);

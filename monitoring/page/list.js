@@ -12,7 +12,7 @@ export const STATES = {
   finished: ["✓", "finished", "dim"],
 };
 const GROUPS = [
-  ["Needs attention", (run) => STATES[run.state][2] === "bad" || run.trouble.length > 0],
+  ["Needs attention", (run) => STATES[run.state][2] === "bad" || run.told.length > 0],
   ["Running", (run) => ["running", "unasked"].includes(run.state)],
   ["At rest", () => true],
 ];
@@ -46,7 +46,7 @@ function line() {
       set(cells.phase, busy && run.phase ? run.phase : "");
       set(cells.loss, run.loss === null ? "" : `loss ${value(run.loss)}`);
       set(cells.when, age(run.record_time ?? run.changed, now));
-      set(cells.trouble, run.trouble.join("; "));
+      set(cells.trouble, run.told.join("; "));
     },
   };
 }
@@ -68,6 +68,11 @@ export function showList(main, fetchJson) {
   let content = null;
 
   function draw() {
+    const firing = content.alerts.list.filter((alert) => alert.state === "firing");
+    for (const run of content.runs) {
+      const own = firing.filter((alert) => alert.run === run.name);
+      run.told = [...run.trouble, ...own.map((alert) => `${alert.name}: ${alert.summary}`)];
+    }
     const wanted = filter.value.trim().toLowerCase();
     const shown = content.runs.filter((run) => run.name.toLowerCase().includes(wanted));
     const sorted = shown.sort((a, b) => (b.changed ?? 0) - (a.changed ?? 0));
@@ -93,7 +98,9 @@ export function showList(main, fetchJson) {
     const idle = `${busy} running, ${rest} at rest`;
     set(summary, bad ? `${bad} need${bad === 1 ? "s" : ""} attention, ${idle}` : `All well: ${idle}`);
     if (!content.runs.length) set(summary, "No runs in this folder yet.");
-    drawAlerts(alerts, content.alerts, true);
+    const names = new Set(content.runs.map((run) => run.name));
+    const others = content.alerts.list.filter((alert) => !names.has(alert.run));
+    drawAlerts(alerts, { ...content.alerts, list: others }, firing.length > 0);
   }
 
   filter.addEventListener("input", () => content && draw());
@@ -114,11 +121,11 @@ export function showList(main, fetchJson) {
   };
 }
 
-export function drawAlerts(box, alerts, withRun) {
+// elsewhere: alerts that are shown at their runs are firing
+export function drawAlerts(box, alerts, elsewhere = false) {
   const firing = alerts.list.filter((alert) => alert.state === "firing");
   const lines = alerts.list.map((alert) => {
     const labels = Object.entries(alert.labels).map(([name, given]) => `${name} ${given}`);
-    if (withRun && alert.run) labels.unshift(alert.run);
     const tone = alert.state !== "firing" ? "dim" : alert.severity === "critical" ? "bad" : "warn";
     return make("li", { class: `alert ${tone}` },
       make("b", { text: alert.name }), ` ${alert.state === "firing" ? "" : `(${alert.state}) `}`,
@@ -128,7 +135,7 @@ export function drawAlerts(box, alerts, withRun) {
   let said = "";
   if (!alerts.asked) said = "No Prometheus was given, so alerts are not known here (--prometheus URL).";
   else if (alerts.error) said = `Prometheus cannot be asked, so alerts are not known: ${alerts.error}`;
-  else if (!firing.length) said = "No alert is firing.";
+  else if (!firing.length && !elsewhere) said = "No alert is firing.";
   const tone = alerts.error ? "bad" : "dim";
   const parts = said ? [make("p", { class: `note ${tone}`, text: said })] : [];
   if (lines.length) parts.push(make("ul", { class: "alerts" }, ...lines));

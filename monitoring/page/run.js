@@ -66,12 +66,12 @@ export function showRun(main, fetchJson, name) {
     report.setAttribute("href", `/report/${encodeURIComponent(name)}`);
     const bad = ["damaged", "lost", "stalled"].includes(run.state) ? "bad" : "warn";
     trouble.replaceChildren(...run.trouble.map((text) => make("li", { class: `alert ${bad}`, text })));
-    drawAlerts(alerts, run.alerts, false);
+    drawAlerts(alerts, run.alerts);
     tiles.progress.show(run.of ? `${run.done} of ${run.of}` : "–", `${percent(run.share)} of the run`);
     bar.style.width = percent(run.share).replace(" ", "");
     const [where, kind] = run.phase ? [run.phase.replace(/\/[^/]*$/, ""), run.phase.split("/").pop()] : ["", "–"];
-    const busy = ["running", "stalled"].includes(run.state);
-    tiles.phase.show(busy || run.state === "lost" ? kind : "none", where, "small");
+    const busy = ["running", "stalled", "lost", "unasked"].includes(run.state);
+    tiles.phase.show(busy ? kind : "–", busy ? where : "", "small");
     const odd = typeof run.loss === "string";
     const of = run.iterations ? `iteration ${value(run.iteration, 9)} of ${value(run.iterations, 9)}` : "";
     tiles.loss.show(value(run.loss, 4), of, odd ? "bad" : "");
@@ -135,7 +135,7 @@ export function showRun(main, fetchJson, name) {
       return { card: make("div", { class: "card" }, make("h3", { text: titleOf(one) }), box),
         draw: () => chart(box, lines, options) };
     });
-    const first = boxes(curves.training, { xName: "learning step" }, (one) => TITLES[one.key]);
+    const first = boxes(curves.training, { xName: "learning step", wholeStart: true }, (one) => TITLES[one.key]);
     const second = boxes(curves.accuracy, { xName: "learning step", whole: true }, (one) => `${one.title}, %`);
     training.replaceChildren(...first.map((one) => one.card));
     accuracy.replaceChildren(...second.map((one) => one.card));
