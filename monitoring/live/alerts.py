@@ -1,5 +1,6 @@
 """What a Prometheus says is firing."""
 
+import asyncio
 import json
 import time
 from typing import Any
@@ -18,19 +19,20 @@ class Alerts:
     def __init__(self, session: aiohttp.ClientSession, url: str | None) -> None:
         """`url` such as http://127.0.0.1:9090; None where there is none."""
         self._session, self._url = session, url
-        self._asked = float("-inf")
+        self._asked, self._asking = float("-inf"), asyncio.Lock()
         self._found: list[dict[str, Any]] = []
         self._error = ""
 
     async def of(self, run: str | None = None) -> dict[str, Any]:
         """The alerts of a run, or all: whether anybody was asked, what went wrong, and they."""
-        if self._url and time.monotonic() - self._asked >= _EVERY:
-            self._asked = time.monotonic()
-            try:
-                self._found, self._error = await self._ask(), ""
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                self._found = []
-                self._error = f"{type(error).__name__}: {error}"[:300]
+        async with self._asking:
+            if self._url and time.monotonic() - self._asked >= _EVERY:
+                try:
+                    self._found, self._error = await self._ask(), ""
+                except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                    self._found = []
+                    self._error = f"{type(error).__name__}: {error}"[:300]
+                self._asked = time.monotonic()
         found = [a for a in self._found if run is None or a["run"] == run]
         return {"asked": self._url is not None, "error": self._error, "list": found}
 

@@ -137,6 +137,7 @@ class Endpoints:
         self._session, self._allowed = session, allowed
         self._heard: dict[str, deque[Answer]] = {}
         self._asked: dict[str, float] = {}
+        self._asking: dict[str, asyncio.Task[None]] = {}
         self._gate = asyncio.Semaphore(_AT_ONCE)
 
     async def ask(self, targets: Sequence[Target]) -> dict[str, Answer]:
@@ -146,7 +147,9 @@ class Endpoints:
         now = time.monotonic()
         due = [a for a in addresses if now - self._asked.get(a, -math.inf) >= every]
         self._asked |= dict.fromkeys(due, now)
-        await asyncio.gather(*(self._ask(address) for address in due))
+        self._asking |= {a: asyncio.create_task(self._ask(a)) for a in due if a not in self._asking}
+        awaited = [asyncio.shield(self._asking[a]) for a in addresses if a in self._asking]
+        await asyncio.gather(*awaited)
         return {a: self._heard[a][-1] for a in addresses if a in self._heard}
 
     def rates(self, address: str) -> dict[str, float | None]:
@@ -172,6 +175,7 @@ class Endpoints:
         heard.append(answer)
         while len(heard) > 1 and heard[0].time < at - _WINDOW:
             heard.popleft()
+        del self._asking[address]
 
     async def _fetch(self, url: str) -> str:
         headers = {"Accept": "text/plain", "Accept-Encoding": "identity"}

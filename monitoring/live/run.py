@@ -43,6 +43,7 @@ class LiveRun:
         self.driver: Target | None = None
         self._metrics = Records(root, folder / "metrics.jsonl")
         self._curves: dict[tuple[str, Chain], Curve] = {}
+        self._heard: dict[str, float] = {}
         self._events = Records(root, folder / "events.jsonl")
         self.events: deque[dict[str, Any]] = deque(maxlen=200)
         self._drawn = 0
@@ -83,6 +84,7 @@ class LiveRun:
         records, anew = self._metrics.read()
         if anew:
             self._curves.clear()
+            self._heard.clear()
             self._drawn += 1
         for record in records:
             self._plot(record)
@@ -104,6 +106,7 @@ class LiveRun:
         if phase is None or iteration is None or of is None or not 0 <= iteration <= of or of < 1:
             return
         method, seed, step, _ = phase
+        self._heard.setdefault(record["phase"], moment(record.get("time")) or 0.0)
         for key in _CURVES:
             if (value := number(record.get(key))) is not None:
                 curve = self._curves.setdefault((key, (method, seed)), Curve())
@@ -175,7 +178,7 @@ class LiveRun:
         """How much of the run is done, from 0 to 1, with the training phase at work."""
         newest = self.newest or {}
         iteration, last = finite(newest.get("iteration")), finite(newest.get("of"))
-        phase = newest.get("phase")
+        phase = text(newest.get("phase"))
         part = iteration / last if iteration and last and phase not in self.finished else 0.0
         return min(1.0, (done + 0.9 * min(1.0, max(0.0, part))) / of) if of else 0.0
 
@@ -225,7 +228,7 @@ class LiveRun:
         if found is None or phase in self.finished or state == "finished":
             return
         begun = driver.values.get("perennial_run_start_timestamp_seconds") if driver else None
-        begun = moment(begun) or 0.0
+        begun = moment(begun) or self._heard.get(str(phase), 0.0)
         heard = moment((self.newest or {}).get("time")) or 0.0
         end = now if state in ("running", "stalled") else max(heard, last)
         yield _span(found, min(max(last, begun) or heard or now, end), end, state)

@@ -80,16 +80,16 @@ class Server:
 
     async def runs(self, request: web.Request) -> web.StreamResponse:
         """All runs, a line each."""
-        async with self._reading:
-            if self._list is None or time.monotonic() - self._list[0] > _FRESH:
+        if self._list is None or time.monotonic() - self._list[0] > _FRESH:
+            async with self._reading:
                 runs = await asyncio.to_thread(self._look)
-                drivers = await self._endpoints.ask([r.driver for r in runs if r.driver])
-                now = time.time()
-                lines = [run.overview(_answer(run, drivers), now) for run in runs]
-                content = {"now": now, "runs": lines, "alerts": await self._alerts.of()}
-                self._endpoints.forget()
-                self._list = time.monotonic(), content
-        return answer_json(request, self._list[1])
+            answers = await self._endpoints.ask([run.driver for run in runs if run.driver])
+            alerts, now = await self._alerts.of(), time.time()
+            async with self._reading:
+                lines = [run.overview(_answer(run, answers), now) for run in runs]
+            self._list = time.monotonic(), {"now": now, "runs": lines, "alerts": alerts}
+            self._endpoints.forget()
+        return answer_json(self._list[1])
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         """One run, but for its curves."""
@@ -98,14 +98,11 @@ class Server:
             await asyncio.to_thread(run.study)
         targets = list(run.targets)
         answers = await self._endpoints.ask(targets)
-        now = time.time()
-        content = {
-            "now": now,
-            **run.detail(_answer(run, answers), now),
-            "processes": processes(targets, answers, self._endpoints),
-            "alerts": await self._alerts.of(run.folder.name),
-        }
-        return answer_json(request, content)
+        alerts, now = await self._alerts.of(run.folder.name), time.time()
+        async with self._reading:
+            detail = run.detail(_answer(run, answers), now)
+        lines = processes(targets, answers, self._endpoints)
+        return answer_json({"now": now, **detail, "processes": lines, "alerts": alerts})
 
     async def curves(self, request: web.Request) -> web.StreamResponse:
         """The curves of one seed of a run."""
@@ -114,7 +111,7 @@ class Server:
             raise web.HTTPBadRequest(text="seed must be a whole number")
         async with self._reading:
             run = await self._find(request)
-            return answer_json(request, await asyncio.to_thread(run.curves, int(seed)))
+            return answer_json(await asyncio.to_thread(run.curves, int(seed)))
 
     async def report(self, request: web.Request) -> web.StreamResponse:
         """A run's final report, unable to run anything."""
@@ -147,7 +144,7 @@ def _answer(run: LiveRun, answers: dict[str, Answer]) -> Answer | None:
     return answers.get(run.driver.address) if run.driver else None
 
 
-def answer_json(request: web.Request, content: dict[str, Any]) -> web.Response:
+def answer_json(content: dict[str, Any]) -> web.Response:
     """`content` as JSON, compressed where the browser can."""
     response = web.Response(
         body=json.dumps(content, allow_nan=False).encode(), content_type="application/json"

@@ -2,8 +2,8 @@
 
 from monitoring.live.endpoints import Answer, Target
 
-STALLED_SECONDS = 900
-"""As the alert PerennialRunStalled has it."""
+STALLED_SECONDS, MISSING_SECONDS = 900, 120
+"""How long nothing is done before it is said: as the alerts have it."""
 
 
 def judge(
@@ -34,10 +34,10 @@ def judge(
             "the same perennial run command goes on from the last checkpoint",
             *trouble,
         ]
+    idle = now - driver.values.get("perennial_progress_timestamp_seconds", now)
     heard, expected = (driver.values.get(f"perennial_ranks_{k}") for k in ("heard", "expected"))
-    if heard is not None and expected and heard < expected:
+    if heard is not None and expected and heard < expected and idle > MISSING_SECONDS:
         trouble.append(f"{heard:.0f} of {expected:.0f} ranks are heard of")
-    progress = driver.values.get("perennial_progress_timestamp_seconds")
-    if progress is not None and now - progress > STALLED_SECONDS:
-        return "stalled", [f"nothing has been done for {(now - progress) / 60:.0f} min", *trouble]
+    if idle > STALLED_SECONDS:
+        return "stalled", [f"nothing has been done for {idle / 60:.0f} min", *trouble]
     return "running", trouble

@@ -11,7 +11,10 @@ function svg(tag, attributes) {
 }
 
 export function ticks(low, high, count) {
-  if (high - low < 1e-9 * Math.max(1, Math.abs(low))) [low, high] = [low - 0.5, high + 0.5];
+  if (high - low < 1e-9 * Math.max(1, Math.abs(low))) {
+    const room = Math.max(0.5, 0.05 * Math.abs(low));
+    [low, high] = [low - room, high + room];
+  }
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= 0.999 * rough);

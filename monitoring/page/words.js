@@ -42,7 +42,7 @@ export function moment(time) {
 export function value(number, digits = 3) {
   if (number === null || number === undefined) return "–";
   if (typeof number === "string") return number;
-  if (Math.abs(number) >= 1000) return Math.round(number).toLocaleString("en");
+  if (Math.abs(number) >= 999.5) return Math.round(number).toLocaleString("en");
   return String(Number(number.toPrecision(digits)));
 }
 

@@ -31,7 +31,7 @@ def test_two_hundred_runs_are_listed_and_hostile_words_stay_words(tmp_path):
     add(hostile, "metrics.jsonl", record(f"{HOSTILE}/seed-0/step-0/train", 50))
     add(hostile, "metrics.jsonl", record(f"{HOSTILE}/seed-0/step-0/train", 60))
     add(hostile, "events.jsonl", {"event": HOSTILE, "message": HOSTILE, "time": 1.0})
-    evaluate(hostile, "<script>window.hacked=2</script>", 0, 0, top1=0.5)
+    evaluate(hostile, "<script>window.hacked=2", 0, 0, top1=0.5)
     (root / "&quot;'\"><b>").mkdir()
     (root / "&quot;'\"><b>" / "run.yaml").write_text(f"[{HOSTILE}")
 

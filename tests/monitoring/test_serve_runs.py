@@ -175,7 +175,8 @@ RANKS = {"perennial_ranks_heard": 1.0, "perennial_ranks_expected": 2.0}
         ("lost", "refused", {"driver": Answer(0.0, error="refused"), "complete": True}),
         ("running", "", {"now": 1900.0}),
         ("stalled", "nothing has been done for 15 min", {"now": 1901.0}),
-        ("running", "1 of 2 ranks", {"driver": Answer(0.0, FRESH | RANKS)}),
+        ("running", "", {"driver": Answer(0.0, FRESH | RANKS), "now": 1120.0}),
+        ("running", "1 of 2 ranks", {"driver": Answer(0.0, FRESH | RANKS), "now": 1121.0}),
     ],
 )
 def test_a_state_is_judged(state, words, given):
@@ -188,14 +189,17 @@ def test_a_state_is_judged(state, words, given):
 def test_the_open_phase_ends_where_a_lost_run_was_last_heard_of(tmp_path):
     folder = write_run(tmp_path, "run", steps=1)
     add(folder, "ledger.jsonl", phase("fkd/seed-0/step-0/neighbours", 1000.0, 1100.0))
-    add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/train", 10) | {"time": 1150.0})
+    add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/train", 10, time=1140.0))
+    add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/train", 20, time=1150.0))
     (folder / "targets").mkdir()
     listed = [{"targets": ["127.0.0.1:9"], "labels": {"job": "driver"}}]
     (folder / "targets" / "driver.json").write_text(json.dumps(listed))
     run = looked(folder)
     lost = run.detail(Answer(0.0, error="refused"), 9000.0)["timeline"]
-    assert (lost["rows"][0]["spans"][-1]["end"], lost["end"]) == (1150.0, 1150.0)
-    well = run.detail(Answer(0.0, {}), 1200.0)["timeline"]["rows"][0]["spans"][-1]
+    broken = lost["rows"][0]["spans"][-1]
+    assert (broken["start"], broken["end"], lost["end"]) == (1140.0, 1150.0, 1150.0)
+    driver = Answer(0.0, {"perennial_run_start_timestamp_seconds": 1090.0})
+    well = run.detail(driver, 1200.0)["timeline"]["rows"][0]["spans"][-1]
     assert (well["start"], well["end"], well["state"]) == (1100.0, 1200.0, "running")
 
 
