@@ -81,7 +81,7 @@ class Records:
         self._root, self._path, self._inode, self._offset = root, path, 0, 0
         self.damaged, self.behind = 0, 0
 
-    def read(self, limit: int = 1 << 24) -> tuple[list[dict[str, Any]], bool]:
+    def read(self, limit: int = 1 << 21) -> tuple[list[dict[str, Any]], bool]:
         """Those that came since, from at most `limit` bytes; `behind` says how many are left.
 
         Whether the file shrank or was replaced comes with them: then it is read from its start.

@@ -64,7 +64,7 @@ class LiveRun:
             except Damaged as error:
                 self.extent, self.damage = None, str(error)
         if self._changed("ledger.jsonl"):
-            records, anew = self._ledger.read()
+            records, anew = self._ledger.read(1 << 24)
             if anew:
                 self.finished.clear()
                 self._ended.clear()
@@ -99,6 +99,11 @@ class LiveRun:
         except OSError:
             files = []
         self.targets = read_targets(self._root, files)
+
+    @property
+    def behind(self) -> int:
+        """Bytes of records that are still to be read."""
+        return self._metrics.behind
 
     def _plot(self, record: dict[str, Any]) -> None:
         phase, iteration = phase_of(record.get("phase")), finite(record.get("iteration"))
@@ -200,7 +205,7 @@ class LiveRun:
             "steps": asked.steps if asked else 0,
             "timeline": layout(list(self._spans(view["phase"], driver, view["state"], now))),
             "events": [_event(event) for event in reversed(self.events)],
-            "behind": self._metrics.behind,
+            "behind": self.behind,
             "damaged_lines": {
                 name: records.damaged
                 for name, records in (

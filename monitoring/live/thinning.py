@@ -28,9 +28,10 @@ class Curve:
             self._open.pop()
         while not self._open and self._points and self._points[-1][0] >= x:
             self._points.pop()
-        self.lost = [at for at in self.lost if at < x][-99:]
+        while self.lost and self.lost[-1] >= x:
+            self.lost.pop()
         if not abs(y) < _MOST:
-            self.lost.append(x)
+            self.lost = [*self.lost[-99:], x]
             return
         self._open.append((x, y))
         if len(self._open) < self._each:
