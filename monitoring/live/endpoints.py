@@ -178,7 +178,7 @@ class Endpoints:
         del self._asking[address]
 
     async def _fetch(self, url: str) -> str:
-        headers = {"Accept": "text/plain", "Accept-Encoding": "identity"}
+        headers = {"Accept": "text/plain"}
         async with self._session.get(
             url, timeout=_TIMEOUT, allow_redirects=False, headers=headers
         ) as response:

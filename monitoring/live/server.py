@@ -213,8 +213,11 @@ def application(page: Page, port: int, session: aiohttp.ClientSession) -> web.Ap
 
 async def serve(page: Page, port: int, ready: Callable[[int], None]) -> None:
     """Serves until it is cancelled; `ready` hears the port. Raises OSError when it is taken."""
+    # nothing compressed is asked for or unpacked: a few bytes could become very many
     async with aiohttp.ClientSession(
-        auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        headers={"Accept-Encoding": "identity"},
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         # no access log: it would hold the tokens of addresses
         runner = web.AppRunner(application(page, port, session), access_log=None)

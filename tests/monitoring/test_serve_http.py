@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -249,7 +250,7 @@ def answering(body, status=200, headers=()):
 
 def list_target(folder, address, job="driver"):
     (folder / "targets").mkdir(exist_ok=True)
-    listed = [{"targets": [address], "labels": {"job": job}}]
+    listed = [{"targets": [address], "labels": {"job": job, "run": folder.name}}]
     (folder / "targets" / "driver.json").write_text(json.dumps(listed))
 
 
@@ -305,6 +306,25 @@ def test_alerts_come_from_the_prometheus_that_was_given(runs):
             assert alerts["asked"] and alerts["error"] and not alerts["list"]
     with served(Page(runs)) as port:
         assert ask_json(port, "/api/runs")["alerts"]["asked"] is False
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus: apt-get install it")
+def test_a_real_prometheus_is_understood(runs, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        at = free.getsockname()[1]
+    given = ["--port", str(at), "--state", str(tmp_path / "state"), "--seconds", "1"]
+    line = [sys.executable, "-m", "monitoring.prometheus", str(runs / "one"), *given]
+    list_target(runs / "one", "127.0.0.1:1")
+    process = subprocess.Popen(line)
+    try:
+        with served(Page(runs, prometheus=f"http://127.0.0.1:{at}")) as port:
+            alerts = wait_for(lambda: ask_json(port, "/api/runs/one")["alerts"]["list"], 120)
+    finally:
+        process.kill()
+        process.wait()
+    assert (alerts[0]["name"], alerts[0]["state"]) == ("PerennialDriverLost", "pending")
+    assert alerts[0]["summary"] == "The driver of one ended before its run was finished."
 
 
 def test_a_token_is_made_beyond_localhost():
