@@ -194,6 +194,30 @@ def logs(
 
 
 @app.command()
+def serve(
+    runs: Annotated[Path, typer.Argument(help="The folder that holds run folders.")] = Path("runs"),
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; a token is asked for beyond localhost.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any free one.")] = 8765,
+    prometheus: Annotated[
+        str | None, typer.Option(help="Show the alerts of this one, such as http://127.0.0.1:9090.")
+    ] = None,
+    scrape: Annotated[
+        list[str] | None,
+        typer.Option(help="Ask metrics of these hosts, too, such as '10.0.*'; may be repeated."),
+    ] = None,
+) -> None:
+    """Show a folder of runs on a live web page that changes nothing."""
+    from launch.serving import serve_runs
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    serve_runs(runs, host, port, prometheus, tuple(scrape or ()), say)
+
+
+@app.command()
 def inspect(
     location: Annotated[
         str, typer.Argument(help="Checkpoint or model folder, or folder of checkpoints, or URL.")

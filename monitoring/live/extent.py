@@ -1,0 +1,76 @@
+"""How much a run's configuration asks for."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monitoring.live.files import read_inside
+from monitoring.live.values import Chain
+
+_CONFIG_BYTES, _MOST_STEPS, _DEPTH = 1 << 16, 100_000, 50
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Damaged(ValueError):
+    """A run.yaml that no run can have written; the message says what is wrong with it."""
+
+
+class Extent:
+    """How much a run's configuration asks for."""
+
+    def __init__(self, config: Any) -> None:
+        """Raises Damaged."""
+        try:
+            methods, seeds = list(config["methods"]), list(config["seeds"])
+            self.steps = int(config["benchmark"]["steps"])
+            self.compared = config["evaluation"].get("compatibility") is not None
+            self.dataset = str(config["dataset"])
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
+            raise Damaged(f"run.yaml lacks what every run has ({error!r})") from error
+        self.methods = [str(method) for method in methods]
+        self.chains = [(m, s) for s in seeds for m in self.methods if isinstance(s, int)]
+        if not 0 <= self.steps * len(self.chains) <= _MOST_STEPS:
+            raise Damaged("run.yaml asks for more learning steps than any run has")
+        self.wanted = self._wanted()
+
+    def _wanted(self) -> set[tuple[Chain, int, str]]:
+        """The phases that end each learning step."""
+        kinds = ("evaluate", "compatibility") if self.compared else ("evaluate",)
+        return {
+            (chain, step, kind)
+            for chain in self.chains
+            for step in range(self.steps)
+            for kind in kinds
+            if step or kind == "evaluate"
+        }
+
+
+def extent(root: Path, folder: Path) -> Extent:
+    """That of a run folder. Raises Damaged."""
+    try:
+        return Extent(_read(read_inside(root, folder / "run.yaml", _CONFIG_BYTES)))
+    except OSError as error:
+        raise Damaged(f"run.yaml cannot be read ({error.strerror or error})") from error
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
+        if isinstance(error, Damaged):
+            raise
+        raise Damaged(f"run.yaml is no YAML ({str(error).splitlines()[0]})") from error
+
+
+def _read(content: bytes) -> Any:
+    """What a YAML file holds. Deep nesting, which overflows the C loader's stack, is refused.
+
+    Raises Damaged, yaml.YAMLError or UnicodeError.
+    """
+    depth = 0
+    for event in yaml.parse(content, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH:
+            raise Damaged(f"run.yaml is nested more than {_DEPTH} deep")
+    loader = _Loader(content)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

@@ -1,0 +1,282 @@
+"""What one run folder says: read bit by bit as it grows, and told as plain values for JSON."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monitoring.live.endpoints import Answer, Target, read_targets
+from monitoring.live.extent import Damaged, Extent, extent
+from monitoring.live.files import (
+    Records,
+    Stamp,
+    last_record,
+    open_inside,
+    parsed,
+    read_inside,
+    stamp,
+)
+from monitoring.live.state import judge
+from monitoring.live.thinning import Curve
+from monitoring.live.timeline import layout
+from monitoring.live.values import Chain, finite, moment, number, phase_of, printable, shown, text
+from monitoring.results import figures
+
+_EVALUATION_BYTES = 1 << 26
+_CURVES = ("loss", "images_per_second")
+
+
+class LiveRun:
+    """A run folder. `look` is cheap and for the list; `study` reads everything that came."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        """A folder directly below `root`."""
+        self.folder, self._root = folder, root
+        self._stamps: dict[str, Stamp | None] = {}
+        self.extent: Extent | None = None
+        self.damage = ""
+        self._ledger = Records(root, folder / "ledger.jsonl")
+        self.finished: dict[str, dict[str, Any]] = {}
+        self._ended: set[tuple[Chain, int, str]] = set()
+        self.newest: dict[str, Any] | None = None
+        self.driver: Target | None = None
+        self._metrics = Records(root, folder / "metrics.jsonl")
+        self._curves: dict[tuple[str, Chain], Curve] = {}
+        self._heard: dict[str, float] = {}
+        self._events = Records(root, folder / "events.jsonl")
+        self.events: deque[dict[str, Any]] = deque(maxlen=200)
+        self._drawn = 0
+        self._reached: dict[tuple[Chain, int], tuple[Stamp, dict[str, tuple[str, float]]]] = {}
+        self.targets: list[Target] = []
+
+    def _changed(self, name: str) -> bool:
+        now = stamp(self.folder / name)
+        before = self._stamps.get(name, ())
+        self._stamps[name] = now
+        return now != before
+
+    def look(self) -> None:
+        """Reads what the list shows: configuration, ledger, newest record, the driver's target."""
+        if self._changed("run.yaml"):
+            try:
+                self.extent, self.damage = extent(self._root, self.folder), ""
+            except Damaged as error:
+                self.extent, self.damage = None, str(error)
+        if self._changed("ledger.jsonl"):
+            records, anew = self._ledger.read(1 << 24)
+            if anew:
+                self.finished.clear()
+                self._ended.clear()
+            for record in records:
+                if (phase := phase_of(record.get("phase"))) is not None:
+                    self.finished[record["phase"]] = record
+                    self._ended.add((phase[:2], phase[2], phase[3]))
+        if self._changed("metrics.jsonl"):
+            self.newest = last_record(self._root, self.folder / "metrics.jsonl")
+        if self._changed("targets/driver.json"):
+            found = read_targets(self._root, [self.folder / "targets" / "driver.json"])
+            self.driver = found[0] if found else None
+
+    def study(self) -> None:
+        """Reads what has come to every file since; a long file takes several calls."""
+        self.look()
+        records, anew = self._metrics.read()
+        if anew:
+            self._curves.clear()
+            self._heard.clear()
+            self._drawn += 1
+        for record in records:
+            self._plot(record)
+        self._drawn += len(records)
+        records, anew = self._events.read()
+        if anew:
+            self.events.clear()
+        self.events.extend(records)
+        self._measure()
+        try:
+            files = sorted((self.folder / "targets").glob("*.json"))[:4096]
+        except OSError:
+            files = []
+        self.targets = read_targets(self._root, files)
+
+    @property
+    def behind(self) -> int:
+        """Bytes of records that are still to be read."""
+        return self._metrics.behind
+
+    def _plot(self, record: dict[str, Any]) -> None:
+        phase, iteration = phase_of(record.get("phase")), finite(record.get("iteration"))
+        of = finite(record.get("of"))
+        if phase is None or iteration is None or of is None or not 0 <= iteration <= of or of < 1:
+            return
+        method, seed, step, _ = phase
+        self._heard.setdefault(record["phase"], moment(record.get("time")) or 0.0)
+        for key in _CURVES:
+            if (value := number(record.get(key))) is not None:
+                curve = self._curves.setdefault((key, (method, seed)), Curve())
+                curve.add(step + iteration / of, value)
+
+    def _measure(self) -> None:
+        """Reads the evaluations that are new or changed."""
+        for file in self.folder.glob("chains/*/seed-*/steps/*/evaluation.json"):
+            *_, method, seed, _, step, _ = file.parts
+            where = phase_of(f"{method}/{seed}/step-{step}/evaluate")
+            now = stamp(file)
+            if where is None or now is None:
+                continue
+            key = ((where[0], where[1]), where[2])
+            if key in self._reached and self._reached[key][0] == now:
+                continue
+            try:
+                found = figures(parsed(read_inside(self._root, file, _EVALUATION_BYTES)) or {})
+            except (OSError, ValueError, TypeError, KeyError, AttributeError):
+                found = {}
+            measured = {m: (t, v) for m, (t, v) in found.items() if _is_share(v)}
+            self._reached[key] = now, measured
+            self._drawn += 1
+
+    def done(self) -> tuple[int, int]:
+        """Learning steps evaluated, and those of the whole run over all chains."""
+        if self.extent is None:
+            return 0, 0
+        wanted = [one for one in self.extent.wanted if one[2] == "evaluate"]
+        return sum(one in self._ended for one in wanted), len(wanted)
+
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.extent is not None and self.extent.wanted <= self._ended
+
+    def overview(self, driver: Answer | None, now: float) -> dict[str, Any]:
+        """A line of the list. `driver` is what its endpoint said, `now` in Unix seconds."""
+        loss = number((self.newest or {}).get("loss"))
+        broken = loss is not None and not math.isfinite(loss)
+        state, trouble = judge(self.damage, self.complete(), broken, self.driver, driver, now)
+        done, of = self.done()
+        newest = self.newest or {}
+        values = driver.values if driver else {}
+        return {
+            "name": printable(self.folder.name),
+            "link": printable(self.folder.name) == self.folder.name,
+            "state": state,
+            "trouble": trouble,
+            "done": done,
+            "of": of,
+            "share": self._share(done, of),
+            "phase": driver.phase if driver and driver.phase else text(newest.get("phase")),
+            "iteration": finite(newest.get("iteration")),
+            "iterations": finite(newest.get("of")),
+            "loss": shown(newest.get("loss")),
+            "images_per_second": shown(newest.get("images_per_second")),
+            "data_wait": shown(newest.get("data_wait_share")),
+            "skipped": finite(newest.get("skipped")),
+            "rewinds": finite(newest.get("rewinds")),
+            "restarts": finite(newest.get("restarts")),
+            "record_time": moment(newest.get("time")),
+            "changed": self._changed_at(),
+            "ranks_heard": values.get("perennial_ranks_heard"),
+            "ranks_expected": values.get("perennial_ranks_expected"),
+            "report": bool(stamp(self.folder / "report.html")),
+        }
+
+    def _share(self, done: int, of: int) -> float:
+        """How much of the run is done, from 0 to 1, with the training phase at work."""
+        newest = self.newest or {}
+        iteration, last = finite(newest.get("iteration")), finite(newest.get("of"))
+        phase = text(newest.get("phase"))
+        part = iteration / last if iteration and last and phase not in self.finished else 0.0
+        return min(1.0, (done + 0.9 * min(1.0, max(0.0, part))) / of) if of else 0.0
+
+    def _changed_at(self) -> float | None:
+        """When the folder's records last changed."""
+        names = ("run.yaml", "ledger.jsonl", "metrics.jsonl")
+        times = [found[2] / 1e9 for name in names if (found := self._stamps.get(name))]
+        return max(times, default=None)
+
+    def detail(self, driver: Answer | None, now: float) -> dict[str, Any]:
+        """The page of the run, but for curves, ranks and alerts."""
+        view = self.overview(driver, now)
+        asked = self.extent
+        return {
+            **view,
+            "dataset": asked.dataset if asked else None,
+            "methods": asked.methods if asked else [],
+            "seeds": sorted({seed for _, seed in asked.chains}) if asked else [],
+            "steps": asked.steps if asked else 0,
+            "timeline": layout(list(self._spans(view["phase"], driver, view["state"], now))),
+            "events": [_event(event) for event in reversed(self.events)],
+            "behind": self.behind,
+            "damaged_lines": {
+                name: records.damaged
+                for name, records in (
+                    ("ledger.jsonl", self._ledger),
+                    ("metrics.jsonl", self._metrics),
+                    ("events.jsonl", self._events),
+                )
+                if records.damaged
+            },
+            "drawn": self._drawn,
+        }
+
+    def _spans(
+        self, phase: str | None, driver: Answer | None, state: str, now: float
+    ) -> Iterator[dict[str, Any]]:
+        """The finished phases and the one at work, or where the run broke off."""
+        last = 0.0
+        for name, record in self.finished.items():
+            start, end = moment(record.get("started")), moment(record.get("finished"))
+            found = phase_of(name)
+            if found and start is not None and end is not None:
+                last = max(last, end)
+                yield _span(found, start, max(start, end), "done")
+        found = phase_of(phase)
+        if found is None or phase in self.finished or state == "finished":
+            return
+        begun = driver.values.get("perennial_run_start_timestamp_seconds") if driver else None
+        begun = moment(begun) or self._heard.get(str(phase), 0.0)
+        heard = moment((self.newest or {}).get("time")) or 0.0
+        end = now if state in ("running", "stalled") else max(heard, last)
+        yield _span(found, min(max(last, begun) or heard or now, end), end, state)
+
+    def curves(self, seed: int) -> dict[str, Any]:
+        """Loss, speed and accuracy of one seed's chains, each a line of at most 500 points."""
+        charts: dict[str, dict[str, Any]] = {}
+        for (key, (method, own)), curve in self._curves.items():
+            if own == seed:
+                line = {"method": method, "points": list(curve.points()), "lost": curve.lost}
+                charts.setdefault(key, {"key": key, "lines": []})["lines"].append(line)
+        measures: dict[str, dict[str, Any]] = {}
+        for ((method, own), step), (_, found) in sorted(self._reached.items()):
+            for metric, (title, value) in found.items() if own == seed else ():
+                chart = measures.setdefault(metric, {"key": metric, "title": title, "lines": {}})
+                chart["lines"].setdefault(method, []).append((step, 100 * value))
+        accuracy = [
+            {**c, "lines": [{"method": m, "points": p} for m, p in c["lines"].items()]}
+            for c in measures.values()
+        ]
+        return {"training": [charts[k] for k in _CURVES if k in charts], "accuracy": accuracy}
+
+
+def _span(phase: tuple[str, int, int, str], start: float, end: float, state: str) -> dict[str, Any]:
+    method, seed, step, kind = phase
+    where = {"chain": f"{method}, seed {seed}", "step": step, "kind": kind}
+    return {**where, "start": start, "end": end, "state": state}
+
+
+def _event(record: dict[str, Any]) -> dict[str, Any]:
+    message = text(record.get("message"))
+    if message is None:
+        message = f"{text(record.get('phase')) or ''}: rank {record.get('rank')} starts"
+    kind = text(record.get("event")) or "event"
+    return {"time": moment(record.get("time")), "event": kind, "message": message}
+
+
+def _is_share(value: Any) -> bool:
+    found = finite(value)
+    return found is not None and abs(found) <= 1
+
+
+def report_of(root: Path, folder: Path) -> bytes:
+    """A run's ``report.html``. Raises OSError."""
+    with open_inside(root, folder / "report.html") as file:
+        return file.read()

@@ -1,0 +1,166 @@
+"""The live page in a real browser, over folders of runs that live, end, crash and mean harm."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+
+from monitoring.live.server import Page
+from tests.monitoring.browser import PROGRAM, browsing
+from tests.monitoring.live_runs import add, driver, evaluate, record, served, write_run
+
+pytestmark = pytest.mark.skipif(
+    PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"
+)
+HOSTILE = "<img src=x onerror=window.hacked=1>"
+PHASE = "fkd/seed-0/step-0/train"
+
+
+def text(selector):
+    return f"(document.querySelector({selector!r})?.textContent ?? '')"
+
+
+def test_two_hundred_runs_are_listed_and_hostile_words_stay_words(tmp_path):
+    root = tmp_path / "runs"
+    for number in range(200):
+        folder = write_run(root, f"run-{number:03}", steps=2)
+        add(folder, "metrics.jsonl", record(PHASE, 50, loss=number + 0.5))
+        evaluate(folder, "fkd", 0, 0, top1=0.5)
+    hostile = write_run(root, HOSTILE, methods=(HOSTILE,))
+    add(hostile, "metrics.jsonl", record(f"{HOSTILE}/seed-0/step-0/train", 50))
+    add(hostile, "metrics.jsonl", record(f"{HOSTILE}/seed-0/step-0/train", 60))
+    add(hostile, "events.jsonl", {"event": HOSTILE, "message": HOSTILE, "time": 1.0})
+    evaluate(hostile, "<script>window.hacked=2", 0, 0, top1=0.5)
+    (root / "&quot;'\"><b>").mkdir()
+    (root / "&quot;'\"><b>" / "run.yaml").write_text(f"[{HOSTILE}")
+
+    async def look(port):
+        async with browsing(tmp_path / "profile") as browser:
+            await browser.go(f"http://127.0.0.1:{port}/")
+            await browser.until("document.querySelectorAll('.run').length == 202")
+            assert await browser.ask(text(".summary")) == (
+                "1 needs attention, 0 running, 201 at rest"
+            )
+            first = text(".run .name")
+            assert await browser.ask(first) == "&quot;'\"><b>"
+            await browser.ask(
+                "(() => { const i = document.querySelector('input'); i.value = 'RUN-19';"
+                "i.dispatchEvent(new Event('input')); })()"
+            )
+            assert await browser.ask("document.querySelectorAll('.run').length") == 10
+            await browser.ask(
+                "(() => { const i = document.querySelector('input'); i.value = '';"
+                "i.dispatchEvent(new Event('input')); })()"
+            )
+            await browser.ask(
+                "[...document.querySelectorAll('.run a')]"
+                f".find(a => a.textContent == {HOSTILE!r}).click()"
+            )
+            await browser.until("document.querySelectorAll('svg').length >= 3")
+            shown = await browser.ask("document.body.innerText")
+            assert shown.count(HOSTILE) >= 5
+            assert await browser.ask("window.hacked") is None
+            elements = "document.querySelectorAll('img, main script, b b').length"
+            assert await browser.ask(elements) == 0
+            assert browser.complaints == []
+
+    with served(Page(root)) as port:
+        asyncio.run(look(port))
+
+
+def test_the_page_follows_a_run_from_its_first_record_over_a_crash_to_its_report(tmp_path):
+    root = tmp_path / "runs"
+    folder = write_run(root, "live", steps=1)
+
+    async def look(port):
+        async with browsing(tmp_path / "profile") as browser:
+            await browser.go(f"http://127.0.0.1:{port}/#run=live")
+            await browser.until(f"{text('.pill')}.includes('stopped')")
+            with driver(folder) as process:
+                add(folder, "metrics.jsonl", record(PHASE, 10, loss=9.25))
+                await browser.until(f"{text('.pill')}.includes('running')")
+                await browser.until("document.body.innerText.includes('iteration 10 of 100')")
+                await browser.until("document.body.innerText.includes('9.25')")
+                await browser.until("document.querySelectorAll('svg .dot').length > 0")
+                ranks = await browser.ask("document.querySelector('table').innerText")
+                assert "rank 0" in ranks and "250 ms" in ranks and "25 %" in ranks
+                points = "document.querySelector('svg .line').points.length"
+                for iteration in range(20, 100, 10):
+                    add(folder, "metrics.jsonl", record(PHASE, iteration, loss=5.0))
+                await browser.until("document.body.innerText.includes('iteration 90 of 100')")
+                await browser.until(f"{points} == 9")
+                process.kill()
+                process.wait()
+                await browser.until(f"{text('.pill')}.includes('driver lost')")
+                assert "goes on from the last checkpoint" in await browser.ask(text(".alert.bad"))
+                await browser.until("document.querySelectorAll('tr.bad').length == 2")
+                await browser.until("document.querySelectorAll('.track .broken').length == 1")
+                assert await browser.ask("document.title") == "(!) live · perennial"
+            with driver(folder) as process:
+                await browser.until(f"{text('.pill')}.includes('running')")
+                evaluate(folder, "fkd", 0, 0, top1=0.8125)
+                (folder / "report.html").write_text(
+                    "<title>report</title><p>in full</p><script>document.title = 'hacked'</script>"
+                )
+                process.stdin.close()
+                await browser.until(f"{text('.pill')}.includes('finished')")
+            await browser.until("document.querySelectorAll('svg').length == 3")
+            assert await browser.ask("document.querySelectorAll('.alert').length") == 0
+            assert browser.complaints == []
+            await browser.go(await browser.ask("document.querySelector('.report').href"))
+            await browser.until("document.body.innerText.includes('in full')")
+            assert await browser.ask("document.title") == "report"
+
+    with served(Page(root)) as port:
+        asyncio.run(look(port))
+
+
+def test_the_page_says_that_its_server_is_gone_and_comes_back_with_it(tmp_path):
+    root = tmp_path / "runs"
+    write_run(root, "one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = Page(root, token="a token of sixteen or more")
+
+    async def look():
+        async with browsing(tmp_path / "profile") as browser:
+            with served(page, port):
+                await browser.go(
+                    f"http://127.0.0.1:{port}/?token=a%20token%20of%20sixteen%20or%20more"
+                )
+                await browser.until("document.querySelectorAll('.run').length == 1")
+                assert "token" not in await browser.ask("location.href")
+            await browser.until("!document.getElementById('offline').hidden")
+            assert "does not answer" in await browser.ask(text("#offline"))
+            assert await browser.ask("document.querySelectorAll('.run').length") == 1
+            write_run(root, "two")
+            with served(page, port):
+                await browser.until("document.getElementById('offline').hidden")
+                await browser.until("document.querySelectorAll('.run').length == 2")
+
+    asyncio.run(look())
+
+
+def test_nothing_is_wider_than_a_phone(tmp_path):
+    root = tmp_path / "runs"
+    folder = write_run(root, "a-run-" + "w" * 100, methods=("m" * 80, "fkd"), steps=1)
+    add(folder, "metrics.jsonl", record(f"{'m' * 80}/seed-0/step-0/train", 10, time=time.time()))
+    add(folder, "events.jsonl", {"event": "notice", "message": "x" * 300, "time": 1.0})
+
+    async def look(port):
+        async with browsing(tmp_path / "profile") as browser:
+            for theme in (False, True):
+                for where in ("", f"#run={folder.name}"):
+                    await browser.go("about:blank")
+                    await browser.look(tmp_path / "picture.png", 390, theme)
+                    await browser.go(f"http://127.0.0.1:{port}/{where}")
+                    await browser.until("document.querySelector('.run, svg') !== null")
+                    await browser.look(tmp_path / "picture.png", 390, theme)
+                    assert await browser.ask("document.documentElement.scrollWidth") == 390
+                    colour = await browser.ask("getComputedStyle(document.body).backgroundColor")
+                    assert (colour == "rgb(20, 24, 27)") is theme
+
+    with served(Page(root)) as port:
+        asyncio.run(look(port))
