@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
+from launch.launching import launching
 from launch.outside import adopt, backfill, embed
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(shards, name="shards")
+app.add_typer(launching, name="launch")
 for command in (adopt, embed, backfill):
     app.command()(command)
 console = Console(highlight=False)

@@ -35,6 +35,9 @@ class ClusterSettings(Settings):
     """CPU actors that run the previous model and the evaluation; none: one a core."""
     gpu: bool = False
     """Give each training worker a GPU."""
+    worker_groups: bool = False
+    """Place training workers and CPU actors on different machines: on those that offer Ray's custom
+    resources `trainer` and `actor`, as the worker groups of k8s/ do. With `address` only."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each training worker; none: this machine's cores shared out."""
     max_failures: int = Field(default=3, ge=0)
@@ -46,16 +49,25 @@ class ClusterSettings(Settings):
     """The same for a worker that has been doing one thing (reading input, waiting for the others
     within a collective, saving) for so long. Twice this is the process group's own time-out."""
     metrics_port: int | None = None
-    """First port for Prometheus, one a rank and, after them, the driver's (on localhost unless
-    `address` is set); none: any."""
+    """First port for Prometheus, one a rank of a machine and, after those of all ranks, the
+    driver's (on localhost unless `address` is set); none: any."""
 
     def cores(self) -> int:
         """Cores of this machine that may be used."""
         return len(os.sched_getaffinity(0))
 
-    def metrics_endpoint(self, rank: int) -> dict[str, Any]:
-        """The port and host that a rank's Prometheus endpoint listens on."""
-        port = None if self.metrics_port is None else self.metrics_port + rank
+    @model_validator(mode="after")
+    def _groups_are_a_clusters(self) -> "ClusterSettings":
+        if self.worker_groups and self.address is None:
+            raise ValueError(
+                "worker_groups needs a cluster whose machines offer the resources: set "
+                "cluster.address, or leave it out"
+            )
+        return self
+
+    def metrics_endpoint(self, local_rank: int) -> dict[str, Any]:
+        """The port and host that the endpoint of a machine's `local_rank`-th rank listens on."""
+        port = None if self.metrics_port is None else self.metrics_port + local_rank
         return {"port": port, "host": "127.0.0.1" if self.address is None else "0.0.0.0"}
 
     def driver_endpoint(self) -> dict[str, Any]:
@@ -72,6 +84,15 @@ class ClusterSettings(Settings):
     def actor_threads(self) -> int:
         """CPU threads of each actor."""
         return max(1, self.cores() // self.actor_count())
+
+    def trainer_resources(self) -> dict[str, float]:
+        """What Ray sets aside for each training worker."""
+        unit = {"GPU": 1.0} if self.gpu else {"CPU": 1.0}
+        return {**unit, "trainer": 1.0} if self.worker_groups else unit
+
+    def actor_resources(self) -> dict[str, float]:
+        """What Ray sets aside for each CPU actor, beside a CPU."""
+        return {"actor": 1.0} if self.worker_groups else {}
 
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""

@@ -89,7 +89,11 @@ class TrainingPhases:
                 backend="nccl" if cluster.gpu else "gloo",
                 timeout_s=int(2 * cluster.stalled_seconds),
             ),
-            scaling_config=ScalingConfig(num_workers=cluster.workers, use_gpu=cluster.gpu),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=cluster.gpu,
+                resources_per_worker=cluster.trainer_resources(),
+            ),
             run_config=RunConfig(
                 name=f"train-{os.getpid()}-{time.time_ns()}",
                 storage_path=str(self._run.folder.resolve() / ".ray"),

@@ -61,7 +61,7 @@ def worker(spec: dict[str, Any]) -> None:
             metrics.registry,
             run.folder / "targets" / f"trainer-{ranks.rank}.json",
             {"job": "trainer", "rank": str(ranks.rank)},
-            **config.cluster.metrics_endpoint(ranks.rank),
+            **config.cluster.metrics_endpoint(int(os.environ.get("LOCAL_RANK", "0"))),
         )
 
         alone = config.cluster.workers == 0  # in the driver's process, which has a log
