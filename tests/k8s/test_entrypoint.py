@@ -111,7 +111,7 @@ def test_the_entrypoint_trains_as_it_is_written(documents, small_folder, tmp_pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=560,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     run = runs / "small"
