@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from data_shards.remote import is_remote
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.plan import Plan
@@ -34,7 +35,9 @@ _METRICS_PORT = 9400
 _MOST_RANKS = 8
 """In a pod: as many ports are let through to Prometheus."""
 _THREADS = 4
+_SCRATCH = 10 * _GI
 _RUNS, _CONFIG = "/perennial/runs", "/perennial/config/run.yaml"
+_CACHE = "/tmp/cache/perennial"
 _PLACEHOLDER_NAME, _PLACEHOLDER_IMAGE = "perennial", "perennial:0.1.0"
 _INSTANCE = "app.kubernetes.io/instance"
 _TAGGED = re.compile(r"[a-z0-9./:_-]+(:(?!latest$)[\w.-]+|@sha256:[0-9a-f]{64})")
@@ -55,6 +58,8 @@ class Sizes:
     """Pods at most, with ``slots`` CPU actors each, of one CPU."""
     slots: int
     actor_memory: int
+    scratch: int
+    """Of each pod: kernels, logs, and the cache of a remote dataset."""
     volume: int
     grace: int
     """From SIGTERM to SIGKILL: longer than the longest save."""
@@ -77,6 +82,7 @@ def sizes(config: RunConfig, plan: Plan, ranks: int) -> Sizes:
     slots = min(actors, _THREADS)
     disk = sum(sum(step.disk.values()) * len(step.methods) for step in plan.steps) * plan.seeds
     saved = max(step.disk["checkpoints"] for step in plan.steps)
+    cache = config.data.cache.bytes if is_remote(config.dataset) else 0
     return Sizes(
         trainers=pods,
         ranks=ranks,
@@ -85,6 +91,7 @@ def sizes(config: RunConfig, plan: Plan, ranks: int) -> Sizes:
         actors=math.ceil(actors / slots),
         slots=slots,
         actor_memory=slots * (old_model + _PROCESS) + _POD,
+        scratch=_SCRATCH + cache,
         volume=int(_ROOM * (disk + (plan.shards or 0))) + 10 * _GI,
         grace=_GRACE + math.ceil(saved / _SAVED_PER_SECOND),
     )
@@ -93,6 +100,7 @@ def sizes(config: RunConfig, plan: Plan, ranks: int) -> Sizes:
 def on_cluster(config: RunConfig, size: Sizes) -> dict[str, Any]:
     """The configuration as the pods read it, as plain values."""
     values = config.model_dump(mode="json")
+    values["data"]["cache"]["folder"] = _CACHE
     values["cluster"] |= {
         "address": "auto",
         "worker_groups": True,
@@ -172,7 +180,13 @@ def _size_job(job: dict[str, Any], size: Sizes) -> None:
     actors["rayStartParams"] |= _offers("actor", size.slots)
     pod = trainers["template"]["spec"]
     pod["terminationGracePeriodSeconds"] = size.grace
-    cluster["headGroupSpec"]["template"]["spec"]["terminationGracePeriodSeconds"] = size.grace
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    head["terminationGracePeriodSeconds"] = size.grace
+    for port in head["containers"][0]["ports"]:
+        if port["name"] == "driver":  # after those of all ranks
+            port["containerPort"] = _METRICS_PORT + size.trainers * size.ranks
+    for spec in (head, pod, actors["template"]["spec"]):
+        _give_scratch(spec, size.scratch)
     container = pod["containers"][0]
     _ask(container, size.ranks * size.threads, size.trainer_memory)
     _ask(actors["template"]["spec"]["containers"][0], size.slots, size.actor_memory)
@@ -197,6 +211,16 @@ def _ask(container: dict[str, Any], cpus: int, memory: int) -> None:
             "cpu": str(cpus),
             "memory": f"{math.ceil(memory / _MI)}Mi",
         }
+
+
+def _give_scratch(spec: dict[str, Any], scratch: int) -> None:
+    """Room on the node's disk for a pod."""
+    amount = f"{math.ceil(scratch / _GI)}Gi"
+    for volume in spec["volumes"]:
+        if volume["name"] == "scratch":
+            volume["emptyDir"]["sizeLimit"] = amount
+    for kind in ("requests", "limits"):
+        spec["containers"][0]["resources"][kind]["ephemeral-storage"] = amount
 
 
 def _size_overlays(files: Files, gpu: bool, size: Sizes, name: str) -> None:

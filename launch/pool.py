@@ -41,7 +41,7 @@ class ActorPool:
             actor = self._ray.remote(OldModel)
             for number in range(count):
                 target = self._targets / f"actor-{number}.json"
-                options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
+                options: dict[str, Any] = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
                 options["resources"] = self._cluster.actor_resources()
                 self._actors.append(
                     actor.options(**options).remote(

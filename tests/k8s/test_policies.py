@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from launch.config import load_config
+from launch.config import ClusterSettings, load_config
 from launch.kubernetes import read_manifests, render, sizes, write_manifests
 from launch.plan import plan_run, split_of
 from tests.k8s.manifests import KUBERNETES, ROOT, build, pods, problems
@@ -164,13 +164,60 @@ def test_only_the_autoscaler_holds_a_token_of_the_api_server(job):
 
 def test_the_metrics_ports_are_let_through(objects, job):
     policy = next(o for o in objects if o["metadata"]["name"] == "perennial-prometheus")
-    low, high = policy["spec"]["ingress"][0]["ports"]
-    opened = {low["port"], *range(high["port"], high["endPort"] + 1)}
+    low, high, named = policy["spec"]["ingress"][0]["ports"]
     ports = {p["name"]: p["containerPort"] for _, c in containers(job) for p in c.get("ports", [])}
-    served = {port for name, port in ports.items() if name.startswith(("metrics", "trainer"))}
+    opened = {low["port"], *range(high["port"], high["endPort"] + 1), ports[named["port"]]}
+    served = {
+        port for name, port in ports.items() if name.startswith(("metrics", "trainer", "driver"))
+    }
     assert served <= opened
     written = next(o for o in objects if o["kind"] == "ConfigMap")["data"]["run.yaml"]
-    assert yaml.safe_load(written)["cluster"]["metrics_port"] == ports["trainer-0"]
+    cluster = ClusterSettings.model_validate(yaml.safe_load(written)["cluster"])
+    assert cluster.metrics_endpoint(0) == {"port": ports["trainer-0"], "host": "0.0.0.0"}
+    assert cluster.driver_endpoint() == {"port": ports["driver"], "host": "0.0.0.0"}
+
+
+def test_every_port_with_metrics_is_scraped_under_the_labels_that_rules_go_by(job):
+    (monitor,) = (
+        one
+        for one in build(ROOT / "k8s" / "overlays" / "monitoring")
+        if one["kind"] == "PodMonitor"
+    )
+    scraped = {
+        each["port"]: {rule["targetLabel"]: rule["replacement"] for rule in each["relabelings"][1:]}
+        for each in monitor["spec"]["podMetricsEndpoints"]
+    }
+    for _, container in containers(job):
+        for name in (port["name"] for port in container.get("ports", [])):
+            if name.startswith("trainer-"):
+                number = name.removeprefix("trainer-")
+                assert scraped[name] == {"job": "trainer", "rank": f"$1/{number}"}
+            elif name == "driver":
+                assert scraped[name] == {"job": "driver"}
+    for each in monitor["spec"]["podMetricsEndpoints"]:
+        assert each["relabelings"][0] == {
+            "sourceLabels": ["__meta_kubernetes_pod_label_app_kubernetes_io_instance"],
+            "targetLabel": "run",
+        }
+
+
+def test_a_remote_dataset_has_its_cache_on_scratch():
+    """The default cache is in this machine's home, and larger than what pods otherwise get."""
+    overrides = ["dataset=s3://glyphs/all", "glyphs=null", "data.image_size=[32,32]"]
+    config = load_config(ROOT / "configs" / "demo.yaml", overrides)
+    size = sizes(config, plan_run(config, split_of(config, 1500, 13000), None), 1)
+    files = render(read_manifests(), config, size, "far", IMAGE)
+    written = yaml.safe_load(files["base/configuration.yaml"][0]["data"]["run.yaml"])
+    cache = written["data"]["cache"]
+    for pod in list(pods(files["base/rayjob.yaml"][0]).values())[1:]:
+        (scratch,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "scratch")
+        room = scratch["emptyDir"]["sizeLimit"]
+        (mount,) = (
+            one for one in pod["spec"]["containers"][0]["volumeMounts"] if one["name"] == "scratch"
+        )
+        assert cache["folder"].startswith(mount["mountPath"] + "/")
+        assert int(room.removesuffix("Gi")) * 2**30 > cache["bytes"]
+        assert pod["spec"]["containers"][0]["resources"]["limits"]["ephemeral-storage"] == room
 
 
 def test_the_configuration_in_a_rendered_run_is_read_as_it_was(rendered, tmp_path):
