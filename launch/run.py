@@ -17,8 +17,8 @@ from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
 from launch.adopting import check_adopted
 from launch.chain_compatibility import trials_of
-from launch.cluster import cluster
 from launch.config import RunConfig, differences
+from launch.crew import Employ, on_ray
 from launch.driver import Driver
 from launch.folder import Run, check_steps
 from launch.ledger import Ledger
@@ -93,7 +93,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def execute(config: RunConfig, folder: Path, console: Console) -> None:
+def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = on_ray) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
     Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
@@ -124,7 +124,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
             metrics = RunMetrics(folder, every, every - len(todo))
             with (
                 monitored(metrics, **config.cluster.driver_endpoint()),
-                cluster(config.cluster) as ray,
+                employ(config.cluster) as hire,
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
                 logging_to(
@@ -135,7 +135,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                     (KeyboardInterrupt, Preempted),
                 ),
             ):
-                Driver(run, ledger, ray, progress, stop).walk(todo)
+                Driver(run, ledger, hire(run, progress, stop), progress, stop).walk(todo)
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
         withheld = settle(run, ledger) if gated(run) else []
