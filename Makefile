@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo monitoring han test lint lock bench peers clean
+.PHONY: help setup demo monitoring han kubectl test lint lock bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -41,6 +41,12 @@ $(HAN)/.fetched: configs/han_fonts.txt
 
 han: setup $(HAN)/.fetched  ## a dataset of MS1M's size from Debian's Han fonts (529 MB to fetch)
 	$(RUN)/perennial shards glyphs --script han --fonts $(HAN) --min-fonts 1 --query-fonts 4 --out data/han
+
+kubectl: .tools/usr/bin/kubectl  ## Debian's kubectl with its old kustomize, beside any that is installed
+
+.tools/usr/bin/kubectl:
+	mkdir -p .tools
+	cd .tools && apt-get download kubernetes-client && dpkg -x kubernetes-client_*.deb . && rm kubernetes-client_*.deb
 
 bench: setup  ## the benchmarks, quickly
 	for name in neighbourhoods data step compatible classifier evaluation; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -347,9 +348,14 @@ def config(
 
 
 def main() -> None:
-    """Entry point: errors the user can mend are one line, Ctrl-C and SIGTERM say how to go on."""
+    """Entry point."""
+    report_errors(app)
+
+
+def report_errors(command: Callable[[], None]) -> None:
+    """Errors that the user can mend are one line, Ctrl-C and SIGTERM say how to go on."""
     try:
-        app()
+        command()
     except InputError as error:
         _stop(f"error: {error}", 2)
     except Preempted as ended:

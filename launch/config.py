@@ -39,6 +39,9 @@ class ClusterSettings(Settings):
     """Where training workers go: on as few machines as have room, on as many as there are, or one a
     machine, waiting for as many. The last suits machines without GPUs, whose cores one worker
     takes all."""
+    worker_groups: bool = False
+    """Place training workers and CPU actors on different machines: on those that offer Ray's custom
+    resources `trainer` and `actor`, as the worker groups of k8s/ do. With `address` only."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of each training worker; none: this machine's cores shared out."""
     max_failures: int = Field(default=3, ge=0)
@@ -53,7 +56,8 @@ class ClusterSettings(Settings):
     """A driver that has given no sign of life in the run folder for so long is taken to be dead:
     the same command, on any host that shares the folder, then goes on in its place."""
     metrics_port: int | None = None
-    """First port for Prometheus, one a rank and, after them, the driver's; none: any."""
+    """First port for Prometheus, one a rank of a machine and, after those of all ranks, the
+    driver's; none: any."""
     metrics_host: str = "127.0.0.1"
     """Address that the endpoints for Prometheus listen on, at every machine; 0.0.0.0 lets all of
     the network read them, without a password."""
@@ -62,9 +66,18 @@ class ClusterSettings(Settings):
         """Cores of this machine that may be used."""
         return len(os.sched_getaffinity(0))
 
-    def metrics_endpoint(self, rank: int) -> dict[str, Any]:
-        """The port and host that a rank's Prometheus endpoint listens on."""
-        port = None if self.metrics_port is None else self.metrics_port + rank
+    @model_validator(mode="after")
+    def _groups_are_a_clusters(self) -> "ClusterSettings":
+        if self.worker_groups and self.address is None:
+            raise ValueError(
+                "worker_groups needs a cluster whose machines offer the resources: set "
+                "cluster.address, or leave it out"
+            )
+        return self
+
+    def metrics_endpoint(self, local_rank: int) -> dict[str, Any]:
+        """The port and host that the endpoint of a machine's `local_rank`-th rank listens on."""
+        port = None if self.metrics_port is None else self.metrics_port + local_rank
         return {"port": port, "host": self.metrics_host}
 
     def driver_endpoint(self) -> dict[str, Any]:
@@ -81,6 +94,15 @@ class ClusterSettings(Settings):
     def actor_threads(self) -> int:
         """CPU threads of each actor."""
         return max(1, self.cores() // self.actor_count())
+
+    def trainer_resources(self) -> dict[str, float]:
+        """What Ray sets aside for each training worker."""
+        unit = {"GPU": 1.0} if self.gpu else {"CPU": 1.0}
+        return {**unit, "trainer": 1.0} if self.worker_groups else unit
+
+    def actor_resources(self) -> dict[str, float]:
+        """What Ray sets aside for each CPU actor, beside a CPU."""
+        return {"actor": 1.0} if self.worker_groups else {}
 
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""

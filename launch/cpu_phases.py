@@ -7,11 +7,11 @@ import numpy as np
 from data_shards.files import write_json
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.pipeline import image_size
+from launch.crew import Crew
 from launch.folder import Run
 from launch.held_out import Measurement
 from launch.neighbourhoods import neighbour_examples, units
 from launch.phases import Phase
-from launch.pool import ActorPool
 from monitoring.results import figures
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.model import Model
@@ -20,10 +20,10 @@ from trainer.stored import write_embeddings
 
 
 class CpuPhases:
-    """Does phases, each by spreading its units over a pool of CPU actors."""
+    """Does phases, each by spreading its units over a crew."""
 
-    def __init__(self, run: Run, pool: ActorPool) -> None:
-        self._run, self._pool = run, pool
+    def __init__(self, run: Run, crew: Crew) -> None:
+        self._run, self._crew = run, crew
 
     def neighbours(self, phase: Phase) -> str:
         run, config = self._run, self._run.config
@@ -41,7 +41,7 @@ class CpuPhases:
             for view in views
             if not teacher_file(part, shard, view).exists()
         ]
-        self._pool.map("neighbours", calls)
+        self._crew.map("neighbours", calls)
         if recipe.needs.neighbours is not None:
             cache = TeacherCache(
                 part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
@@ -73,7 +73,7 @@ class CpuPhases:
             for file, (_, own) in zip(files, shards, strict=True)
             if not file.exists()
         ]
-        self._pool.map("prototypes", calls)
+        self._crew.map("prototypes", calls)
         sums = (read_sums(file, anchor.fingerprint) for file in files)
         means = class_means(sums, first, last)
         run.fence.check()
@@ -90,7 +90,7 @@ class CpuPhases:
             for _, own in units(run.dataset, samples)
         ]
         none = np.empty((0, model.settings.dimension), dtype=np.float32)
-        embeddings = np.concatenate([none, *self._pool.map("embed", calls)])
+        embeddings = np.concatenate([none, *self._crew.map("embed", calls)])
         run.fence.check()
         write_embeddings(
             phase.output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
@@ -103,7 +103,7 @@ class CpuPhases:
             size = image_size(run.dataset, config.data)
             data = config.data.model_copy(update={"image_size": size})
             measurement = Measurement(
-                model.folder, data, config.teacher.batch, scratch, self._pool.map
+                model.folder, data, config.teacher.batch, scratch, self._crew.map
             )
             measured["tests"] = measurement.measure(run.held_out)
         run.fence.check()

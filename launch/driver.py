@@ -3,38 +3,31 @@
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from launch.adopting import take_adopted
 from launch.chain_compatibility import compare_step
 from launch.cpu_phases import CpuPhases
+from launch.crew import Crew
 from launch.events import append
 from launch.folder import Run
 from launch.ledger import Ledger
 from launch.links import link
 from launch.phases import Phase
-from launch.pool import ActorPool
 from launch.preemption import Preempted
 from launch.publishing import gated, settle, verdict
-from launch.training import TrainingPhases
 from monitoring.progress import RunProgress
 
 
 class Driver:
-    """Walks a run's phases on a Ray cluster and records them in the ledger."""
+    """Walks a run's phases with a crew and records them in the ledger."""
 
     def __init__(
-        self, run: Run, ledger: Ledger, ray: Any, progress: RunProgress, stop: threading.Event
+        self, run: Run, ledger: Ledger, crew: Crew, progress: RunProgress, stop: threading.Event
     ) -> None:
         """`stop` is set to end the walk early, with nothing lost."""
-        self._run, self._ledger, self._ray, self._progress = run, ledger, ray, progress
-        config = run.config
-        targets = run.folder / "targets"
-        where = config.dataset_location(), config.data.cache, targets
-        self._pool = ActorPool(ray, config.cluster, *where, stop, progress.units, run.fence)
-        self._cpu = CpuPhases(run, self._pool)
+        self._run, self._ledger, self._crew, self._progress = run, ledger, crew, progress
+        self._cpu = CpuPhases(run, crew)
         self._stop = stop
-        self._training: TrainingPhases | None = None
 
     def walk(self, todo: list[Phase]) -> None:
         """Does `todo` in order.
@@ -86,7 +79,7 @@ class Driver:
             self._publish(phase)
 
     def _compatibility(self, phase: Phase) -> str:
-        return compare_step(self._run, phase, self._pool.map)
+        return compare_step(self._run, phase, self._crew.map)
 
     def _publish(self, phase: Phase) -> None:
         """Publishes what may be, where the run has a gate; says so where `phase` may not."""
@@ -102,10 +95,7 @@ class Driver:
         return f"{model.rows:,} rows"
 
     def _train(self, phase: Phase) -> str:
-        self._pool.make_room(self._run.config.cluster.workers + 1)
-        if self._training is None:
-            self._training = TrainingPhases(self._run, self._ray, self._progress, self._stop)
-        self._training.train(phase.name, phase.chain, phase.step)
+        self._crew.train(phase.name, phase.chain, phase.step)
         if not phase.output.exists():
             raise Preempted(phase.name)
         return ""

@@ -62,3 +62,41 @@ def ssh(
         return
     if code := launch.run(words, console):
         raise typer.Exit(code)
+
+
+@launching.command()
+def k8s(
+    config: Annotated[Path, typer.Argument(help="A configuration file.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    image: Annotated[
+        str, typer.Option(help="What k8s/Dockerfile was built as, with its tag.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder; default k8s-NAME.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the run; default CONFIG's name.")] = None,
+    ranks: Annotated[
+        int | None, typer.Option(min=1, help="Training workers a pod; default 8 GPUs, or 1 CPU.")
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option(min=1, help="Of a dataset that is not here; with --images.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Of that dataset.")] = None,
+) -> None:
+    """Write Kubernetes manifests of a run, with sizes from `perennial plan`."""
+    from launch.config import load_config
+    from launch.kubernetes import read_manifests, render, sizes, write_manifests
+    from launch.plan import plan_run, split_of
+    from launch.plan_tables import size_text
+
+    settings = load_config(config, overrides or [])
+    planned = plan_run(settings, split_of(settings, identities, images), None)
+    gpu = settings.cluster.gpu
+    size = sizes(settings, planned, ranks or (min(8, planned.world) if gpu else 1))
+    run = name or config.stem.replace("_", "-").lower()
+    folder = out or Path(f"k8s-{run}")
+    write_manifests(render(read_manifests(), settings, size, run, image), folder)
+    console.print(
+        f"{size.trainers} trainer pods of {size.ranks} ranks, {size_text(size.trainer_memory)} "
+        f"each; up to {size.actors} actor pods of {size_text(size.actor_memory)}; "
+        f"volume {size_text(size.volume)}; {size.grace} s to end in\n"
+        f"kubectl apply -k {folder / 'overlays' / ('gpu' if gpu else 'dev')}"
+    )

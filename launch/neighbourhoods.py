@@ -6,6 +6,7 @@ A shard (in one view) is a unit of work; units are cut the same way whatever the
 import csv
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def embed(
 
 
 class OldModel:
-    """A Ray actor that keeps the dataset open and the last model loaded."""
+    """An actor that keeps the dataset open and the last model loaded."""
 
     def __init__(
         self,
@@ -101,11 +102,16 @@ class OldModel:
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
         self._held_out: dict[Path, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
-        self._endpoint = serving(self._metrics.registry, target_file, labels, host=host)
-        self._endpoint.__enter__()  # until Ray ends the actor
         folder = target_file.parents[1]
-        self._log = logging_to(folder, f"actor-{name}", {"run": folder.name, **labels})
-        self._log.__enter__()
+        self._opened = ExitStack()  # until it is closed, or Ray ends the actor
+        self._opened.enter_context(serving(self._metrics.registry, target_file, labels, host=host))
+        self._opened.enter_context(
+            logging_to(folder, f"actor-{name}", {"run": folder.name, **labels})
+        )
+
+    def close(self) -> None:
+        """Ends what it serves and logs, where it has no process of its own."""
+        self._opened.close()
 
     def _model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
         key = (folder, settings)

@@ -45,7 +45,8 @@ class ActorPool:
             actor = self._ray.remote(OldModel)
             for number in range(count):
                 target = self._targets / f"actor-{number}.json"
-                options = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
+                options: dict[str, Any] = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}
+                options["resources"] = self._cluster.actor_resources()
                 self._actors.append(
                     actor.options(**options).remote(
                         self._dataset,
@@ -60,8 +61,13 @@ class ActorPool:
         return self._actors
 
     def make_room(self, slots: int) -> None:
-        """Ends the actors where fewer than `slots` CPUs are free beside them."""
-        if self._actors and self._ray.available_resources().get("CPU", 0) < slots:
+        """Ends the actors where fewer than `slots` CPUs are free beside them.
+
+        Those on machines of their own end in any case: a cluster may then give the machines back.
+        """
+        if self._actors and (
+            self._cluster.worker_groups or self._ray.available_resources().get("CPU", 0) < slots
+        ):
             for actor in self._actors:
                 self._ray.kill(actor)
             self._actors = []

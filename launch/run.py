@@ -14,8 +14,8 @@ from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
 from launch.adopting import check_adopted
 from launch.chain_compatibility import trials_of
-from launch.cluster import cluster
 from launch.config import RunConfig, differences, kept_config
+from launch.crew import Employ, on_ray
 from launch.driver import Driver
 from launch.events import append
 from launch.folder import Run, check_steps
@@ -76,7 +76,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def execute(config: RunConfig, folder: Path, console: Console) -> None:
+def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = on_ray) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
     Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
@@ -114,7 +114,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                 monitored(
                     metrics, **config.cluster.driver_endpoint(), superseded=attempt.fence.lost
                 ),
-                cluster(config.cluster) as ray,
+                employ(config.cluster) as hire,
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
                 logging_to(
@@ -125,7 +125,7 @@ def execute(config: RunConfig, folder: Path, console: Console) -> None:
                     (KeyboardInterrupt, Preempted),
                 ),
             ):
-                Driver(run, ledger, ray, progress, stop).walk(todo)
+                Driver(run, ledger, hire(run, progress, stop), progress, stop).walk(todo)
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
         withheld = settle(run, ledger) if gated(run) else []

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from data_shards.settings import InputError
-from launch.events import append
+from launch.events import keep
 from launch.folder import Chain, Run
 from launch.heartbeat import Beat, diagnose, end_process
 from launch.mailbox import Mailbox
@@ -95,6 +95,7 @@ class TrainingPhases:
                 num_workers=cluster.workers,
                 use_gpu=cluster.gpu,
                 placement_strategy=cluster.placement.upper(),
+                resources_per_worker=cluster.trainer_resources(),
             ),
             run_config=RunConfig(
                 name=f"train-{os.getpid()}-{time.time_ns()}",
@@ -110,19 +111,8 @@ class TrainingPhases:
         for record in records:
             if "error" in record:
                 raise InputError(record["error"])
-            if "notice" in record:
-                self._event({"event": "notice", "message": record["notice"]})
-            elif "event" in record:
-                self._event(record)
-            else:
-                self._progress.training(record)
-                append(self._run.folder, "metrics.jsonl", record)
+            keep(self._run.folder, self._progress, record)
         return beats
-
-    def _event(self, event: dict[str, Any]) -> None:
-        if "message" in event:
-            self._progress.notice(event["message"])
-        append(self._run.folder, "events.jsonl", event)
 
     def _end_stuck(self, name: str, beats: list[Beat]) -> None:
         """Ends workers that hold the others up: Ray then restarts the group.
@@ -140,7 +130,8 @@ class TrainingPhases:
         ended = [beat.rank for beat in guilty if self._end(beat)]
         if ended:
             self._diagnosis = why
-            self._event({"event": "ended", "phase": name, "ranks": ended, "message": why})
+            event = {"event": "ended", "phase": name, "ranks": ended, "message": why}
+            keep(self._run.folder, self._progress, event)
 
     def _end(self, beat: Beat) -> bool:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

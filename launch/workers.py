@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -52,42 +53,66 @@ def worker(spec: dict[str, Any]) -> None:
         fence.check()
         run = Run.open(spec["folder"], config, metrics.count_cache, fence)
         chain, step = Chain(spec["method"], spec["seed"]), spec["step"]
-        metrics.step.set(step)
-        metrics.phase_started.set_to_current_time()
         restarts = ray.get(mailbox.start.remote(phase, ranks.rank))
-        metrics.restarts.inc(restarts)
-        start = {"event": "restart" if restarts else "start", "rank": ranks.rank}
-        if restarts and ranks.rank == 0:
-            start["message"] = f"{phase}: the workers were started again ({restarts})"
-        mailbox.post.remote({"phase": phase, "pid": os.getpid(), **start})
-        endpoint = serving(
-            metrics.registry,
-            run.folder / "targets" / f"trainer-{ranks.rank}.json",
-            {"job": "trainer", "rank": str(ranks.rank)},
-            **config.cluster.metrics_endpoint(ranks.rank),
-        )
-
-        alone = config.cluster.workers == 0  # in the driver's process, which has a log
-        logged = nullcontext() if alone else _log(run.folder, phase, ranks.rank, metrics)
-
-        def report(record: dict[str, Any]) -> None:
-            record = {"phase": phase, "restarts": restarts, **record}
-            LOG.info("%s", record.get("message") or in_words(record))
-            if ranks.rank == 0:
-                mailbox.post.remote(record)
-
-        def tell(line: str) -> None:
-            LOG.warning("%s", line)
-            mailbox.post.remote({"phase": phase, "notice": line})
-
-        device = torch.device("cpu")
-        if config.cluster.gpu:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(device)
         pulse = Pulse(metrics.count_doing)
-        with logged, endpoint, Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
-            LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
-            train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
+
+        def post(record: dict[str, Any]) -> None:
+            mailbox.post.remote(record)
+
+        with Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
+            alone = config.cluster.workers == 0
+            train_rank(run, phase, chain, step, ranks, metrics, pulse, post, alone, restarts)
     except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})
         raise
+
+
+def train_rank(
+    run: Run,
+    phase: str,
+    chain: Chain,
+    step: int,
+    ranks: Ranks,
+    metrics: Metrics,
+    pulse: Pulse,
+    post: Callable[[dict[str, Any]], None],
+    with_driver: bool,
+    restarts: int = 0,
+) -> None:
+    """Trains one learning step on this rank, serves its metrics and keeps its log.
+
+    `post` brings records to the driver; `with_driver` says that this is the driver's process, which
+    has a log.
+    """
+    metrics.step.set(step)
+    metrics.phase_started.set_to_current_time()
+    metrics.restarts.inc(restarts)
+    start = {"event": "restart" if restarts else "start", "rank": ranks.rank}
+    if restarts and ranks.rank == 0:
+        start["message"] = f"{phase}: the workers were started again ({restarts})"
+    post({"phase": phase, "pid": os.getpid(), **start})
+    local, cluster = int(os.environ.get("LOCAL_RANK", "0")), run.config.cluster
+    endpoint = serving(
+        metrics.registry,
+        run.folder / "targets" / f"trainer-{ranks.rank}.json",
+        {"job": "trainer", "rank": str(ranks.rank)},
+        **cluster.metrics_endpoint(local),
+    )
+    logged = nullcontext() if with_driver else _log(run.folder, phase, ranks.rank, metrics)
+
+    def report(record: dict[str, Any]) -> None:
+        record = {"phase": phase, "restarts": restarts, **record}
+        LOG.info("%s", record.get("message") or in_words(record))
+        if ranks.rank == 0:
+            post(record)
+
+    def tell(line: str) -> None:
+        LOG.warning("%s", line)
+        post({"phase": phase, "notice": line})
+
+    device = torch.device("cuda", local) if cluster.gpu else torch.device("cpu")
+    if cluster.gpu:
+        torch.cuda.set_device(device)
+    with logged, endpoint:
+        LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
+        train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)

@@ -1,6 +1,7 @@
 """Writes what is drawn from the metrics and rules: ``python -m monitoring.documents``.
 
-docs/metrics.md, the table of alerts in docs/operations.md, and the dashboards.
+docs/metrics.md, the table of alerts in docs/operations.md, the dashboards, and rules and dashboards
+as objects of Kubernetes.
 """
 
 import re
@@ -12,7 +13,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
-from monitoring import grafana
+from monitoring import grafana, kubernetes
 from monitoring.metrics import Metrics
 from monitoring.panels import DASHBOARDS
 from monitoring.run_metrics import RunMetrics
@@ -94,6 +95,8 @@ def main() -> None:
     operations = ROOT / "docs" / "operations.md"
     operations.write_text(with_alerts(operations.read_text()))
     grafana.write(DASHBOARDS, Path(__file__).parent / "dashboards")
+    for name, text in kubernetes.files(RULES, DASHBOARDS).items():
+        (ROOT / "k8s" / "overlays" / "monitoring" / name).write_text(text)
 
 
 if __name__ == "__main__":

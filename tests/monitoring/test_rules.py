@@ -10,6 +10,7 @@ import yaml
 
 from monitoring.documents import RULES, alerts, metrics_page, with_alerts
 from monitoring.grafana import text
+from monitoring.kubernetes import files
 from monitoring.panels import DASHBOARDS
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,9 @@ def test_the_written_pages_and_dashboards_are_up_to_date():
     assert {file.stem: file.read_text() for file in folder.iterdir()} == {
         dashboard.uid: text(dashboard) for dashboard in DASHBOARDS
     }
+    overlay = ROOT / "k8s" / "overlays" / "monitoring"
+    for name, written in files(RULES, DASHBOARDS).items():
+        assert (overlay / name).read_text() == written
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)

@@ -101,6 +101,16 @@ def test_only_the_newest_are_kept(tmp_path):
     assert (tmp_path / "c" / "latest").read_text() == "30"
 
 
+def test_what_dead_attempts_left_goes_and_what_other_ranks_write_stays(tmp_path):
+    with Opened(tmp_path) as checkpoints:
+        next_one = tmp_path / f".20.{checkpoints._token}-2.part"
+        dead = tmp_path / ".5.0123abcd-1.part"
+        for part in (next_one, dead):
+            part.mkdir()
+        checkpoints.save(10, {"a": {"b": torch.zeros(1)}}, {})
+    assert next_one.exists() and not dead.exists()
+
+
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=40),
     st.integers(1, 4),

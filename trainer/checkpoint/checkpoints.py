@@ -136,7 +136,7 @@ class Checkpoints:
         keep, span = self._settings.keep_checkpoints, self._settings.keep_every
         for old in superfluous(self._store.saved(), keep, span):
             self._store.remove(str(old))
-        self._store.sweep("*")
+        self._store.sweep("*", self._token)  # another rank may be at the next one already
 
     def _find(self) -> int | None:
         self._store.sweep("*")

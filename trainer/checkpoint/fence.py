@@ -61,7 +61,7 @@ class FencedStore:
         self._fence()
         self._store.remove(path)
 
-    def sweep(self, name: str) -> None:
+    def sweep(self, name: str, living: str | None = None) -> None:
         """Fenced."""
         self._fence()
-        self._store.sweep(name)
+        self._store.sweep(name, living)

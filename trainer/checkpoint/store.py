@@ -54,8 +54,8 @@ class Store(Protocol):
     def remove(self, path: str) -> None:
         """Deletes a file or folder, if it is there; the store itself for an empty path."""
 
-    def sweep(self, name: str) -> None:
-        """Deletes what dead attempts to save `name` (a glob) left."""
+    def sweep(self, name: str, living: str | None = None) -> None:
+        """Deletes what attempts to save `name` (a glob) left, but for tokens with `living`."""
 
 
 class LocalStore:
@@ -127,10 +127,11 @@ class LocalStore:
         else:
             target.unlink(missing_ok=True)
 
-    def sweep(self, name: str) -> None:
+    def sweep(self, name: str, living: str | None = None) -> None:
         """Deletes hidden siblings."""
         for part in self._root.glob(f".{name}.*.part"):
-            shutil.rmtree(part, ignore_errors=True)
+            if living is None or living not in part.name:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 class RemoteStore:
@@ -192,7 +193,7 @@ class RemoteStore:
             if self._files.exists(victim):
                 self._files.rm(victim, recursive=True)
 
-    def sweep(self, name: str) -> None:
+    def sweep(self, name: str, living: str | None = None) -> None:
         """Nothing to do: the next attempt of that name overwrites it."""
 
 

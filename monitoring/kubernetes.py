@@ -1,0 +1,64 @@
+"""Rules and dashboards as objects of Kubernetes: for Prometheus' operator and Grafana's sidecar."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monitoring.grafana import Dashboard
+from monitoring.grafana import text as dashboard_text
+
+_HEAD = "# Written by `python -m monitoring.documents`; a test holds it up to date.\n"
+_LABELS = {"app.kubernetes.io/part-of": "perennial"}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
+def files(rules: Path, dashboards: Sequence[Dashboard]) -> dict[str, str]:
+    """The files of the monitoring overlay drawn from a folder of rules and `dashboards`."""
+    return {
+        "rules.yaml": _text([rule_object(rules)]),
+        "dashboards.yaml": _text([dashboard_object(dashboard) for dashboard in dashboards]),
+    }
+
+
+def rule_object(rules: Path) -> dict[str, Any]:
+    """A PrometheusRule with every group of the rule files in a folder."""
+    groups = [
+        group
+        for file in sorted(rules.glob("*.yaml"))
+        for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    return {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "perennial", "labels": _LABELS},
+        "spec": {"groups": groups},
+    }
+
+
+def dashboard_object(dashboard: Dashboard) -> dict[str, Any]:
+    """A ConfigMap that Grafana's sidecar takes for a dashboard."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": dashboard.uid, "labels": {**_LABELS, "grafana_dashboard": "1"}},
+        "data": {f"{dashboard.uid}.json": dashboard_text(dashboard)},
+    }
+
+
+def _text(objects: list[dict[str, Any]]) -> str:
+    return _HEAD + yaml.dump_all(
+        objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
