@@ -26,7 +26,9 @@ class TrainingPhases:
 
     def __init__(self, run: Run, ray: Any, progress: RunProgress, stop: threading.Event) -> None:
         self._run, self._ray, self._progress, self._stop = run, ray, progress, stop
-        self._mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+        # beside the driver: Ray would place it on any host, and the run would end with that one
+        beside = self._on(ray.get_runtime_context().get_node_id())
+        self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=beside).remote()
         self._ended: set[tuple[int, float]] = set()
         self._diagnosis = ""
 
@@ -133,11 +135,16 @@ class TrainingPhases:
             event = {"event": "ended", "phase": name, "ranks": ended, "message": why}
             keep(self._run.folder, self._progress, event)
 
-    def _end(self, beat: Beat) -> bool:
+    @staticmethod
+    def _on(node: str) -> Any:
+        """Ray's way to say: on this node and no other."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        on_its_node = NodeAffinitySchedulingStrategy(beat.node, soft=False)
-        task = self._ray.remote(end_process).options(num_cpus=0, scheduling_strategy=on_its_node)
+        return NodeAffinitySchedulingStrategy(node, soft=False)
+
+    def _end(self, beat: Beat) -> bool:
+        there = self._on(beat.node)
+        task = self._ray.remote(end_process).options(num_cpus=0, scheduling_strategy=there)
         try:
             return bool(self._ray.get(task.remote(beat.pid, beat.born)))
         except self._ray.exceptions.RayError:  # its machine is gone, and so is the worker

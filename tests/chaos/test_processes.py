@@ -185,7 +185,7 @@ def test_a_frozen_driver_that_wakes_up_finds_another_in_its_place(
     assert len(later) == 2, "the first driver wrote what its trainers said"
     assert not list((out / "targets").glob("*.json"))
     record_fault(
-        "a driver is frozen (SIGSTOP) past its lease, another takes over, the first wakes up",
+        "a driver is frozen (SIGSTOP) past its lease, replaced by another, and wakes up",
         "the first and its trainers are refused everything; exit status 2, with the second's name",
         "the second ends with the model of an undisturbed run, bit for bit",
     )
