@@ -58,6 +58,8 @@ class Sizes:
     """Pods at most, with ``slots`` CPU actors each, of one CPU."""
     slots: int
     actor_memory: int
+    rank_memory: int
+    """Of a pod of ``ranks`` without Ray: an old model, or training, at a time."""
     scratch: int
     """Of each pod: kernels, logs, and the cache of a remote dataset."""
     volume: int
@@ -91,6 +93,7 @@ def sizes(config: RunConfig, plan: Plan, ranks: int) -> Sizes:
         actors=math.ceil(actors / slots),
         slots=slots,
         actor_memory=slots * (old_model + _PROCESS) + _POD,
+        rank_memory=ranks * (max(peak, old_model) + _PROCESS) + _POD,
         scratch=_SCRATCH + cache,
         volume=int(_ROOM * (disk + (plan.shards or 0))) + 10 * _GI,
         grace=_GRACE + math.ceil(saved / _SAVED_PER_SECOND),
@@ -142,19 +145,20 @@ def render(files: Files, config: RunConfig, size: Sizes, name: str, image: str) 
     for documents in files.values():
         for node in _mappings(documents):
             _fill_in(node, name, image)
-    job, configuration = files["base/rayjob.yaml"][0], files["base/configuration.yaml"][0]
+    job, configuration = files["base/rayjob.yaml"][0], files["common/configuration.yaml"][0]
     job["metadata"]["name"] = configuration["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"perennial run {_CONFIG} --out {_RUNS}/{name}"
     written = yaml.safe_dump(on_cluster(config, size), sort_keys=False, allow_unicode=True)
     configuration["data"] = {"run.yaml": written}
     _size_job(job, size)
-    volume = files["base/volume.yaml"][0]
+    volume = files["common/volume.yaml"][0]
     volume["spec"]["resources"]["requests"]["storage"] = f"{math.ceil(size.volume / _GI)}Gi"
-    for budget in files["base/disruption.yaml"]:
+    for budget in files["base/disruption.yaml"] + files["overlays/jobset/disruption.yaml"]:
         part = budget["metadata"]["name"].removeprefix(_PLACEHOLDER_NAME)
         budget["metadata"]["name"] = name + part
-        if part == "-trainers":
+        if part != "-head":
             budget["spec"]["minAvailable"] = max(1, size.trainers - 1)
+    _size_ranks(files["overlays/jobset/jobset.yaml"][0], config.cluster.gpu, size, name)
     _size_overlays(files, config.cluster.gpu, size, name)
     return files
 
@@ -183,20 +187,50 @@ def _size_job(job: dict[str, Any], size: Sizes) -> None:
     pod["terminationGracePeriodSeconds"] = size.grace
     head = cluster["headGroupSpec"]["template"]["spec"]
     head["terminationGracePeriodSeconds"] = size.grace
-    for port in head["containers"][0]["ports"]:
-        if port["name"] == "driver":  # after those of all ranks
-            port["containerPort"] = _METRICS_PORT + size.trainers * size.ranks
     for spec in (head, pod, actors["template"]["spec"]):
         _give_scratch(spec, size.scratch)
     container = pod["containers"][0]
     _ask(container, size.ranks * size.threads, size.trainer_memory)
     _ask(actors["template"]["spec"]["containers"][0], size.slots, size.actor_memory)
-    container["ports"] = [
-        *(port for port in container["ports"] if not port["name"].startswith("trainer-")),
-        *(
-            {"name": f"trainer-{rank}", "containerPort": _METRICS_PORT + rank}
-            for rank in range(size.ranks)
-        ),
+    for each in (container, head["containers"][0]):
+        each["ports"] = _ports(each["ports"], size)
+
+
+def _size_ranks(jobset: dict[str, Any], gpu: bool, size: Sizes, name: str) -> None:
+    """The variant without Ray: as many pods as trainers, which do the CPU phases, too."""
+    jobset["metadata"]["name"] = name
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    job["completions"] = job["parallelism"] = size.trainers
+    pod = job["template"]["spec"]
+    pod["terminationGracePeriodSeconds"] = size.grace
+    _give_scratch(pod, size.scratch)
+    container = pod["containers"][0]
+    _ask(container, size.ranks * size.threads, size.rank_memory)
+    container["ports"] = _ports(container["ports"], size)
+    container["command"] = [
+        "torchrun",
+        f"--nnodes={size.trainers}",
+        f"--nproc-per-node={size.ranks}",
+        "--node-rank=$(JOB_COMPLETION_INDEX)",
+        f"--master-addr={name}-ranks-0-0.{name}",
+        *container["command"][5:-1],
+        f"--out={_RUNS}/{name}",
+    ]
+    if gpu:
+        for kind in ("requests", "limits"):
+            container["resources"][kind]["nvidia.com/gpu"] = str(size.ranks)
+        pod["tolerations"] = [
+            {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}
+        ]
+
+
+def _ports(ports: list[dict[str, Any]], size: Sizes) -> list[dict[str, Any]]:
+    """A container's ports: the ranks' for metrics, if it has any, and the driver's after those."""
+    driver = {"name": "driver", "containerPort": _METRICS_PORT + size.trainers * size.ranks}
+    others = [driver if p["name"] == "driver" else p for p in ports if p["name"] != "trainer-0"]
+    ranks = range(size.ranks if any(p["name"] == "trainer-0" for p in ports) else 0)
+    return others + [
+        {"name": f"trainer-{rank}", "containerPort": _METRICS_PORT + rank} for rank in ranks
     ]
 
 

@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 ROOT = Path(__file__).parents[2]
-OVERLAYS = ("dev", "gpu", "kueue", "monitoring")
+OVERLAYS = ("dev", "gpu", "kueue", "jobset", "monitoring")
 KUBERNETES = ("1.30.0", "1.37.0")
 """The oldest and the newest whose schemas the manifests are held to."""
 _OWN = Path(__file__).parent / "schemas"
@@ -76,8 +76,10 @@ def problems(document: dict[str, Any], version: str) -> list[str]:
 
 
 def pods(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The pod templates of a RayJob, by what they are."""
+    """The pod templates of a RayJob or JobSet, by what they are."""
     spec = document["spec"]
+    if document["kind"] == "JobSet":
+        return {job["name"]: job["template"]["spec"]["template"] for job in spec["replicatedJobs"]}
     cluster = spec["rayClusterSpec"]
     groups = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     head = cluster["headGroupSpec"]["template"]

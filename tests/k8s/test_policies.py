@@ -8,7 +8,7 @@ import yaml
 from launch.config import ClusterSettings, load_config
 from launch.kubernetes import read_manifests, render, sizes, write_manifests
 from launch.plan import plan_run, split_of
-from tests.k8s.manifests import KUBERNETES, ROOT, build, pods, problems
+from tests.k8s.manifests import KUBERNETES, OVERLAYS, ROOT, build, pods, problems
 
 IMAGE = "images.example.com/perennial:0.1.0"
 
@@ -23,7 +23,7 @@ def rendered(tmp_path_factory):
     return folder, size
 
 
-@pytest.fixture(params=["dev", "gpu", "kueue", "rendered dev", "rendered gpu", "rendered kueue"])
+@pytest.fixture(params=[f"{how}{o}" for how in ("", "rendered ") for o in OVERLAYS[:-1]])
 def objects(request, rendered):
     """All objects of an overlay."""
     root = rendered[0] if " " in request.param else ROOT / "k8s"
@@ -32,7 +32,7 @@ def objects(request, rendered):
 
 @pytest.fixture
 def job(objects):
-    return next(one for one in objects if one["kind"] == "RayJob")
+    return next(one for one in objects if one["kind"] in ("RayJob", "JobSet"))
 
 
 def containers(job):
@@ -52,7 +52,7 @@ def test_pods_are_nobody_in_particular_and_can_write_nowhere_but_in_volumes(job)
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}, part
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod["spec"].keys(), part
         assert not any("hostPath" in volume for volume in pod["spec"]["volumes"]), part
-    autoscaler = job["spec"]["rayClusterSpec"].get("autoscalerOptions")
+    autoscaler = job["spec"].get("rayClusterSpec", {}).get("autoscalerOptions")
     held = [*(c for _, c in containers(job)), *([autoscaler] if autoscaler else [])]
     for one in held:
         assert one["securityContext"] == {
@@ -126,6 +126,25 @@ def test_the_sizes_are_the_plans(rendered):
     assert int(claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")) * 2**30 >= (
         size.volume
     )
+
+
+def test_torchrun_is_told_of_all_pods_and_waits_for_saves(rendered):
+    folder, size = rendered
+    documents = build(folder / "overlays" / "jobset")
+    job = next(one for one in documents if one["kind"] == "JobSet")
+    inner = job["spec"]["replicatedJobs"][0]
+    assert inner["template"]["spec"]["completions"] == 2
+    pod = pods(job)["ranks"]["spec"]
+    (container,) = pod["containers"]
+    command = dict(word.split("=") for word in container["command"] if "=" in word)
+    assert (command["--nnodes"], command["--nproc-per-node"]) == ("2", "8")
+    # JobSet's name of the first pod: NAME-JOB-0-0 in the service NAME
+    name = job["metadata"]["name"]
+    assert command["--master-addr"] == f"{name}-{inner['name']}-0-0.{name}"
+    assert command["--out"] == f"/perennial/runs/{name}" == "/perennial/runs/faces"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert pod["terminationGracePeriodSeconds"] == size.grace
+    assert "terminate" in container["lifecycle"]["preStop"]["exec"]["command"][-1]
 
 
 def test_a_larger_run_asks_for_more(rendered):
@@ -207,7 +226,7 @@ def test_a_remote_dataset_has_its_cache_on_scratch():
     config = load_config(ROOT / "configs" / "demo.yaml", overrides)
     size = sizes(config, plan_run(config, split_of(config, 1500, 13000), None), 1)
     files = render(read_manifests(), config, size, "far", IMAGE)
-    written = yaml.safe_load(files["base/configuration.yaml"][0]["data"]["run.yaml"])
+    written = yaml.safe_load(files["common/configuration.yaml"][0]["data"]["run.yaml"])
     cache = written["data"]["cache"]
     for pod in list(pods(files["base/rayjob.yaml"][0]).values())[1:]:
         (scratch,) = (volume for volume in pod["spec"]["volumes"] if volume["name"] == "scratch")

@@ -44,7 +44,7 @@ FREE = {"labels", "matchLabels", "annotations", "rayStartParams", "requests", "l
 """Mappings whose keys are the user's."""
 
 
-@pytest.mark.parametrize("overlay", ["gpu", "monitoring"])
+@pytest.mark.parametrize("overlay", ["gpu", "jobset", "monitoring"])
 def test_a_misspelt_field_is_refused_wherever_it_is(overlay):
     tried = 0
     for document in build(ROOT / "k8s" / "overlays" / overlay):
