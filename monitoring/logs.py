@@ -81,7 +81,7 @@ def logging_to(
     except expected as ended:
         LOG.warning("%s", str(ended) or "interrupted")
         raise
-    except BaseException as error:
+    except Exception as error:  # an exit, and the end of an actor, are none
         LOG.exception("%s", str(error) or type(error).__name__)
         raise
     finally:

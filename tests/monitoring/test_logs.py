@@ -1,5 +1,6 @@
 """Logs: what each process writes, and how the lines of all of them are read as one."""
 
+import gc
 import json
 import logging
 import subprocess
@@ -74,6 +75,15 @@ def test_an_expected_end_has_no_traceback(tmp_path):
         raise KeyboardInterrupt
     (ended,) = read_logs(tmp_path)
     assert ended["message"] == "interrupted" and "traceback" not in ended
+
+
+def test_the_end_of_an_actor_is_no_error(tmp_path):
+    """Ray throws it away with the log open."""
+    opened = logging_to(tmp_path, "actor-0", {})
+    opened.__enter__()
+    del opened
+    gc.collect()
+    assert not list(read_logs(tmp_path))
 
 
 @pytest.mark.parametrize(
