@@ -113,7 +113,18 @@ def test_folders_that_are_no_runs_are_named(words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["run"], ["demo"], ["compare"], ["report"], ["status"], ["config"], ["shards"]]
+    "words",
+    [
+        [],
+        ["run"],
+        ["demo"],
+        ["compare"],
+        ["report"],
+        ["status"],
+        ["config"],
+        ["shards"],
+        ["launch", "ssh"],
+    ],
 )
 def test_every_command_explains_itself(words):
     done = command(*words, "--help")

@@ -298,3 +298,26 @@ def test_the_schedule_drops_at_milestones_and_stretches_for_all_data():
 def test_impossible_milestones_are_refused(milestones):
     with pytest.raises(ValueError, match="must ascend"):
         TrainingSettings(iterations=10, milestones=milestones)
+
+
+def other_rank_writes(location, checkpoints, iteration, attempt):
+    """What a rank leaves that is a save ahead of rank 0; returns its file."""
+    part = checkpoints._store.part(str(iteration), f"{checkpoints._token}-{attempt}")
+    checkpoints._store.begin(part)
+    checkpoints._store.write(f"{part}/rows.safetensors", [memoryview(b"rows")])
+    return fsspec.core.url_to_fs(f"{location}/{part}/rows.safetensors")
+
+
+@pytest.mark.parametrize("protocol", ["", "disk://"])
+def test_a_save_that_ends_leaves_alone_what_a_faster_rank_writes_for_the_next(tmp_path, protocol):
+    """It was swept, and rank 0 then waited ten minutes for it."""
+    location = f"{protocol}{tmp_path}/c"
+    with Opened(location, keep_checkpoints=1) as checkpoints:
+        checkpoints.save(1, {"x": {"t": torch.ones(2)}}, {})
+        checkpoints.wait()
+        files, ahead = other_rank_writes(location, checkpoints, 3, 3)
+        checkpoints.save(2, {"x": {"t": torch.ones(2)}}, {})
+        checkpoints.wait()
+        assert files.exists(ahead)
+        assert not checkpoints.told
+        assert checkpoints.newest().name == "2"

@@ -3,9 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_shards.settings import InputError
+from monitoring.metrics import Metrics
 from tests.trainer.loops import train_step
+from trainer.checkpoint import Checkpoints
+from trainer.checkpoint.fence import FencedStore
+from trainer.checkpoint.store import LocalStore
+from trainer.heads.collectives import Ranks
+from trainer.optimizers import TrainingSettings
 
 
 class Refused(InputError):
@@ -47,3 +54,35 @@ def test_nothing_changes_after_the_fence_closed(small_folder, tmp_path):
         with pytest.raises((Refused, OSError), match="no more"):
             train_step(small_folder, out, "finetune", 0, fence=fence, tell=str, **SETTINGS)
         assert fence.then == tree(out), f"written past a fence that closed at call {calls}"
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments"),
+    [
+        ("begin", ("new",)),
+        ("write", ("new", [memoryview(b"x")])),
+        ("publish", (".2.t.part", "2")),
+        ("replace", ("latest", b"2")),
+        ("remove", ("1",)),
+        ("sweep", ("*",)),
+    ],
+)
+def test_every_change_of_a_store_is_refused(tmp_path, change, arguments):
+    for folder in ("1", ".2.t.part"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "manifest.json").write_text("{}")
+    closed, before = Closing(tmp_path, 0), tree(tmp_path)
+    with pytest.raises(Refused):
+        getattr(FencedStore(LocalStore(tmp_path), closed), change)(*arguments)
+    assert tree(tmp_path) == before
+    getattr(FencedStore(LocalStore(tmp_path), lambda: None), change)(*arguments)
+
+
+def test_a_checkpoint_that_is_refused_ends_the_training(tmp_path):
+    """Other failures are told, and training goes on."""
+    settings, closed = TrainingSettings(), Closing(tmp_path, 0)
+    with (
+        pytest.raises(Refused),
+        Checkpoints(str(tmp_path), settings, Ranks(), Metrics(), str, closed) as checkpoints,
+    ):
+        checkpoints.save(1, {"x": {"t": torch.ones(2)}}, {})

@@ -123,7 +123,7 @@ class Checkpoints:
                 self._store.replace(POINTER, save.name.encode())
                 self._metrics.checkpoints_saved.inc()
                 self._metrics.checkpoint_saved_at.set_to_current_time()
-                self._tidy()
+                self._tidy(int(save.name))
         except Exception as error:
             self._metrics.checkpoints_failed.inc()
             self._tell(
@@ -131,12 +131,13 @@ class Checkpoints:
                 f"on: {error}"
             )
 
-    def _tidy(self) -> None:
+    def _tidy(self, newest: int) -> None:
         """Deletes what the policy does not keep, and what dead attempts left."""
         keep, span = self._settings.keep_checkpoints, self._settings.keep_every
-        for old in superfluous(self._store.saved(), keep, span):
+        saved = [iteration for iteration in self._store.saved() if iteration <= newest]
+        for old in superfluous(saved, keep, span):
             self._store.remove(str(old))
-        self._store.sweep("*", self._token)  # another rank may be at the next one already
+        self._store.sweep("*", self._token)  # other ranks may be writing a newer one already
 
     def _find(self) -> int | None:
         self._store.sweep("*")

@@ -200,6 +200,5 @@ class RemoteStore:
 def open_store(location: str | Path) -> Store:
     """The store at a path or fsspec URL. Raises InputError for a URL that nothing can open."""
     files, path = file_system(location)
-    return (
-        LocalStore(Path(path)) if isinstance(files, LocalFileSystem) else RemoteStore(files, path)
-    )
+    # not its subclasses: what they do is theirs
+    return LocalStore(Path(path)) if type(files) is LocalFileSystem else RemoteStore(files, path)
