@@ -100,3 +100,52 @@ def k8s(
         f"volume {size_text(size.volume)}; {size.grace} s to end in\n"
         f"kubectl apply -k {folder / 'overlays' / ('gpu' if gpu else 'dev')}"
     )
+
+
+@launching.command()
+def slurm(
+    config: Annotated[Path, typer.Argument(help="A configuration file.")],
+    nodes: Annotated[int, typer.Option(min=1, help="They share cluster.workers evenly.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value ...")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, which all nodes share; default runs/CONFIG.")
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(help="An option for sbatch: --partition=gpu. May be repeated."),
+    ] = None,
+    identities: Annotated[
+        int | None, typer.Option(min=1, help="Of a dataset that is not here; with --images.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Of that dataset.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the batch script instead of submitting it.")
+    ] = False,
+) -> None:
+    """Submit a run to Slurm; it saves before its time is up, and is queued again."""
+    from launch.config import load_config
+    from launch.kubernetes import sizes
+    from launch.plan import plan_run, split_of
+    from launch.slurm import Job, script, submit
+
+    settings = load_config(config, overrides or [])
+    planned = plan_run(settings, split_of(settings, identities, images), None)
+    cluster, run = settings.cluster, out or Path("runs") / config.stem
+    job = Job(
+        name=run.name,
+        nodes=nodes,
+        workers=cluster.workers,
+        actors=cluster.actors or nodes,
+        threads=cluster.threads,
+        grace=sizes(settings, planned, 1).grace,
+        run=run,
+        words=[str(config.absolute()), *(overrides or [])],
+        directory=Path.cwd(),
+        options=sbatch or [],
+    )
+    text = script(job)
+    if dry_run:
+        print(text, end="")
+        return
+    number = submit(text, run)
+    console.print(f"job {number}: squeue -j {number}; its output: {run}/slurm-{number}.log")
