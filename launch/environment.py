@@ -37,6 +37,14 @@ def installed(root: str = DISTRIBUTION) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def own_version() -> str:
+    """Of this product, as it was installed; empty where it runs from its folder alone."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return ""
+
+
 def differences(wanted: dict[str, str]) -> list[str]:
     """What is here of other packages than those `wanted`, in words."""
     found = []

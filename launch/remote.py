@@ -15,12 +15,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
 import psutil
 import typer
+
+from launch.environment import installed, own_version
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
@@ -34,34 +35,22 @@ remote = typer.Typer(add_completion=False)
 
 def facts_of(config: Path) -> dict[str, str]:
     """What must be the same on all hosts of a run, by name."""
-    names = [line.partition("==")[0] for line in _lines(LOCK) if "==" in line]
     sources = sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py"))
     code = hashlib.sha256()
     for path in sources:
         code.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return {
-        "perennial": _version("perennial-id"),
+        "perennial": own_version(),
         "its code": code.hexdigest()[:16],
         "requirements.lock": _hash(LOCK),
         str(config): _hash(config),
         "Python": platform.python_version(),
-        **{name: _version(name) for name in names},
+        **installed(),
     }
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else "missing"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "missing"
 
 
 @remote.command()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards.settings import InputError
-from launch.remote import LOCK, check_same, facts_of
+from launch.remote import check_same, facts_of
 from launch.ssh import Host, Launch, read_hosts
 
 HOSTS = [Host("me@head", "10.0.0.1"), Host("second", cpus=4, gpus=2)]
@@ -53,7 +53,7 @@ def test_facts_name_code_lock_and_packages(tmp_path):
     facts = facts_of(config)
     assert facts["torch"].startswith("2.")
     assert facts["requirements.lock"] != "missing"
-    assert len(facts) > len(LOCK.read_text().splitlines())
+    assert {"ray", "deepspeed", "numpy"} <= facts.keys()
     config.write_text("b")
     assert check_same([("here", facts), ("there", facts_of(config))]) == [
         f"there has {config} {facts_of(config)[str(config)]}, here has {facts[str(config)]}"
