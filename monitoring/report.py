@@ -179,7 +179,7 @@ def _goodput(folder: Path) -> dict[str, Any] | None:
         return None
     shares = {use: seconds / (found.total or 1) for use, seconds in found.seconds.items()}
     return {
-        "words": summary_line(found),
+        "words": f"G{summary_line(found)[1:]}",
         "uses": [(USES[use], found.seconds[use] / 3600, share) for use, share in shares.items()],
         "allocated": found.allocated,
     }
