@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
+from launch.terminal import console
 
 if TYPE_CHECKING:  # the command line starts without pyarrow
     from data_shards.benchmark_file import BenchmarkFile, Placed
@@ -18,7 +18,7 @@ benchmarks = typer.Typer(
     help="Write a benchmark file: which identity is in which learning step, what is tested.",
     no_args_is_help=True,
 )
-console = Console(highlight=False)
+
 
 Dataset = Annotated[str, typer.Argument(help="Folder or URL of the dataset.")]
 Out = Annotated[Path, typer.Option(help="File to write, for the key benchmark.file.")]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
@@ -18,6 +17,7 @@ from launch.outside import adopt, backfill, embed
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
+from launch.terminal import console
 from launch.withheld import EXIT_CODE as WITHHELD
 from launch.withheld import Withheld
 
@@ -32,7 +32,7 @@ app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
 for command in (adopt, embed, backfill):
     app.command()(command)
-console = Console(highlight=False)
+
 _INTERRUPTED = 130
 _DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from launch.terminal import console
 
 launching = typer.Typer(help="Start a run on a cluster.", no_args_is_help=True)
-console = Console(highlight=False)
 
 
 @launching.callback()

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
-console = Console(highlight=False)
+from launch.terminal import console
 
 ImageSize = Annotated[
     str | None, typer.Option(help="HxW to resize images to; default: as they are.")

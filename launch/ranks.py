@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import torch
 import torch.distributed as dist
 import typer
-from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.cli import ConfigFile, Overrides, report_errors
@@ -30,6 +29,7 @@ from launch.lease import Fence
 from launch.neighbourhoods import OldModel
 from launch.preemption import Preempted, sigterm
 from launch.run import execute
+from launch.terminal import console
 from launch.workers import train_rank
 from monitoring.metrics import Metrics
 from monitoring.progress import RunProgress
@@ -161,7 +161,7 @@ def drive(config: RunConfig, folder: Path, word: Ranks) -> None:
         return crews[-1]
 
     try:
-        execute(config, folder, Console(highlight=False), lambda _: nullcontext(hire))
+        execute(config, folder, console, lambda _: nullcontext(hire))
     finally:
         if not any(crew.amid for crew in crews):
             word.broadcast_object(_END)

@@ -5,16 +5,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from data_shards.settings import InputError
 from launch.benchmarks import benchmarks, merge
+from launch.terminal import console
 
 shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
 shards.add_typer(benchmarks, name="benchmark")
 shards.command("merge")(merge)
-console = Console(highlight=False)
 
 
 @shards.command("glyphs")

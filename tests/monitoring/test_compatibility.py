@@ -49,8 +49,8 @@ def write_compatibility(folder, steps=3):
             (file.parent / "compatibility.json").write_text(json.dumps(content))
 
 
-def text(parts):
-    console = Console(width=100, record=True, file=io.StringIO())
+def text(parts, width=100):
+    console = Console(width=width, record=True, file=io.StringIO())
     for part in parts:
         console.print(part)
     return console.export_text()
@@ -81,6 +81,15 @@ def test_a_comparison_of_two_models_is_told_in_full():
         assert part in shown
     assert "negative flips: 7 of 50 trials" in shown and "4 of 30 identities get worse" in shown
     assert "no" in text(comparison_tables({**found, **compared(1, 0, holds=False)}))
+
+
+def test_a_narrow_table_still_says_which_point_and_whether_it_holds():
+    """At 80 columns, with a paragon, they were left out."""
+    found = {"new": "a", "old": "b", **compared(1, 0)}
+    wide = {"value": 0.579, "low": 0.234, "high": 1.349}
+    points = [{**found["points"][0], "paragon": 0.6, "update_gain": wide, "point": "tpir@1e-1"}]
+    shown = text(comparison_tables({**found, "points": points}), width=80)
+    assert "tpir@1e-1" in shown and "holds" in shown and "yes" in shown
 
 
 def test_a_matrix_holds_every_model_with_every_other(tmp_path):
