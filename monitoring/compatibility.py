@@ -34,13 +34,13 @@ def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
     """A comparison of two models for the terminal: figures, gains, verdict, flips."""
     yield f"queries by {found['new']}, gallery by {found['old']}, in %:"
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("", no_wrap=True, min_width=len("tpir@1e-1"))
+    table.add_column("", no_wrap=True)
     shown = [key for key in _FIGURES if key in found["points"][0]]
-    for head in (*(key.replace("_", "/") for key in shown), "gain"):
-        table.add_column(head, justify="right", no_wrap=True)
-    if "paragon" in shown:
-        table.add_column("update gain", justify="right", no_wrap=True)
-    table.add_column("holds", no_wrap=True, min_width=len("holds"))
+    for key in shown:
+        table.add_column(key.replace("_", "/"), justify="right", no_wrap=True)
+    for head in ("gain", "update gain") if "paragon" in shown else ("gain",):
+        table.add_column(head, justify="right")  # where there is little room, these wrap
+    table.add_column("holds", no_wrap=True)
     for point in found["points"]:
         verdict = "[green]yes[/]" if point["holds"] else "[red]no[/]"
         cells = [*(_percent(point[key]) for key in shown), _interval(point["gain"])]
