@@ -23,7 +23,7 @@ mkdir -p {run}
     umask 077
     python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
 )
-end() {{ kill $(jobs -p) 2> /dev/null; wait; rm -f "$RAY_AUTH_TOKEN_PATH"; }}
+end() {{ rm -f "$RAY_AUTH_TOKEN_PATH"; kill $(jobs -p) 2> /dev/null; wait; }}
 trap end EXIT
 
 # Ray, with room for this node's trainers and actors
@@ -47,7 +47,8 @@ fi
 driver=$!
 trap 'asked=1; kill -TERM $driver' TERM
 while asked=; wait $driver; code=$?; [ -n "$asked" ]; do :; done
-end
+trap : TERM
+# at once: Ray may take half a minute to end
 if [ $code = {saved} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit $code
 """
