@@ -4,6 +4,7 @@ The first line of standard input is the token; its end is the end of everything 
 that nothing outlives the launcher, however that ends.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -84,7 +85,7 @@ def node(
         stderr=subprocess.STDOUT,
         text=True,
     )
-    asked = _end_with_input(process, signal.SIGTERM)
+    asked, ended = _end_with_input(process, signal.SIGTERM)
     said = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -95,6 +96,7 @@ def node(
     if not asked.is_set():
         sys.stderr.write("".join(said[-20:]))
         raise typer.Exit(1)
+    ended.wait()
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -119,25 +121,33 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **secret, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def _end_with_input(process: subprocess.Popen, politely: signal.Signals) -> threading.Event:
-    """Ends a process and all that it started when there is no more input; tells whether it has."""
-    asked = threading.Event()
+def _end_with_input(
+    process: subprocess.Popen, politely: signal.Signals
+) -> tuple[threading.Event, threading.Event]:
+    """Ends a process and all that it started when there is no more input.
+
+    The first event says that there is none, the second that everything has ended.
+    """
+    asked, ended = threading.Event(), threading.Event()
 
     def wait() -> None:
         sys.stdin.read()
         asked.set()
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself just now
+            family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(politely)
         try:
             process.wait(_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
         for member in family:
-            if member.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 member.kill()
+        ended.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    return asked
+    return asked, ended
 
 
 def check_same(facts: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
