@@ -85,11 +85,14 @@ class TrainingPhases:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from launch.rendezvous import FileRendezvous
+
         cluster = self._run.config.cluster
+        group = TorchConfig if cluster.address else FileRendezvous
         return TorchTrainer(
             worker,
             train_loop_config=spec,
-            torch_config=TorchConfig(
+            torch_config=group(
                 backend="nccl" if cluster.gpu else "gloo",
                 timeout_s=int(2 * cluster.stalled_seconds),
             ),

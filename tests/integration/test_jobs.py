@@ -139,7 +139,9 @@ def test_ctrl_c_leaves_the_run_alone_and_stop_lets_it_save(config, cluster, tmp_
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer " + "0" * 32}])
-@pytest.mark.parametrize("path", ["/api/jobs/", "/api/version", "/api/cluster_status", "/nodes"])
+@pytest.mark.parametrize(
+    "path", ["/api/jobs/", "/api/version", "/api/cluster_status", "/nodes?view=summary"]
+)
 def test_jobs_and_dashboard_refuse_strangers(cluster, path, headers):
     """Jobs are code that the cluster runs: whoever can send one owns it."""
     address, environment = cluster
