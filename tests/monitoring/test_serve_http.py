@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from contextlib import contextmanager
 from importlib.resources import files
 
 import pytest
 
+from monitoring.exporter import serving
 from monitoring.live import files as live_files
 from monitoring.live.server import Page
+from monitoring.run_metrics import RunMetrics
 from tests.monitoring.live_runs import (
     add,
     ask,
@@ -311,9 +314,25 @@ def test_a_real_prometheus_is_understood(runs, tmp_path):
         at = free.getsockname()[1]
     given = ["--port", str(at), "--state", str(tmp_path / "state"), "--seconds", "1"]
     line = [sys.executable, "-m", "monitoring.prometheus", str(runs / "one"), *given]
-    list_target(runs / "one", "127.0.0.1:1")
+    driver = serving(
+        RunMetrics(runs / "one", 3, 1).registry,
+        runs / "one" / "targets" / "driver.json",
+        {"job": "driver"},
+    )
+
+    def scraped():
+        query = f"http://127.0.0.1:{at}/api/v1/query?query=perennial_run_start_timestamp_seconds"
+        try:
+            with urllib.request.urlopen(query) as answer:
+                return json.load(answer)["data"]["result"]
+        except OSError:  # it is not there yet
+            return []
+
     process = subprocess.Popen(line)
     try:
+        with driver as bound:
+            wait_for(scraped, 120)
+        list_target(runs / "one", f"127.0.0.1:{bound}")
         with served(Page(runs, prometheus=f"http://127.0.0.1:{at}")) as port:
             alerts = wait_for(lambda: ask_json(port, "/api/runs/one")["alerts"]["list"], 120)
     finally:
