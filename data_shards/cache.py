@@ -13,7 +13,7 @@ Locks end with their process, however it ends.
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -32,19 +32,20 @@ class Cache:
         self._folder = settings.folder / "shards"
         self._folder.mkdir(parents=True, exist_ok=True)
 
-    def open(self, remote: RemoteFile) -> BinaryIO:
+    def open(self, remote: RemoteFile, roomed: Callable[[], None] = lambda: None) -> BinaryIO:
         """The verified copy of `remote`, fetched if need be; it stays until `release`d.
 
-        Raises InputError when it cannot be fetched, or there is no room for it.
+        `roomed` is called as soon as it has its room, before it is fetched. Raises InputError when
+        it cannot be fetched, or there is no room for it.
         """
         path, fetched = self._folder / remote.sha256, False
         while (file := _shared(path)) is None:
-            fetched |= self._fetch(remote, path)
+            fetched |= self._fetch(remote, path, roomed)
         os.utime(file.fileno())
         self._count("miss" if fetched else "hit", 1)
         return file
 
-    def _fetch(self, remote: RemoteFile, path: Path) -> bool:
+    def _fetch(self, remote: RemoteFile, path: Path, roomed: Callable[[], None]) -> bool:
         """Downloads `remote` to `path`, unless somebody else just has."""
         part, claim = (path.with_name(f".{path.name}.{kind}") for kind in ("part", "claim"))
         with claim.open("ab") as file:
@@ -53,6 +54,7 @@ class Cache:
                 return False
             try:
                 self._reserve(file, remote)
+                roomed()
                 download(remote, part, self.settings, self._count)
                 part.rename(path)
             finally:

@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -70,13 +71,13 @@ class RemoteShards:
         self._needed: tuple[int, ...] = ()
         self._lock = threading.Lock()
 
-    def view(self, shard: int) -> memoryview:
+    def view(self, shard: int, roomed: Callable[[], None] = lambda: None) -> memoryview:
         """The bytes of a shard; they stay readable after the copy is evicted."""
         with self._lock:
             if shard in self._held:
                 self._held.move_to_end(shard)
                 return self._held[shard][1]
-        file = self._cache.open(self._files[shard])
+        file = self._cache.open(self._files[shard], roomed)
         view = _mapped(Path(file.name))
         with self._lock:
             lock = file if shard in self._needed and shard not in self._held else None
@@ -117,15 +118,25 @@ class RemoteShards:
                     del self._held[shard]
                     if lock is not None:
                         release(lock)
-        ahead = iter(wanted)
+        arguments = (iter(wanted), wanted, threading.Lock())
         for _ in range(self._cache.settings.parallel):
-            threading.Thread(target=self._fetch_ahead, args=(ahead, wanted), daemon=True).start()
+            threading.Thread(target=self._fetch_ahead, args=arguments, daemon=True).start()
 
-    def _fetch_ahead(self, ahead: Iterator[int], wanted: tuple[int, ...]) -> None:
-        for shard in ahead:
-            if self._needed != wanted:
-                return
-            try:
-                self.view(shard)
-            except InputError:
-                return  # whoever reads the shard meets the error itself
+    def _fetch_ahead(
+        self, ahead: Iterator[int], wanted: tuple[int, ...], turn: threading.Lock
+    ) -> None:
+        """Fetches in parallel, but takes room in turn.
+
+        If a later shard could take the room of an earlier one, two processes could each hold what
+        they need next, and wait for each other for what they need now.
+        """
+        while True:
+            with ExitStack() as waiting:
+                waiting.enter_context(turn)
+                shard = next(ahead, None)
+                if shard is None or self._needed != wanted:
+                    return
+                try:
+                    self.view(shard, waiting.close)
+                except InputError:
+                    return  # whoever reads the shard meets the error itself
