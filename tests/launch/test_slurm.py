@@ -150,10 +150,10 @@ def scontrol(*words):
     return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False).stdout
 
 
-def until(condition, seconds):
+def until(condition, seconds, told=lambda: ""):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, told()
         time.sleep(0.2)
 
 
@@ -171,11 +171,15 @@ def test_a_job_trains_saves_when_asked_and_is_queued_again(slurm, small_folder, 
         fields = dict(pair.split("=", 1) for pair in shown.split() if "=" in pair)
         return fields["JobState"], fields["Restarts"]
 
+    def told():
+        logs = [log, *slurm.glob("*.log")]
+        return "\n".join([str(state()), *(path.read_text() for path in logs if path.exists())])
+
     def saved():
-        assert state() in (("PENDING", "0"), ("RUNNING", "0")), log.read_text()
+        assert state() in (("PENDING", "0"), ("RUNNING", "0")), told()
         return list(run.glob("chains/*/*/steps/0/checkpoints/*/manifest.json"))
 
-    until(saved, 500)
+    until(saved, 500, told)
     token = run / f".ray-token-{job}"
     assert token.stat().st_mode & 0o777 == 0o600
     secret = token.read_text()
@@ -186,15 +190,15 @@ def test_a_job_trains_saves_when_asked_and_is_queued_again(slurm, small_folder, 
             continue  # has ended
     # what Slurm sends before the time is up
     subprocess.run(["scancel", "--batch", "--signal=TERM", job], check=True)
-    until(lambda: state() == ("PENDING", "1"), 120)
+    until(lambda: state() == ("PENDING", "1"), 120, told)
     assert "ended by SIGTERM in finetune/seed-0/step-0/train" in log.read_text()
     until(lambda: not token.exists(), 60)
     assert not (run / "ledger.jsonl").exists()
 
     # Slurm itself waits two minutes, and a job that starts at once is refused by its own nodes
     scontrol("update", f"JobId={job}", "StartTime=now+15")
-    until(lambda: state()[0] not in ("PENDING", "RUNNING", "COMPLETING"), 500)
-    assert state() == ("COMPLETED", "1"), log.read_text()
+    until(lambda: state()[0] not in ("PENDING", "RUNNING", "COMPLETING"), 500, told)
+    assert state() == ("COMPLETED", "1"), told()
     phases = [json.loads(line)["kind"] for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert phases == ["train", "evaluate"]
     nodes = {
