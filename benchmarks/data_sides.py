@@ -169,9 +169,8 @@ class Decoder:
     def batches(self) -> Batches:
         """In the order of the files."""
         import torch
+        from nvidia.dali import fn, types
         from nvidia.dali.pipeline import Pipeline
-
-        from data_shards.pipeline import fn, types
 
         starts = itertools.cycle(range(0, len(self._jpegs) - BATCH + 1, BATCH))
 
@@ -181,7 +180,8 @@ class Decoder:
 
         pipeline: Any = Pipeline(BATCH, self._workers, None, prefetch_queue_depth=2)
         with pipeline:
-            encoded: Any = fn.external_source(source=source, batch=True, dtype=types.UINT8)
+            uint8: Any = getattr(types, "UINT8")  # noqa: B009 DALI's stubs lack it
+            encoded: Any = fn.external_source(source=source, batch=True, dtype=uint8)
             pipeline.set_outputs(fn.decoders.image(encoded))
         pipeline.build()
         while True:

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from nvidia.dali import fn as _fn
-from nvidia.dali import types as _types
-from nvidia.dali.pipeline import Pipeline
 
 from data_shards.augmentation import (
     Augmentation,
@@ -26,8 +23,6 @@ from data_shards.settings import InputError, Settings
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
-fn: Any = _fn  # DALI's stubs describe neither its types nor its operators' outputs well
-types: Any = _types
 
 
 class PipelineSettings(Settings):
@@ -111,6 +106,10 @@ class ImageStream:
         device: torch.device = CPU,
         augmented: bool = True,
     ) -> None:
+        from nvidia.dali.pipeline import (
+            Pipeline,  # commands that read no image need not wait for it
+        )
+
         self._dataset = dataset
         self._requests = requests
         self._pending: deque[Request] = deque()
@@ -129,6 +128,11 @@ class ImageStream:
         self._pipeline.build()
 
     def _define(self, settings: PipelineSettings) -> None:
+        from nvidia.dali import fn as _fn
+        from nvidia.dali import types as _types
+
+        fn: Any = _fn  # DALI's stubs describe neither its types nor its operators' outputs well
+        types: Any = _types
         on = "gpu" if self._device.type == "cuda" else "cpu"
         inputs = [types.UINT8, types.INT32]
         inputs += [types.INT32] * self._shifts + [types.FLOAT] * 2 * self._erases

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
@@ -149,6 +148,8 @@ def _torchvision(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) ->
 
 
 def _untrained(architecture: str) -> nn.Module:
+    import torchvision  # takes its time
+
     known = torchvision.models.list_models(module=torchvision.models)
     if architecture not in known:
         near = difflib.get_close_matches(architecture, known, 1)

@@ -3,7 +3,6 @@
 from typing import Literal
 
 import torch
-import torchvision
 from pydantic import Field
 from torch import nn
 
@@ -70,6 +69,8 @@ def _small(width: int, depth: int) -> tuple[nn.Module, int]:
 
 
 def _resnet(name: str, stem: str) -> tuple[nn.Module, int]:
+    import torchvision  # a second and a half, which most commands need not wait for
+
     network = torchvision.models.get_model(name, weights=None)
     features = network.fc.in_features
     network.fc = nn.Identity()

@@ -43,6 +43,8 @@ _EXPRESSION = re.compile(
 
 def load_program(kind: Kind, content: bytes, name: str) -> Program:
     """The program in `content`, on the CPU. Raises InputError naming `name` and the remedy."""
+    import torchvision  # noqa: F401 registers its operators, which a program may call
+
     loaders = {"torchscript": _script, "exported": _exported, "onnx": _onnx}
     try:
         return loaders[kind](content, name)

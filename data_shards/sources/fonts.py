@@ -7,7 +7,6 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import matplotlib
 from fontTools.ttLib import TTFont, TTLibError
 from PIL import Image, ImageDraw, ImageFont
 
@@ -43,6 +42,8 @@ def faces(folders: tuple[Path, ...], script: Script) -> list[Face]:
     """
     files: list[Path] = []
     if script == "any":
+        import matplotlib  # for its fonts alone
+
         shipped = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
         files = sorted(p for p in shipped.glob("*.ttf") if p.name.startswith(("DejaVu", "STIX")))
         files = [p for p in files if not p.name.startswith("STIXSiz")]

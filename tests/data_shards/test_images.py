@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
 from data_shards.images import Checked, ImageSettings, Unfit, normalise
-from data_shards.pipeline import fn, types
 from tests.conftest import jpeg
 
 PLAIN = ImageSettings()
