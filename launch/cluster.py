@@ -18,6 +18,7 @@ _QUIET = {
     "RAY_TQDM": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
+_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
     if settings.address is None:
         # Ray takes 127.0.0.1 for a mistake and listens everywhere, unless it believes that this
         # machine cannot be part of a cluster; see docs/decisions.md
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ[_ALONE] = "0"
     import ray  # reads RAY_AUTH_MODE when it is imported
 
     environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}
@@ -65,6 +66,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+        os.environ.pop(_ALONE, None)  # else what this process starts later cannot be part of one
 
 
 def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
