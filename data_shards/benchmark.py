@@ -14,6 +14,7 @@ from data_shards.benchmark_file import BenchmarkFile, place, read_benchmark
 from data_shards.counter import bits, shuffled, stream_key
 from data_shards.dataset import ShardDataset
 from data_shards.files import sha256
+from data_shards.known import Known, Names
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 
@@ -39,9 +40,9 @@ class BenchmarkSettings(Settings):
     steps after it; none: all steps are equal."""
     train_identities: int | None = None
     """Identities to learn, over all steps; none: all that are not tested on."""
-    test_identities: int = 1500
+    test_identities: int = Field(default=1500, ge=0)
     """Identities that no step trains on; each needs images from two cameras or, where `queries` is
-    "role", one of role query and one of role train."""
+    "role", one of role query and one of role train. 0 where `evaluation.tests` are enough."""
     evaluate: Literal["test", "validation"] = "test"
     """Whom to evaluate on: the test identities, or a share of the *training* identities that is
     then left out of training (to choose settings without seeing the test identities)."""
@@ -131,6 +132,8 @@ class Benchmark:
     """One held-out sample of each measured identity of step 0."""
     seen_gallery: Ids
     """The trained samples of those identities."""
+    names: Names
+    """[rows[-1]] the identity of each classifier row."""
     classified: tuple[Ids, ...] = ()
     """The test samples of each learning step's own identities, for accuracy task by task; none
     unless a benchmark file names them."""
@@ -167,6 +170,8 @@ def _asks(dataset: ShardDataset) -> NDArray[np.bool_]:
 
 def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
     """The samples of each identity, ascending."""
+    if not len(samples):
+        return {}
     order = samples[np.argsort(dataset.identity[samples], kind="stable")]
     ids, starts = np.unique(dataset.identity[order], return_index=True)
     return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
@@ -176,11 +181,12 @@ def _query_and_gallery(
     dataset: ShardDataset, tested: Ids, settings: BenchmarkSettings
 ) -> tuple[Ids, Ids]:
     """Splits the tested identities' samples by role or camera; no identity shares a camera."""
+    none = np.empty(0, dtype=np.int64)
     theirs = np.isin(dataset.identity, tested)
     samples = np.flatnonzero(_trains(dataset) & theirs)
     if settings.queries == "role":
         return np.flatnonzero(_asks(dataset) & theirs), samples
-    query, gallery = [], []
+    query, gallery = [none], [none]
     for identity, own in _by_identity(dataset, samples).items():
         key = stream_key(settings.seed, "query cameras", identity)
         cameras = shuffled(key, np.unique(dataset.camera[own]).astype(np.int64))
@@ -197,6 +203,9 @@ def _verification_pairs(
     """Pairs in ten folds with disjoint identities, half of one identity, as LFW is built."""
     queries, galleries = _by_identity(dataset, query), _by_identity(dataset, gallery)
     people = shuffled(stream_key(settings.seed, "folds"), np.array(sorted(queries)))
+    if not len(people):
+        none = np.empty(0, dtype=np.int64)
+        return none.reshape(0, 2), none.astype(bool), none
     if len(people) < 2 * FOLDS:
         raise InputError(
             f"verification needs {2 * FOLDS} evaluated identities for {FOLDS} folds, "
@@ -234,7 +243,8 @@ def _seen_split(
 
 def _rows_after(learned: int, evaluated: int, settings: BenchmarkSettings) -> tuple[int, ...]:
     """The classifier rows after each learning step. Raises InputError when there are too few."""
-    if learned < settings.steps or evaluated == 0:
+    untested = settings.test_identities == 0 and settings.evaluate == "test"
+    if learned < settings.steps or (evaluated == 0 and not untested):
         raise InputError(
             f"{learned} identities cannot fill benchmark.steps = {settings.steps}, or none is "
             f"left to evaluate on ({evaluated}): change benchmark's counts"
@@ -277,11 +287,15 @@ def _spread(rows: Sequence[int], images: int, identities: int, held_out: int) ->
     return counts[0] - held_out, *counts[1:]
 
 
-def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
+def build_benchmark(
+    dataset: ShardDataset, settings: BenchmarkSettings, known: Sequence[str] | None = None
+) -> Benchmark:
     """The learning steps and test sets of `dataset` under `settings`.
 
-    Raises InputError when an identity has no image, there are too few identities, or the dataset
-    lacks what the benchmark file names.
+    With `known`, the identities of a model's rows, these are step 0, which is learned already;
+    the steps of `settings` follow it, and neither learn nor test any of them again. Raises
+    InputError when an identity has no image, there are too few identities, or the dataset lacks
+    what the benchmark file names.
     """
     images = np.bincount(dataset.identity, minlength=dataset.manifest["identities"])
     if (images == 0).any():
@@ -291,40 +305,65 @@ def build_benchmark(dataset: ShardDataset, settings: BenchmarkSettings) -> Bench
             "build the dataset again"
         )
     read = settings.read_file()
-    return _drawn(dataset, settings) if read is None else _listed(dataset, settings, *read)
+    before = Known.of(known, dataset)
+    if read is None:
+        return _drawn(dataset, settings, before)
+    return _listed(dataset, settings, before, *read)
 
 
 def _listed(
-    dataset: ShardDataset, settings: BenchmarkSettings, file: BenchmarkFile, path: Path
+    dataset: ShardDataset,
+    settings: BenchmarkSettings,
+    known: Known,
+    file: BenchmarkFile,
+    path: Path,
 ) -> Benchmark:
     """The benchmark that `file`, read from `path`, describes."""
     placed = place(file, path, dataset)
+    tested = np.concatenate([placed.query, placed.gallery])
+    known.refuse(np.flatnonzero(placed.row >= 0), dataset, f"{path} trains on")
+    known.refuse(np.unique(dataset.identity[tested]), dataset, f"{path} tests on")
+    row, rows = known.with_new(placed.row), known.before(placed.rows)
+    old = (known.row[dataset.identity] >= 0) & _trains(dataset)
+    old[placed.seen] = False
+    trained = np.union1d(placed.trained, np.flatnonzero(old))
 
     def by_step(samples: Ids) -> tuple[Ids, ...]:
-        step = np.searchsorted(placed.rows, placed.row[dataset.identity[samples]], side="right")
-        return tuple(samples[step == t] for t in range(settings.steps))
+        step = np.searchsorted(rows, row[dataset.identity[samples]], side="right")
+        return tuple(samples[step == t] for t in range(len(rows)))
 
     none = np.empty(0, dtype=np.int64)
-    measured = np.isin(dataset.identity[placed.trained], dataset.identity[placed.seen])
+    measured = np.isin(dataset.identity[trained], dataset.identity[placed.seen])
     return Benchmark(
-        steps=by_step(placed.trained),
-        row=placed.row,
-        rows=placed.rows,
+        steps=by_step(trained),
+        row=row,
+        rows=rows,
         query=placed.query,
         gallery=placed.gallery,
         pairs=none.reshape(0, 2),
         same=none.astype(bool),
         folds=none,
         seen_query=placed.seen,
-        seen_gallery=placed.trained[measured],
+        seen_gallery=trained[measured],
+        names=_names(dataset, row, rows[-1], known),
         classified=by_step(placed.classified) if len(placed.classified) else (),
     )
 
 
-def _drawn(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
+def _names(dataset: ShardDataset, row: Ids, rows: int, known: Known) -> Names:
+    """[rows] the identity of each row."""
+    names = np.empty(rows, dtype=np.object_)
+    names[: known.count] = known.names
+    new = row >= known.count
+    names[row[new]] = dataset.names[new]
+    return names
+
+
+def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: Known) -> Benchmark:
     count = dataset.manifest["identities"]
     trains = _trains(dataset)
     everyone = np.unique(dataset.identity[trains])
+    everyone = everyone[known.row[everyone] < 0]
     cameras = len(dataset.manifest["cameras"])
     views = np.unique(dataset.identity[trains] * cameras + dataset.camera[trains])
     several = np.bincount(views // cameras, minlength=count) > 1
@@ -345,9 +384,10 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
         draw = stream_key(seed, "validation")
         chosen, rest = _choose(draw, able, settings.validation_identities, "validation_identities")
         learned = np.sort(np.concatenate([rest, learned[~several[learned]]]))
-    rows = _rows_after(len(learned), len(chosen), settings)
+    rows = known.before(_rows_after(len(learned), len(chosen), settings))
     row = np.full(count, -1, dtype=np.int64)
     row[shuffled(stream_key(seed, "steps"), learned)] = np.arange(len(learned))
+    row = known.with_new(row)
     sample_rows = row[dataset.identity]
     step_of = np.searchsorted(rows, sample_rows, side="right")
     step_of[(sample_rows < 0) | ~trains] = -1
@@ -356,7 +396,7 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
     query, gallery = _query_and_gallery(dataset, chosen, settings)
     pairs, same, folds = _verification_pairs(dataset, query, gallery, settings)
     return Benchmark(
-        steps=tuple(np.flatnonzero(step_of == t) for t in range(settings.steps)),
+        steps=tuple(np.flatnonzero(step_of == t) for t in range(len(rows))),
         row=row,
         rows=rows,
         query=query,
@@ -366,4 +406,5 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings) -> Benchmark:
         folds=folds,
         seen_query=seen_query,
         seen_gallery=seen_gallery,
+        names=_names(dataset, row, rows[-1], known),
     )

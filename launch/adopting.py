@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from data_shards.settings import InputError
+from launch.config import differences
 from launch.folder import Chain, Run
 from trainer.adopted import AdoptedSettings, Pixels, Triple, read_embedder
 from trainer.checkpoint import Folder
@@ -128,29 +129,59 @@ def _classifier(
     return weight.float(), rows
 
 
-def check_adopted(run: Run) -> None:
-    """Raises InputError when the run's methods cannot begin with its adopted model."""
-    model, teacher = run.adopted, run.config.teacher
-    if model is None:
-        return
-    if not model.adopted:
-        raise InputError(f"adopted: {model.folder} was trained here: give what `adopt` wrote")
-    if teacher.precision != "fp32" or teacher.compile:
-        raise InputError("adopted models run as they are: leave out teacher.precision and .compile")
-    if model.rows:
-        _row_order(run, model)
-    for name in run.config.methods if run.config.benchmark.steps > 1 else ():
-        recipe = run.recipe(Chain(name, run.config.seeds[0]), 1)
-        needs = recipe.needs
-        if recipe.start == "previous":
+def check_given(run: Run) -> None:
+    """Raises InputError when a chain cannot begin with the model that it is given."""
+    adopted, teacher = run.adopted, run.config.teacher
+    if adopted is not None:
+        if not adopted.adopted:
             raise InputError(
-                f"methods.{name} goes on training the model before, and an adopted one cannot be "
-                "trained: use a method that starts from scratch, such as bct-sys"
+                f"adopted: {adopted.folder} was trained here: give its run to `continues`"
             )
-        if not model.rows and (needs.answers or (needs.classifier and not needs.prototypes)):
+        if adopted.rows:
+            _row_order(run, adopted)
+    for chain, model in run.given.items():
+        if model.adopted and (teacher.precision != "fp32" or teacher.compile):
             raise InputError(
-                f"methods.{name} asks the old model's classifier, and {model.folder} has none: use "
-                "bct-sys, or adopt the model with --classifier and --names"
+                "adopted models run as they are: leave out teacher.precision and .compile"
+            )
+        if len(run.benchmark.rows) > 1:
+            _check_recipe(run, chain, model)
+
+
+def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
+    """Raises InputError when step 1 of `chain` needs what `model`, its step 0, does not have."""
+    recipe, name = run.recipe(chain, 1), chain.method
+    needs, going_on = recipe.needs, recipe.start == "previous"
+    if going_on and model.adopted:
+        raise InputError(
+            f"methods.{name} goes on training the model before, and an adopted one cannot be "
+            "trained: use a method that starts from scratch, such as bct-sys"
+        )
+    if not model.rows and (needs.answers or (needs.classifier and not needs.prototypes)):
+        raise InputError(
+            f"methods.{name} asks the old model's classifier, and {model.folder} has none: use "
+            "bct-sys, or adopt the model with --classifier and --names"
+        )
+    if going_on:
+        ours = {"embedder": run.embedder(chain, 1), "classifier": run.classifier(chain, 1)}
+        theirs = {"embedder": model.settings, "classifier": model.classifier}
+        old, new = (
+            {k: v.model_dump(exclude={"memory"}) for k, v in of.items()} for of in (theirs, ours)
+        )
+        if changed := differences(old, new):
+            raise InputError(
+                f"methods.{name} goes on training {model.folder}, which differs in "
+                f"{'; '.join(changed[:3])}: leave them as they were, or use a method that starts "
+                "from scratch, such as bct-sys"
+            )
+    if run.config.continues is not None and recipe.data == "all":
+        shown = np.zeros(model.rows, dtype=bool)
+        shown[run.benchmark.row[run.dataset.identity[run.benchmark.steps[0]]]] = True
+        if missing := int((~shown).sum()):
+            raise InputError(
+                f"methods.{name} trains on every identity so far, and {run.config.dataset} has no "
+                f"image of {missing:,} of the {model.rows:,} that {model.folder} knows: merge the "
+                "datasets, or use a method that needs no old images, such as fkd"
             )
 
 

@@ -128,6 +128,10 @@ class RunConfig(Settings):
     """Folder of a model that `perennial adopt` wrote: step 0 is not trained but taken from it, and
     every method must start from scratch. Its classifier, if it has one, knows just the identities
     of step 0; without one, rows of old identities are synthesised (bct-sys)."""
+    continues: Path | None = None
+    """Folder of a finished run: every method and seed begins with its last model there, as step 0,
+    and learns the identities of `dataset` that this model does not know, in `benchmark.steps`
+    further steps."""
     embedder: EmbedderSettings = EmbedderSettings()
     """The network."""
     classifier: ClassifierSettings = ClassifierSettings()
@@ -208,6 +212,25 @@ class RunConfig(Settings):
         for method in methods.values():
             method.recipe()
         return methods
+
+    @property
+    def learning_steps(self) -> int:
+        """Learning steps, with the one that another run learned."""
+        return self.benchmark.steps + (self.continues is not None)
+
+    @model_validator(mode="after")
+    def _begins_and_ends(self) -> "RunConfig":
+        if self.adopted is not None and self.continues is not None:
+            raise ValueError(
+                "adopted and continues both say which model is the first: leave one out"
+            )
+        drawn = self.benchmark.file is None and self.benchmark.evaluate == "test"
+        if drawn and self.benchmark.test_identities == 0 and not self.evaluation.tests:
+            raise ValueError(
+                "benchmark.test_identities = 0 leaves nothing to evaluate on: raise it, or name "
+                "test sets in evaluation.tests"
+            )
+        return self
 
     @model_validator(mode="after")
     def _counts_fit(self) -> "RunConfig":

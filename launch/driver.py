@@ -91,7 +91,11 @@ class Driver:
             append(self._run.folder, "events.jsonl", {"event": "withheld", "message": why})
 
     def _adopt(self, phase: Phase) -> str:
-        model = take_adopted(self._run, phase.output)
+        model = self._run.given[phase.chain]
+        if self._run.adopted is not None:
+            take_adopted(self._run, phase.output)
+        else:
+            link(model.folder, phase.output)
         return f"{model.rows:,} rows"
 
     def _train(self, phase: Phase) -> str:

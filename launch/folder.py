@@ -11,6 +11,7 @@ from data_shards.files import fingerprint
 from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
+from launch.continuing import first_model, known_names
 from launch.held_out import HeldOutTest, open_tests
 from launch.lease import UNFENCED, Fence
 from trainer.backbones import EmbedderSettings
@@ -58,13 +59,24 @@ class Run:
         config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
         tests = open_tests(config.evaluation)
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
-        benchmark = build_benchmark(dataset, config.benchmark)
+        known = known_names(config, folder)
+        benchmark = build_benchmark(dataset, config.benchmark, known)
         return cls(folder, config, dataset, benchmark, tests, fence)
 
     @cached_property
     def adopted(self) -> Model | None:
         """The verified model from outside that step 0 is taken from."""
         return Model.open(self.config.adopted) if self.config.adopted else None
+
+    @cached_property
+    def given(self) -> dict[Chain, Model]:
+        """The verified model that step 0 of each chain is; empty where step 0 is trained."""
+        if self.adopted is not None:
+            return dict.fromkeys(self.chains(), self.adopted)
+        if self.config.continues is None:
+            return {}
+        first = {c: first_model(self.config, self.folder, c.name) for c in self.chains()}
+        return {chain: Model.open(path) for chain, path in first.items()}
 
     def chains(self) -> list[Chain]:
         """Every method under every seed; the seeds of one method follow each other last."""
@@ -147,9 +159,9 @@ class Run:
     def fingerprint(self, chain: Chain, step: int) -> str:
         """Equal for training phases that give the same model: same data, recipe, seed and past."""
         deciding = self.config.deciding()
-        if step == 0 and self.adopted is not None:
+        if step == 0 and self.given:
             of = [self.dataset.fingerprint, deciding["benchmark"]]
-            return fingerprint(["adopted", self.adopted.fingerprint, *of])
+            return fingerprint(["adopted", self.given[chain].fingerprint, *of])
         common = [deciding[k] for k in ("benchmark", "data", "training")]
         network, loss = self.embedder(chain, step), self.classifier(chain, step)
         model = [network.model_dump(mode="json"), loss.model_dump(mode="json", exclude={"memory"})]
@@ -159,13 +171,19 @@ class Run:
         return fingerprint([common, model, recipe.fingerprint(), teacher, chain.seed, step, past])
 
 
-def check_steps(rows: Sequence[int], images: Sequence[int], workers: int) -> None:
+def check_steps(
+    rows: Sequence[int], images: Sequence[int], workers: int, first_trained: int
+) -> None:
     """Raises InputError when a learning step has fewer identities than workers, or no image.
 
-    `rows` are the identities learned after each step, `images` those to train on in each.
+    `rows` are the identities learned after each step, `images` those to train on in each; steps
+    before `first_trained` are not asked.
     """
     first = 0
     for step, (last, count) in enumerate(zip(rows, images, strict=True)):
+        if step < first_trained:
+            first = last
+            continue
         if last - first < workers:
             raise InputError(
                 f"learning step {step} has {last - first} identities, fewer than cluster.workers = "

@@ -42,7 +42,7 @@ def phases(run: Run) -> list[Phase]:
 
 def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
     deciding = run.config.deciding()
-    for step in range(run.config.benchmark.steps):
+    for step in range(run.config.learning_steps):
         folder, trained = run.step_folder(chain, step), run.fingerprint(chain, step)
         recipe = run.recipe(chain, step)
         needs, data = recipe.needs, recipe.data
@@ -55,7 +55,7 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
             of = [run.fingerprint(chain, before), run.prototype_rows(chain, step)]
             made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
             yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
-        kind = "train" if step or run.adopted is None else "adopt"
+        kind = "train" if step or not run.given else "adopt"
         yield Phase(kind, chain, step, trained, folder / "model")
         tests = [test.fingerprint for test in run.held_out.values()]
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])

@@ -9,6 +9,7 @@ from data_shards.benchmark import counted_split
 from data_shards.neighbours import VIEWS
 from data_shards.settings import InputError
 from launch.config import RunConfig
+from launch.continuing import first_model, known_names
 from launch.folder import Run, check_steps
 from launch.machines import Machine
 from trainer.adopted import AdoptedSettings
@@ -106,7 +107,12 @@ def split_of(config: RunConfig, identities: int | None, images: int | None) -> S
         return Split(run.benchmark.rows, samples, _known(size), shards)
     if identities is None or images is None:
         raise InputError("--identities and --images go together: say both, or neither")
-    rows, samples = counted_split(identities, images, config.benchmark)
+    known, drawn = known_names(config, Path()), config.benchmark
+    if known is not None:  # then no new image is held out as one of step 0
+        drawn = drawn.model_copy(update={"seen_identities": 0})
+    rows, samples = counted_split(identities, images, drawn)
+    if known is not None:
+        rows, samples = (len(known), *(len(known) + last for last in rows)), (0, *samples)
     size = config.data.image_size
     if size is None and config.glyphs is not None:
         size = (config.glyphs.image_size, config.glyphs.image_size)
@@ -122,8 +128,8 @@ def _known(size: Any) -> tuple[int, int]:
 
 def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
     """Plans every learning step. Raises InputError for what a run would refuse, too."""
-    check_steps(split.rows, split.images, config.cluster.workers)
     planner = _Planner(config, split, machine)
+    check_steps(split.rows, split.images, config.cluster.workers, bool(planner.given))
     steps = [step for number in range(len(split.rows)) for step in planner.steps(number)]
     if not steps:
         raise InputError("there is nothing to plan: step 0 is adopted, and benchmark.steps is 1")
@@ -141,6 +147,17 @@ class _Trained:
     classifier: ClassifierSettings
 
 
+def _given(config: RunConfig) -> dict[str, EmbedderSettings | AdoptedSettings]:
+    """The network that each method begins with; none where step 0 is trained."""
+    if config.adopted is not None:
+        return dict.fromkeys(config.methods, Model.open(config.adopted).settings)
+    if config.continues is None:
+        return {}
+    seed = config.seeds[0]
+    first = {name: first_model(config, Path(), f"{name}/seed-{seed}") for name in config.methods}
+    return {name: Model.open(folder).settings for name, folder in first.items()}
+
+
 class _Planner:
     """Plans one step after the other."""
 
@@ -148,8 +165,8 @@ class _Planner:
         self.world = max(1, config.cluster.workers)
         self._config, self._split, self._machine = config, split, machine
         self._online = config.teacher.mode == "online"
-        self._adopted = Model.open(config.adopted).settings if config.adopted else None
-        if self._adopted and self._online:
+        self.given = _given(config)
+        if config.adopted and self._online:
             raise InputError(
                 "what an adopted model costs when it is asked in training is not known: plan with "
                 "teacher.mode=cached"
@@ -158,9 +175,9 @@ class _Planner:
     def steps(self, step: int) -> Iterator[StepPlan]:
         """The plans of a learning step, one for each recipe that some methods share.
 
-        None where it is not trained but adopted.
+        None where it is not trained but given.
         """
-        if step == 0 and self._adopted:
+        if step == 0 and self.given:
             return
         groups: dict[_Trained, list[str]] = {}
         for name, method in self._config.methods.items():
@@ -168,16 +185,18 @@ class _Planner:
             trained = _Trained(
                 recipe=method.recipe().at(step, self._old(step)),
                 embedder=method.network(usual, step),
-                old_embedder=self._old_embedder(method, step),
+                old_embedder=self._old_embedder(name, method, step),
                 classifier=method.loss(loss, step),
             )
             groups.setdefault(trained, []).append(name)
         for trained, methods in groups.items():
             yield self._step(step, trained, tuple(methods))
 
-    def _old_embedder(self, method: Method, step: int) -> EmbedderSettings | AdoptedSettings:
-        if step == 1 and self._adopted:
-            return self._adopted
+    def _old_embedder(
+        self, name: str, method: Method, step: int
+    ) -> EmbedderSettings | AdoptedSettings:
+        if step == 1 and self.given:
+            return self.given[name]
         return method.network(self._config.embedder, max(0, step - 1))
 
     def _old(self, step: int) -> int:

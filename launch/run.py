@@ -12,7 +12,7 @@ from data_shards.files import write_atomically
 from data_shards.settings import InputError
 from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
-from launch.adopting import check_adopted
+from launch.adopting import check_given
 from launch.chain_compatibility import trials_of
 from launch.config import RunConfig, differences, kept_config
 from launch.crew import Employ, on_ray
@@ -92,8 +92,8 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         run = Run.open(folder, config, fence=attempt.fence)
         config = run.config
         samples = [len(own) for own in run.benchmark.steps]
-        check_steps(run.benchmark.rows, samples, config.cluster.workers)
-        check_adopted(run)
+        check_steps(run.benchmark.rows, samples, config.cluster.workers, bool(run.given))
+        check_given(run)
         if config.evaluation.compatibility is not None:
             trials_of(run)
         _settle_configuration(config, folder)
@@ -104,6 +104,12 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
+            if config.continues is not None:
+                rows = run.benchmark.rows
+                console.print(
+                    f"{rows[0]:,} identities are known from {config.continues}; "
+                    f"{rows[-1] - rows[0]:,} of {config.dataset} are learned"
+                )
             iterations = sum(
                 run.training(phase.chain, phase.step).iterations
                 for phase in todo

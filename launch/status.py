@@ -26,7 +26,7 @@ def status_table(folder: Path) -> Iterator[Any]:
     todo = {phase.name for phase in pending(run, Ledger(folder / "ledger.jsonl"))}
     table = Table(title=str(folder), title_justify="left")
     table.add_column("chain")
-    steps = range(run.config.benchmark.steps)
+    steps = range(run.config.learning_steps)
     for step in steps:
         table.add_column(f"step {step}")
     every = phases(run)

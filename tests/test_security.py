@@ -83,7 +83,8 @@ def test_a_model(trace, tmp_path, how):
     rows = ShardedRows.new(0, 6, 8, 0, ranks)
     classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
     folder = tmp_path / "model"
-    save_model(folder, settings, classifier, build_embedder(settings), [rows], ranks)
+    names = [f"id-{row}" for row in range(6)]
+    save_model(folder, settings, classifier, build_embedder(settings), [rows], names, ranks)
     if how == "pickle":
         content = pickle.dumps(Runs(trace))
     else:

@@ -98,6 +98,7 @@ def attempt(
         state.classifier,
         state.engine.module,
         blocks,
+        task.benchmark.names[: blocks[-1].last].tolist(),
         ranks,
         task.fence,
     )

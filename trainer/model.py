@@ -1,11 +1,13 @@
 """A finished model: embedder, rows and card, as a folder that anything can read.
 
-``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``classifier.safetensors``
-with the running statistics of its margin, ``card.json``: never a pickle. Models from outside
-(`trainer.adopted`) have ``names.safetensors``, too, when their classifier came with them.
+``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``names.safetensors`` with the
+identity of each row, ``classifier.safetensors`` with the running statistics of its margin,
+``card.json``: never a pickle. `trainer.adopted` has what is different of models from outside.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -59,11 +61,8 @@ class Model:
         return embedder.eval()
 
     def names(self) -> list[str]:
-        """The identities of an adopted model's rows; none when it came without a classifier."""
-        if not (self.adopted and self.rows):
-            return []
-        text = Folder.at(self.folder).tensors("names")["utf8"]
-        return text.numpy().tobytes().decode().split("\n")
+        """The identity of each of its rows."""
+        return row_names(self.folder) if self.rows else []
 
     def running(self) -> dict[str, torch.Tensor]:
         """The running statistics of its margin."""
@@ -81,22 +80,40 @@ class Model:
         return frozen.requires_grad_(False)
 
 
+def row_names(folder: Path) -> list[str]:
+    """The identity of each row of the model in `folder`. Raises DamagedError."""
+    saved = Folder.at(folder).tensors("names")
+    text, ends = saved["utf8"].numpy().tobytes(), saved["ends"].tolist()
+    return [text[first:last].decode() for first, last in pairwise([0, *ends])]
+
+
+def _text(names: Sequence[str]) -> dict[str, torch.Tensor]:
+    encoded = [name.encode() for name in names]
+    text = torch.frombuffer(bytearray(b"".join(encoded) or b"-"), dtype=torch.uint8)
+    return {"utf8": text, "ends": torch.tensor([*map(len, encoded)], dtype=torch.int64).cumsum(0)}
+
+
 def save_model(
     folder: Path,
     settings: EmbedderSettings,
     classifier: Classifier,
     embedder: torch.nn.Module,
     blocks: list[ShardedRows],
+    names: Sequence[str],
     ranks: Ranks,
     fence: Fence = unfenced,
 ) -> None:
-    """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder."""
+    """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder.
+
+    `names` are the identities of all rows.
+    """
     ids = torch.cat([block.own_ids() for block in blocks])
     weight = torch.cat([block.weight.detach().cpu() for block in blocks])
     files = {part_name("rows", ranks): {"ids": ids, "weight": weight}}
     if ranks.rank == 0:
         files["embedder"] = dict(embedder.state_dict())
         files["classifier"] = classifier.running
+        files["names"] = _text(names)
     card = {
         "kind": "model",
         "embedder": settings.model_dump(),
@@ -116,12 +133,11 @@ def save_adopted(
 ) -> None:
     """Writes an embedder from outside as a model folder, with rows `weight` [C, d] of `names`."""
     ranks = Ranks()
-    text = torch.frombuffer(bytearray("\n".join(names).encode() or b"\n"), dtype=torch.uint8)
     files = {
         "embedder": {name: tensor.contiguous() for name, tensor in tensors.items()},
         part_name("rows", ranks): {"ids": torch.arange(len(weight)), "weight": weight.contiguous()},
         "classifier": Classifier(classifier, 0, torch.device("cpu")).running,
-        "names": {"utf8": text},
+        "names": _text(names),
     }
     card = {
         "kind": "model",

@@ -23,7 +23,8 @@ class Extent:
         """Raises Damaged."""
         try:
             methods, seeds = list(config["methods"]), list(config["seeds"])
-            self.steps = int(config["benchmark"]["steps"])
+            given = config.get("continues") is not None  # step 0, which another run learned
+            self.steps = int(config["benchmark"]["steps"]) + given
             self.compared = config["evaluation"].get("compatibility") is not None
             self.dataset = str(config["dataset"])
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:

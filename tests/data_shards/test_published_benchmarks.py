@@ -252,7 +252,7 @@ def test_a_benchmark_file_survives_another_import_of_the_same_source(make, drawn
     settings = BenchmarkSettings(file=path)
     one, other = build_benchmark(dataset, settings), build_benchmark(turned, settings)
     for field in dataclasses.fields(one):
-        if field.name not in ("pairs", "same", "folds", "row", "rows"):
+        if field.name not in ("pairs", "same", "folds", "row", "rows", "names"):
             for a, b in zip(
                 *(
                     np.atleast_2d(v) if isinstance(v, np.ndarray) else v
@@ -266,6 +266,8 @@ def test_a_benchmark_file_survives_another_import_of_the_same_source(make, drawn
         for d, b in ((dataset, one), (turned, other))
     ]
     assert rows[0] == rows[1]
+    assert one.names.tolist() == other.names.tolist()
+    assert all(rows[0][name] == row for row, name in enumerate(one.names))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
-from launch.adopting import Outside, check_adopted, run_adopt, take_adopted
+from launch.adopting import Outside, check_given, run_adopt, take_adopted
 from launch.config import load_config
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
@@ -104,14 +104,14 @@ def test_rows_are_put_in_the_order_of_the_benchmark(small_folder, program, tmp_p
         return Run.open(tmp_path / "run", config)
 
     run = with_names(names, "whole")
-    check_adopted(run)
+    check_given(run)
     taken = take_adopted(run, tmp_path / "taken")
     rows = taken.sharded_rows(Ranks()).weight
     for row in range(18):
         assert torch.equal(rows[row], weight[names.index(owner[row])])
     assert taken.names() == [owner[row] for row in range(18)]
     with pytest.raises(InputError, match=r"has no row for|has a row for"):
-        check_adopted(with_names(["stranger", *names[1:]], "strange"))
+        check_given(with_names(["stranger", *names[1:]], "strange"))
 
 
 @pytest.mark.parametrize(

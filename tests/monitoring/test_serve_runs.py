@@ -86,6 +86,16 @@ def test_a_compared_run_is_finished_after_its_comparisons(tmp_path):
     assert looked(folder).overview(None, 0.0)["state"] == "finished"
 
 
+def test_a_run_that_continues_another_has_one_step_more(tmp_path):
+    folder = write_run(tmp_path, "run", steps=1)
+    text = (folder / "run.yaml").read_text() + "continues: runs/november\n"
+    (folder / "run.yaml").write_text(text)
+    evaluate(folder, "fkd", 0, 0, top1=0.5)
+    assert looked(folder).overview(None, 0.0)["state"] == "stopped"
+    evaluate(folder, "fkd", 0, 1, top1=0.5)
+    assert looked(folder).overview(None, 0.0)["state"] == "finished"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -1,0 +1,58 @@
+"""Runs that go on from the last models of another run, with identities that have arrived since."""
+
+import json
+from pathlib import Path
+
+from data_shards.settings import InputError
+from launch.config import RunConfig, kept_config
+from trainer.model import row_names
+
+
+def first_model(config: RunConfig, folder: Path, chain: str) -> Path:
+    """The model that `chain` of the run in `folder` begins with: its own copy, once it has one.
+
+    Raises InputError when the run that it `continues` has no such model, or withheld it.
+    """
+    own = folder / "chains" / chain / "steps" / "0" / "model"
+    return own if own.exists() else _last_model(config, chain)
+
+
+def known_names(config: RunConfig, folder: Path) -> list[str] | None:
+    """The identities that the run's first models know, by row; None where it begins with none.
+
+    Raises InputError when they do not all know the same.
+    """
+    if config.continues is None:
+        return None
+    chains = [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
+    names = [row_names(first_model(config, folder, chain)) for chain in chains]
+    for chain, other in zip(chains, names, strict=True):
+        if other != names[0]:
+            raise InputError(
+                f"the models of {chains[0]} and {chain} in {config.continues} know different "
+                "identities: continue them in runs of their own"
+            )
+    return names[0]
+
+
+def _last_model(config: RunConfig, chain: str) -> Path:
+    before = config.continues
+    assert before is not None
+    theirs = kept_config(before)
+    chains = [f"{method}/seed-{seed}" for seed in theirs.seeds for method in theirs.methods]
+    if chain not in chains:
+        raise InputError(
+            f"{before} has no {chain}, only {', '.join(chains)}: name methods and seeds as there"
+        )
+    last = theirs.learning_steps - 1
+    model = before / "chains" / chain / "steps" / str(last) / "model"
+    if not model.exists():
+        raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
+    compared = model.with_name("compatibility.json")
+    gated = theirs.evaluation.compatibility is not None and theirs.evaluation.compatibility.gate
+    if gated and last and not (compared.exists() and json.loads(compared.read_text())["holds"]):
+        raise InputError(
+            f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "
+            "what follows it would not be, either"
+        )
+    return model
