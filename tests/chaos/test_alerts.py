@@ -18,9 +18,12 @@ import psutil
 import pytest
 import yaml
 
-from launch.config import load_config
+from data_shards.sources import SourceImage
+from data_shards.writer import write_dataset
+from launch.config import RunConfig, load_config
 from launch.folder import Run
 from tests.chaos.test_processes import worker
+from tests.conftest import source
 from tests.data_shards.servers import serving
 from tests.integration.test_resume import kill_everything
 from tests.monitoring.prometheus import (
@@ -245,7 +248,6 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
             with drill(run, fault, mended, "PerennialLossSpike") as fire:
                 (faults / "labels").touch()
                 fire()
-            print("spike", time.time())
             fault = "a weight becomes NaN, as memory errors do"
             mended = (
                 "the phase had gone back to its checkpoint, and the rule's {} minutes were over"
@@ -257,7 +259,6 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
                 (faults / "weight").touch()
                 fire()
                 went_back()
-            print("nan", time.time())
             fault = "the shards' server takes a second for each file, and the cache is small"
             with drill(run, fault, "the server was fast again", "PerennialInputStarvation") as fire:
                 server.seconds = 1.0
@@ -281,3 +282,58 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
                     lost()
                     run.start()
                 run.wait("perennial_quarantine_budget_samples > 0")
+
+
+def mislabelled(images: list[SourceImage], identities: list[str]) -> list[SourceImage]:
+    """The same images, but those of `identities` given to one another, each camera's otherwise."""
+    of = {(image.identity, image.camera): image for image in images}
+    cameras = sorted({image.camera for image in images})
+
+    def other(image: SourceImage) -> SourceImage:
+        if image.identity not in identities:
+            return image
+        far = len(identities) // len(cameras) * cameras.index(image.camera)
+        place = (identities.index(image.identity) + far) % len(identities)
+        return image._replace(image=of[identities[place], image.camera].image)
+
+    return [other(image) for image in images]
+
+
+def test_a_month_of_mislabelled_images(tmp_path, drill):
+    """In the second of three learning steps; the third is the run's last, and its driver ends."""
+    folder, images = tmp_path / "models", source(120, 4)
+    folder.mkdir()
+    write_dataset(images, tmp_path / "clean", {})
+    config = {
+        "dataset": str(tmp_path / "clean"),
+        "benchmark": {
+            **CONFIG["benchmark"],
+            "steps": 3,
+            "train_identities": 60,
+            "test_identities": 60,
+        },
+        "embedder": {"width": 4, "dimension": 16},
+        "training": {"iterations": 100, "batch": 24, "learning_rate": 0.02},
+        "evaluation": {"compatibility": {"at": ["top1"], "resamples": 100}},
+        "cluster": {"workers": 0, "actors": 1},
+    }
+    run = Run.open(tmp_path / "unused", RunConfig.model_validate({**CONFIG, **config}))
+    second = np.unique(run.dataset.identity[run.benchmark.steps[1]])
+    wrong = mislabelled(images, run.dataset.names[second].tolist())
+    write_dataset(wrong, tmp_path / "mislabelled", {})
+    config["dataset"] = str(tmp_path / "mislabelled")
+    with watched(folder, config, "launch.cli") as run:
+        run.wait('perennial_accuracy_ratio{measure="top1",step="0"} > 0.9')
+        worse, other = "PerennialAccuracyRegression", "PerennialIncompatible"
+        fault = "the images of a learning step have each other's labels"
+        better = "the next step's images had their own"
+        mended = "half an hour had passed since the run's end (its method, finetune, keeps none)"
+        with drill(run, fault, mended, other) as incompatible:
+            with drill(run, fault, better, worse) as fire:
+                fire()
+                incompatible()
+            assert run.process.wait(timeout=120) == 0
+            seen = (
+                "last_over_time(perennial_phases_done[1m]) == last_over_time(perennial_phases[1m])"
+            )
+            assert run.prometheus.query(seen), "how the run ended was not seen"
