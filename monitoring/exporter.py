@@ -58,7 +58,8 @@ def serving(
     """
     ProcessCollector(registry=registry)
     server, thread = start_http_server(port or 0, host, registry)
-    server.set_app((scrapes or Scrapes()).noting(server.get_app()))
+    if scrapes is not None and (application := server.get_app()) is not None:
+        server.set_app(scrapes.noting(application))
     bound = int(server.server_port)
     name = host if host != "0.0.0.0" else socket.gethostname()
     target = {"targets": [f"{name}:{bound}"], "labels": {"run": _run_of(target_file), **labels}}

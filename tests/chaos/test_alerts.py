@@ -22,6 +22,7 @@ from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 from launch.config import RunConfig, load_config
 from launch.folder import Run
+from monitoring.results import read_jsonl
 from tests.chaos.test_processes import worker
 from tests.conftest import source
 from tests.data_shards.servers import serving
@@ -35,7 +36,7 @@ from tests.monitoring.prometheus import (
 )
 
 pytestmark = needs_prometheus
-FACTOR = 90.0
+FACTOR = 120.0
 CONFIG = {
     "benchmark": {
         "steps": 1,
@@ -47,19 +48,22 @@ CONFIG = {
     "methods": {"finetune": {}},
 }
 ENDLESS = 1_000_000
-MEGABYTE = 1 << 20
 
 
 class Watched:
     """A run that a Prometheus of its own scrapes."""
 
-    def __init__(self, folder: Path, prometheus: Prometheus, *command: str | Path) -> None:
-        self.folder, self.prometheus, self._command = folder, prometheus, command
+    def __init__(
+        self, folder: Path, said: Path, prometheus: Prometheus, *command: str | Path
+    ) -> None:
+        """`said` is where its output goes."""
+        self.folder, self.prometheus = folder, prometheus
+        self._said, self._command = said, command
         self.start()
 
     def start(self) -> None:
         """Gives the command, again perhaps."""
-        with self.folder.with_name("said").open("a") as said:
+        with self._said.open("a") as said:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", *map(str, self._command), "--out", str(self.folder)],
                 stdout=said,
@@ -74,20 +78,19 @@ class Watched:
         return self.prometheus.firing(alert, self.folder.name)
 
     def _lives(self) -> bool:
-        assert self.process.poll() is None, self.folder.with_name("said").read_text()
+        assert self.process.poll() is None, self._said.read_text()
         return True
 
 
 @contextmanager
-def watched(folder: Path, config: dict, *module: str | Path) -> Iterator[Watched]:
-    """A run of `config` in a folder of that name below `folder`, and at the end none."""
-    file, out = folder / "config.yaml", folder / folder.name
+def watched(folder: Path, out: Path, config: dict, *module: str | Path) -> Iterator[Watched]:
+    """A run of `config` in `out`, everything else in `folder`; at the end it is killed."""
+    file, said = folder / "config.yaml", folder / "said"
     file.write_text(yaml.safe_dump({**CONFIG, **config}))
     (out / "targets").mkdir(parents=True)
-    change = partial(hastened, factor=FACTOR)
-    where = folder / "prometheus"
-    with Prometheus(where, [out], SCRAPE_SECONDS / FACTOR, change) as prometheus:
-        run = Watched(out, prometheus, *module, "run", file)
+    how = SCRAPE_SECONDS / FACTOR, partial(hastened, factor=FACTOR)
+    with Prometheus(folder / "prometheus", [out], *how) as prometheus:
+        run = Watched(out, said, prometheus, *module, "run", file)
         try:
             yield run
         finally:
@@ -147,7 +150,7 @@ def slowed(process: psutil.Process) -> Iterator[None]:
 @pytest.fixture
 def disk(tmp_path):
     """A small file system."""
-    folder = tmp_path / "ranks"
+    folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)
@@ -157,7 +160,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_a_slow_rank_and_a_frozen_one(small_folder, disk, drill):
+def test_a_full_disk_a_slow_rank_and_a_frozen_one(small_folder, tmp_path, disk, drill):
     config = {
         "dataset": str(small_folder),
         "embedder": {"width": 16, "dimension": 256},
@@ -171,15 +174,14 @@ def test_a_full_disk_a_slow_rank_and_a_frozen_one(small_folder, disk, drill):
         "cluster": {"workers": 2, "actors": 1, "threads": 1},
     }
     full = ("PerennialDiskNearlyFull", "PerennialCheckpointFailing")
-    with watched(disk, config, "launch.cli") as run:
+    with watched(tmp_path, disk / "run", config, "launch.cli") as run:
         run.wait('perennial_iterations_total{rank="1"} > 0')
         run.wait("perennial_checkpoint_timestamp_seconds > 0")
-        fault = "a file fills the run folder's disk but for a megabyte"
+        fault = "a file fills the run folder's disk"
         mended = "the file was deleted"
         with drill(run, fault, mended, *full, "PerennialCheckpointTooOld") as fire:
             filler = disk / "filler"
-            free = shutil.disk_usage(disk).free
-            filler.write_bytes(bytes(free - MEGABYTE))
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free))
             fire(*full)
             fault, mended = "a rank gets a quarter of its time", "it got all of it"
             with (
@@ -195,6 +197,8 @@ def test_a_full_disk_a_slow_rank_and_a_frozen_one(small_folder, disk, drill):
                 worker(run.folder, 1).resume()
             fire("PerennialCheckpointTooOld")
             filler.unlink()
+        done = [record["iteration"] for record in read_jsonl(run.folder / "metrics.jsonl")]
+        assert done == [*range(5, done[-1] + 1, 5)], "what the full disk refused was lost"
 
 
 class Copies:
@@ -220,8 +224,7 @@ class Copies:
 
 
 def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill):
-    folder, faults = tmp_path / "samples", tmp_path / "faults"
-    folder.mkdir()
+    faults, cache = tmp_path / "faults", tmp_path / "cache"
     faults.mkdir()
     room = 4 * max(file.stat().st_size for file in small_folder.glob("*.tar"))
     with serving(small_folder) as server:
@@ -229,7 +232,7 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
             "dataset": server.url,
             "data": {
                 "order": {"kind": "blocks", "window": 1},
-                "cache": {"folder": str(folder / "cache"), "bytes": room},
+                "cache": {"folder": str(cache), "bytes": room},
                 "max_quarantined": 20,
             },
             "embedder": {"width": 16, "dimension": 64},
@@ -241,7 +244,7 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
             },
             "cluster": {"workers": 0, "actors": 1},
         }
-        with watched(folder, config, "tests.chaos.faulty", faults) as run:
+        with watched(tmp_path, tmp_path / "run", config, "tests.chaos.faulty", faults) as run:
             run.wait("perennial_iterations_total > 100 and perennial_loss < 0.2")
             fault = "the images of a batch come with the labels of others"
             mended = "nothing more happened for the rule's 10 minutes"
@@ -264,7 +267,7 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
                 server.seconds = 1.0
                 fire()
                 server.seconds = 0.0
-            copies = Copies(folder / "config.yaml", folder / "cache", small_folder)
+            copies = Copies(tmp_path / "config.yaml", cache, small_folder)
 
             def used() -> bool:
                 copies.damage(15)
@@ -301,8 +304,7 @@ def mislabelled(images: list[SourceImage], identities: list[str]) -> list[Source
 
 def test_a_month_of_mislabelled_images(tmp_path, drill):
     """In the second of three learning steps; the third is the run's last, and its driver ends."""
-    folder, images = tmp_path / "models", source(120, 4)
-    folder.mkdir()
+    images = source(120, 4)
     write_dataset(images, tmp_path / "clean", {})
     config = {
         "dataset": str(tmp_path / "clean"),
@@ -322,7 +324,7 @@ def test_a_month_of_mislabelled_images(tmp_path, drill):
     wrong = mislabelled(images, run.dataset.names[second].tolist())
     write_dataset(wrong, tmp_path / "mislabelled", {})
     config["dataset"] = str(tmp_path / "mislabelled")
-    with watched(folder, config, "launch.cli") as run:
+    with watched(tmp_path, tmp_path / "run", config, "launch.cli") as run:
         run.wait('perennial_accuracy_ratio{measure="top1",step="0"} > 0.9')
         worse, other = "PerennialAccuracyRegression", "PerennialIncompatible"
         fault = "the images of a learning step have each other's labels"
