@@ -142,9 +142,11 @@ def slowed(process: psutil.Process) -> Iterator[None]:
 
     thread = threading.Thread(target=stop_and_go)
     thread.start()
-    yield
-    over.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.fixture
