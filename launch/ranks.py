@@ -23,7 +23,7 @@ import typer
 from data_shards.settings import InputError
 from launch.cli import ConfigFile, Overrides, report_errors
 from launch.config import ClusterSettings, RunConfig, load_config
-from launch.events import keep
+from launch.events import Records
 from launch.folder import Chain, Run
 from launch.lease import Fence
 from launch.neighbourhoods import OldModel
@@ -95,9 +95,11 @@ class Rank:
         pulse.stop = self._stop
         run = Run.open(self._folder, self._config, metrics.count_cache, fence)
 
+        records = None if progress is None else Records(self._folder, progress)
+
         def post(record: dict[str, Any]) -> None:
-            if progress is not None:
-                keep(self._folder, progress, record)
+            if progress is not None and records is not None:
+                records.keep(record)
                 turns = pulse.read().turns  # nobody gets on without the others
                 progress.ranks(ranks.world, ranks.world, turns)
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from data_shards.settings import InputError
-from launch.events import keep
+from launch.events import Records
 from launch.folder import Chain, Run
 from launch.heartbeat import Beat, diagnose, end_process
 from launch.mailbox import Mailbox
@@ -29,6 +29,7 @@ class TrainingPhases:
         # beside the driver: Ray would place it on any host, and the run would end with that one
         beside = self._on(ray.get_runtime_context().get_node_id())
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=beside).remote()
+        self._records = Records(run.folder, progress)
         self._ended: set[tuple[int, float]] = set()
         self._diagnosis = ""
 
@@ -116,7 +117,7 @@ class TrainingPhases:
         for record in records:
             if "error" in record:
                 raise InputError(record["error"])
-            keep(self._run.folder, self._progress, record)
+            self._records.keep(record)
         return beats
 
     def _end_stuck(self, name: str, beats: list[Beat]) -> None:
@@ -136,7 +137,7 @@ class TrainingPhases:
         if ended:
             self._diagnosis = why
             event = {"event": "ended", "phase": name, "ranks": ended, "message": why}
-            keep(self._run.folder, self._progress, event)
+            self._records.keep(event)
 
     @staticmethod
     def _on(node: str) -> Any:

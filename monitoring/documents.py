@@ -20,7 +20,6 @@ from monitoring.run_metrics import RunMetrics
 
 ROOT = Path(__file__).parents[1]
 RULES = Path(__file__).parent / "rules"
-_BEGIN, _END = "<!-- alerts -->", "<!-- /alerts -->"
 _HEAD = """# Metrics
 
 Written by `python -m monitoring.documents` from the registries; a test holds it up to date. Base
@@ -55,7 +54,7 @@ def metrics_page() -> str:
         "rank does (about ten). The driver serves one a measure, method, seed and learning step\n"
         "besides its own.\n"
     )
-    return "\n".join([_HEAD, _table(head, [*driver]), _table(head, [*others]), count])
+    return "\n".join([_HEAD, table(head, [*driver]), table(head, [*others]), count])
 
 
 def alerts() -> list[dict[str, Any]]:
@@ -75,16 +74,22 @@ def alert_table() -> str:
         )
         for rule in alerts()
     ]
-    return _table(("alert", "severity", "fires where", "for"), found)
+    return table(("alert", "severity", "fires where", "for"), found)
 
 
 def with_alerts(page: str) -> str:
     """docs/operations.md with its table of alerts written anew."""
-    table = f"{_BEGIN}\n{alert_table()}{_END}"
-    return re.sub(f"{_BEGIN}.*{_END}", lambda _: table, page, flags=re.DOTALL)
+    return with_part(page, "alerts", alert_table())
 
 
-def _table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
+def with_part(page: str, mark: str, text: str) -> str:
+    """A page with the part between the comments `mark` and /`mark` written anew."""
+    begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+    return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}{end}", page, flags=re.DOTALL)
+
+
+def table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
+    """A table of Markdown."""
     lines = [head, tuple("---" for _ in head), *body]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

@@ -4,8 +4,9 @@ import heapq
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -31,6 +32,18 @@ def redacted(text: str) -> str:
     for pattern, instead in _SECRETS:
         text = pattern.sub(instead, text)
     return text
+
+
+class LogFile(RotatingFileHandler):
+    """A log on a disk that may be full: its lines wait or are lost, and nothing else happens."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class JsonLines(logging.Formatter):
@@ -70,7 +83,7 @@ def logging_to(
     """
     path = folder / FOLDER / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = RotatingFileHandler(path, maxBytes=_BYTES, backupCount=_OLDER, encoding="utf-8")
+    handler = LogFile(path, maxBytes=_BYTES, backupCount=_OLDER, encoding="utf-8")
     handler.setFormatter(JsonLines(constant, context))
     root, before = logging.getLogger(), LOG.level
     root.addHandler(handler)

@@ -23,8 +23,8 @@ class Metrics:
         self.data_wait = counter("perennial_data_wait_seconds_total", "Time waited for input.")
         self._doing = counter(
             "perennial_doing_seconds_total",
-            "Time by what the rank was doing. Reading input, teacher and forward are its own work; "
-            "all else may hold waiting for other ranks.",
+            "Time by what the rank was doing. Reading input, teacher and forward are its own work, "
+            "exchanging within them apart; all else may hold waiting for other ranks.",
             ["doing"],
         )
         self.iteration_seconds = histogram(

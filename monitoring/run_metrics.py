@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 from prometheus_client import CollectorRegistry, Gauge
 
-from monitoring.exporter import serving
+from monitoring.exporter import Scrapes, serving
 from monitoring.results import evaluations, figures
 
 Chain = tuple[str, str]
+_LAST_SCRAPE_SECONDS = 60.0
 
 
 class RunMetrics:
@@ -126,15 +127,19 @@ def monitored(
 ) -> Iterator[None]:
     """Serves a run's metrics while it goes on; what earlier attempts left in targets/ goes.
 
-    After a good end or Ctrl-C nothing is left to be scraped. After an error, SIGTERM or a kill the
+    After a good end it stays, where Prometheus watches, until that has seen what the last learning
+    step reached, but not longer than a minute.
+    Then, or after Ctrl-C, nothing is left to be scraped. After an error, SIGTERM or a kill the
     driver's target stays: somebody should start the run again. Where this attempt was `superseded`,
     what is there is the later one's.
     """
-    targets = metrics.folder / "targets"
+    targets, scrapes = metrics.folder / "targets", Scrapes()
     _clear(targets)
     try:
-        with serving(metrics.registry, targets / "driver.json", {"job": "driver"}, port, host):
+        target = targets / "driver.json"
+        with serving(metrics.registry, target, {"job": "driver"}, port, host, scrapes):
             yield
+            scrapes.one_more(_LAST_SCRAPE_SECONDS)
     except KeyboardInterrupt:
         if not superseded():
             _clear(targets)

@@ -52,7 +52,8 @@ def small(small_folder: Path) -> ShardDataset:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write the golden losses anew")
-    parser.addoption("--reliability", action="store_true", help="write docs/reliability.md anew")
+    told = "write what the chaos tests tried into docs/ anew"
+    parser.addoption("--reliability", action="store_true", help=told)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import gc
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -45,6 +46,7 @@ def train(
     when training had to be rewound more often than allowed.
     """
     pulse = pulse or Pulse()
+    ranks = replace(ranks, exchanging=pulse.exchanging)
     rewinds = Rewinds(task.folder / "rewinds.jsonl", ranks, task.fence)
     watch = Watch(task, metrics, report, pulse, len(rewinds))
     while True:

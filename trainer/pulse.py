@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -34,6 +35,14 @@ class Pulse:
         now = time.monotonic()
         self._now = (what, turns + 1, now)
         self._count(before, now - since)
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """The rank is in a collective, within whatever it was at: that time is not its own work."""
+        amid, _, _ = self._now
+        self.turn("exchanging")
+        yield
+        self.turn(amid)
 
     def read(self) -> Doing:
         """What the rank is doing."""

@@ -1,12 +1,15 @@
 """What the chaos tests tried: written to docs/reliability.md by `pytest tests/chaos --reliability`.
 
-A test calls `record_fault` last, when everything that it claims has been seen.
+A test calls `record_fault` last, when everything that it claims has been seen; `record_alert` when
+an alert has fired and resolved, for the table in docs/operations.md.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from monitoring.documents import alerts, table, with_part
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 HEAD = """# Faults tried, and what came of them
@@ -17,12 +20,17 @@ process or file and then looked. Do not edit.
 | fault | what happens | outcome |
 |---|---|---|
 """
+OPERATIONS = PAGE.with_name("operations.md")
+ALERTS_HEAD = ("alert", "fault in a real run", "resolved when")
+IMPOSSIBLE = {"PerennialGpuErrors": ("none: it needs a failing GPU (unit test of the rule)", "–")}
 Fault = tuple[str, str, str]
 RECORDED = pytest.StashKey[list[Fault]]()
+FIRED = pytest.StashKey[dict[str, tuple[str, str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDED] = []
+    config.stash[FIRED] = {}
 
 
 @pytest.fixture
@@ -35,6 +43,26 @@ def record_fault(request: pytest.FixtureRequest) -> Callable[[str, str, str], No
     return record
 
 
+@pytest.fixture
+def record_alert(request: pytest.FixtureRequest) -> Callable[[str, str, str], None]:
+    """``record_alert(alert, fault, mended)``: `fault` fired the alert, which resolved `mended`.
+
+    A line of the table in docs/operations.md.
+    """
+
+    def record(alert: str, fault: str, mended: str) -> None:
+        request.config.stash[FIRED][alert] = fault, mended
+
+    return record
+
+
+def fired_table(fired: dict[str, tuple[str, str]]) -> str:
+    """The table of every alert, by what fired it. Raises KeyError where one was not tried."""
+    seen = IMPOSSIBLE | fired
+    rows = [(rule["alert"], *seen[rule["alert"]]) for rule in alerts()]
+    return table(ALERTS_HEAD, rows)
+
+
 def page(faults: list[Fault]) -> str:
     """The page with a line for each of `faults`, in the order of the tests."""
     lines = (" | ".join(cell.replace("|", "\\|") for cell in fault) for fault in faults)
@@ -42,6 +70,12 @@ def page(faults: list[Fault]) -> str:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Writes the page after a run of all of tests/chaos in which nothing failed."""
-    if exitstatus == 0 and session.config.getoption("--reliability"):
-        PAGE.write_text(page(session.config.stash[RECORDED]))
+    """Writes what was tried, after a run of all of tests/chaos in which nothing failed."""
+    if exitstatus or not session.config.getoption("--reliability"):
+        return
+    faults, fired = session.config.stash[RECORDED], session.config.stash[FIRED]
+    if faults:
+        PAGE.write_text(page(faults))
+    if fired:
+        text = with_part(OPERATIONS.read_text(), "fired", fired_table(fired))
+        OPERATIONS.write_text(text)

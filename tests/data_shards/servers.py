@@ -1,6 +1,7 @@
 """A web server of files that misbehaves as told."""
 
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,10 @@ from pathlib import Path
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves `folder` on localhost. `faults[name]` are what goes wrong with the next requests."""
+    """Serves `folder` on localhost. `faults[name]` are what goes wrong with the next requests.
+
+    `seconds` are what each file takes besides.
+    """
 
     daemon_threads = True
 
@@ -19,6 +23,7 @@ class FileServer(ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[str] = []
+        self.seconds = 0.0
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -38,6 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         if not path.is_file() or fault == "error":
             self.send_error(503 if fault else 404)
             return
+        time.sleep(self.server.seconds)
         content = path.read_bytes()
         half = len(content) // 2
         if fault == "truncate":

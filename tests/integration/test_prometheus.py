@@ -1,27 +1,25 @@
 """A real Prometheus scrapes a real run: every panel has data, every rule is evaluated."""
 
-import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import pytest
-import yaml
 
 from monitoring.panels import DASHBOARDS
-from monitoring.prometheus import RULES, command, configuration
+from tests.monitoring.prometheus import (
+    Prometheus,
+    free_port,
+    needs_prometheus,
+    wait_for,
+    without_for,
+)
 
 pytestmark = [
-    pytest.mark.skipif(
-        shutil.which("prometheus") is None, reason="no prometheus here: apt-get install prometheus"
-    ),
+    needs_prometheus,
     pytest.mark.skipif(
         "PERENNIAL_PROMETHEUS" not in os.environ,
         reason="phases of seconds are scraped by luck on a busy machine: PERENNIAL_PROMETHEUS=1",
@@ -41,62 +39,6 @@ OF_OTHERS = ("DCGM_", "perennial_compatible", 'job="actor"')
 shorter time here than Prometheus takes to notice them."""
 
 
-class Prometheus:
-    """One on this machine that scrapes often; rules wait for nothing (`for` is left out)."""
-
-    def __init__(self, folder: Path, run: Path, rank_0: int) -> None:
-        """The port of rank 0 is given because its phases last about a second here, and Prometheus
-        takes up to five to notice a new file of targets."""
-        folder.mkdir()
-        rules = []
-        for file in sorted(RULES.glob("*.yaml")):
-            found = yaml.safe_load(file.read_text())
-            for group in found["groups"]:
-                for rule in group["rules"]:
-                    rule.pop("for", None)
-            rules.append(folder / file.name)
-            rules[-1].write_text(yaml.safe_dump(found))
-        config = folder / "prometheus.yml"
-        settings = configuration([run], SECONDS, rules)
-        labels = {"run": run.name, "job": "trainer", "rank": "0"}
-        known = {"targets": [f"127.0.0.1:{rank_0}"], "labels": labels}
-        settings["scrape_configs"].append({"job_name": "known", "static_configs": [known]})
-        config.write_text(yaml.safe_dump(settings))
-        port = free_port()
-        self._url = f"http://127.0.0.1:{port}"
-        log = (folder / "log").open("w")
-        line = command(config, folder / "data", port)
-        self.process = subprocess.Popen(line, stdout=log, stderr=log)
-
-    def get(self, path: str, **query: str | float):
-        url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url) as answer:
-            return json.load(answer)["data"]
-
-    def firing(self, alert: str) -> bool:
-        found = self.get("alerts")["alerts"]
-        return any(a["labels"]["alertname"] == alert and a["state"] == "firing" for a in found)
-
-    def ready(self) -> bool:
-        try:
-            return urllib.request.urlopen(f"{self._url}/-/ready").status == 200
-        except OSError:
-            return False
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def wait_for(condition, what: str, seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.1)
-
-
 def start(config: Path, out: Path) -> subprocess.Popen:
     line = [sys.executable, "-m", "launch.cli", "run", str(config), "--out", str(out)]
     return subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -114,26 +56,28 @@ def scraped(small_folder, tmp_path_factory):
     config.write_text(CONFIG.format(dataset=small_folder, port=port))
     (out / "targets").mkdir(parents=True)
     begun = time.time()
-    prometheus = Prometheus(folder / "prometheus", out, port)
+    # phases last about a second here, and Prometheus takes up to five to notice a new targets file
+    labels = {"run": out.name, "job": "trainer", "rank": "0"}
+    known = {"targets": [f"127.0.0.1:{port}"], "labels": labels}
     run = None
     try:
-        wait_for(prometheus.ready, "Prometheus did not start")
-        run = start(config, out)
-        trained = 'count_over_time(perennial_loss{job="trainer"}[5m])'
-        wait_for(lambda: prometheus.get("query", query=trained)["result"], "nothing was scraped")
-        run.send_signal(signal.SIGTERM)
-        assert run.wait(timeout=120) == 75, run.stderr.read()
-        wait_for(lambda: prometheus.firing("PerennialDriverLost"), "a lost driver was not missed")
-        run = start(config, out)
-        lost = "PerennialDriverLost"
-        wait_for(lambda: not prometheus.firing(lost), "a driver that is back is still missed")
-        assert run.wait(timeout=420) == 0, run.stderr.read()
-        yield prometheus, begun, time.time()
+        with Prometheus(folder / "prometheus", [out], SECONDS, without_for, [known]) as prometheus:
+            run = start(config, out)
+            trained = 'count_over_time(perennial_loss{job="trainer"}[5m])'
+            wait_for(lambda: prometheus.query(trained), "nothing was scraped")
+            run.send_signal(signal.SIGTERM)
+            assert run.wait(timeout=120) == 75, run.stderr.read()
+            lost = "PerennialDriverLost"
+            wait_for(lambda: prometheus.firing(lost), "a lost driver was not missed")
+            run = start(config, out)
+            back = "a driver that is back is still missed"
+            wait_for(lambda: not prometheus.firing(lost), back)
+            assert run.wait(timeout=420) == 0, run.stderr.read()
+            yield prometheus, begun, time.time()
     finally:
-        for process in (run, prometheus.process):
-            if process is not None:
-                process.terminate()
-                process.wait()
+        if run is not None:
+            run.terminate()
+            run.wait()
 
 
 QUERIES = [

@@ -118,3 +118,11 @@ def test_the_command(folder):
     done = logs(folder, "--since", "yesterday")
     assert done.returncode == 2 and "--since 'yesterday' is no time" in done.stderr
     assert logs(folder / "logs").returncode == 2
+
+
+def test_a_full_disk_ends_nothing_and_says_nothing_on_the_terminal(tmp_path, capfd):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "driver.jsonl").symlink_to("/dev/full")
+    with logging_to(tmp_path, "driver", {}):
+        LOG.warning("unheard")
+    assert capfd.readouterr().err == ""

@@ -12,6 +12,7 @@ from monitoring.documents import RULES, alerts, metrics_page, with_alerts
 from monitoring.grafana import text
 from monitoring.kubernetes import files
 from monitoring.panels import DASHBOARDS
+from tests.monitoring.prometheus import every_rule, hastened
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -58,6 +59,38 @@ def test_every_alert_leads_to_its_entry_in_the_run_book(rule):
     (entry,) = re.findall(rf"^### {name}\n(.*?)(?=^##|\Z)", OPERATIONS.read_text(), re.M | re.S)
     for part in ("**Means:**", "**Look at:**", "**Do:**"):
         assert part in entry
+
+
+def test_every_alert_was_fired_by_a_real_fault_or_says_why_not():
+    """Else: pytest tests/chaos/test_alerts.py --reliability."""
+    (tried,) = re.findall("<!-- fired -->\n(.*)<!-- /fired -->", OPERATIONS.read_text(), re.S)
+    assert re.findall(r"^\| (Perennial\w+) \|", tried, re.M) == NAMES
+
+
+def seconds(rules):
+    """Every duration and threshold in seconds, in order, by Prometheus' own notation."""
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    found = []
+    for rule in every_rule(rules):
+        words = f"[{rule.get('for', '0s')}] {rule['expr']}"
+        found += [int(n) * units[u] for n, u in re.findall(r"\[(\d+)([a-z]+)\]", words)]
+        found += [float(n) for n in re.findall(r"_seconds > ([\d.]+)", words)]
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(RULES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_hastened_rules_are_the_same_rules_in_less_time(file, tmp_path):
+    rules = yaml.safe_load(file.read_text())
+    hurried = hastened(rules, 90)
+    assert len(seconds(rules)) > 10
+    assert seconds(hurried) == pytest.approx([s / 90 for s in seconds(rules)], abs=1e-3)
+    for ours, theirs in zip(every_rule(rules), every_rule(hurried), strict=True):
+        masked = [re.sub(r"\d+m?[smhd]\]|_seconds > \S+", "", r["expr"]) for r in (ours, theirs)]
+        assert masked[0].split() == masked[1].split()
+    assert yaml.safe_load(file.read_text()) == rules
+    (tmp_path / "hurried.yaml").write_text(yaml.safe_dump(hurried))
+    if shutil.which("promtool"):
+        promtool("check", "rules", tmp_path / "hurried.yaml")
 
 
 def test_the_run_book_has_no_entry_of_an_alert_that_is_gone():

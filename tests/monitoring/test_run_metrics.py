@@ -1,10 +1,13 @@
 """The driver's metrics: how far the run is, what its models reached."""
 
 import json
+import threading
+import urllib.request
 
 import pytest
 
 from monitoring.run_metrics import RunMetrics, monitored
+from tests.monitoring.prometheus import free_port, wait_for
 
 NAME = {"method": "fkd", "seed": "0"}
 
@@ -55,6 +58,39 @@ def test_no_rank_is_expected_once_a_phase_is_over(tmp_path):
     assert (value("perennial_ranks_expected"), value("perennial_ranks_heard")) == (4, 3)
     metrics.end()
     assert (value("perennial_ranks_expected"), value("perennial_ranks_heard")) == (0, 0)
+
+
+PROMETHEUS = {"X-Prometheus-Scrape-Timeout-Seconds": "10"}
+
+
+def ask(port, headers):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers=headers)
+    return urllib.request.urlopen(request).read().decode()
+
+
+@pytest.mark.parametrize(("before", "waits"), [({}, False), (PROMETHEUS, True)])
+def test_a_driver_that_is_scraped_stays_for_how_the_run_ended(tmp_path, before, waits):
+    """Not for a browser, and not where nobody asked."""
+    metrics, asked, ended = RunMetrics(tmp_path, 1, 0), threading.Event(), threading.Event()
+    port = free_port()
+
+    def run():
+        with monitored(metrics, port, "127.0.0.1"):
+            asked.wait(60)
+            metrics.end()
+        ended.set()
+
+    driver = threading.Thread(target=run)
+    driver.start()
+    wait_for((tmp_path / "targets" / "driver.json").exists, "the driver serves nothing")
+    ask(port, before)
+    asked.set()
+    if waits:
+        wait_for(lambda: "perennial_phases_done 1.0" in ask(port, {}), "the end is not served")
+        assert not ended.is_set(), "it left before it was scraped"
+        assert "perennial_phases_done 1.0" in ask(port, PROMETHEUS)
+    assert ended.wait(30)
+    driver.join()
 
 
 @pytest.mark.parametrize(("error", "left"), [(None, 0), (KeyboardInterrupt, 0), (OSError, 1)])

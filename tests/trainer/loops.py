@@ -63,13 +63,14 @@ def train_step(
     records: list[dict[str, Any]] | None = None,
     preempt_at: int | None = None,
     fence: Fence = unfenced,
+    count: Callable[[str, float], None] = lambda what, seconds: None,
     **overrides: Any,
 ) -> list[float]:
     """Trains one step with an online teacher; returns the losses of every second iteration.
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
     them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
-    `records` take what was reported; `fence` is the task's;
+    `records` take what was reported; `fence` is the task's; `count` hears what was done how long;
     `overrides` are training settings.
     """
     torch.set_num_threads(1)
@@ -110,7 +111,7 @@ def train_step(
         means = class_means([sums], previous.rows, benchmark.rows[step])
         write_prototypes(task.prototypes, means, previous.fingerprint)
     losses = [] if losses is None else losses
-    ranks, pulse = Ranks.default(), Pulse()
+    ranks, pulse = Ranks.default(), Pulse(count)
 
     def report(record: dict[str, Any]) -> None:
         if "event" in record:

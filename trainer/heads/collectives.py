@@ -4,7 +4,9 @@ Convention: a tensor named ``gathered`` holds the global batch and is equal on e
 is its gradient. Functions on sharded rows sum their partial gradients over the ranks themselves.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +21,10 @@ class Ranks:
     world: int = 1
     group: dist.ProcessGroup | None = None
     """None: the default group, or no communication at all in a world of one."""
+    exchanging: Callable[[], AbstractContextManager[Any]] = field(
+        default=nullcontext, compare=False
+    )
+    """Entered for as long as a collective takes, waiting for the others included."""
 
     @classmethod
     def default(cls) -> "Ranks":
@@ -30,13 +36,15 @@ class Ranks:
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Adds `tensor` up over the ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(tensor, group=self.group)
+            with self.exchanging():
+                dist.all_reduce(tensor, group=self.group)
         return tensor
 
     def max(self, tensor: torch.Tensor) -> torch.Tensor:
         """The elementwise maximum over the ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
+            with self.exchanging():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def gather(self, tensor: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -50,20 +58,23 @@ class Ranks:
         padded = tensor.new_zeros((longest, *tensor.shape[1:]))
         padded[: len(tensor)] = tensor
         parts = [torch.empty_like(padded) for _ in range(self.world)]
-        dist.all_gather(parts, padded, group=self.group)
+        with self.exchanging():
+            dist.all_gather(parts, padded, group=self.group)
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.world > 1:
-            dist.barrier(group=self.group)
+            with self.exchanging():
+                dist.barrier(group=self.group)
 
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value, on every rank. For small control messages, not for tensors."""
         if self.world == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
+        with self.exchanging():
+            dist.broadcast_object_list(box, src=0, group=self.group)
         return box[0]
 
 
