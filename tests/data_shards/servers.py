@@ -109,8 +109,8 @@ class BucketHandler(BaseHTTPRequestHandler):
             self.server.uploads.append(name)
             faults = self.server.faults[name]
             fault, half = faults.pop(0) if faults else None, len(body) // 2
-            if fault == "error":
-                self.send_error(503)
+            if fault in ("error", "denied"):
+                self.send_error(503 if fault == "error" else 403)
                 return
             if fault == "drop":
                 self.close_connection = True

@@ -107,7 +107,7 @@ def test_an_import_through_faults_holds_the_bytes_of_a_folder(server, settings, 
     assert max(most) == 1, "more than a shard at a time lay here"
     assert not any(server.faults.values())
     assert not place.folder.exists()
-    assert max(map(server.uploads.index, local)) == server.uploads.index("manifest.json")
+    assert server.uploads[-1] == "manifest.json"
 
 
 def test_a_killed_upload_goes_on_from_any_machine(server, pictures, local, tmp_path):
@@ -216,6 +216,13 @@ def test_a_place_that_cannot_be_written_is_named(server, settings, url, words):
     with pytest.raises(InputError, match=words):
         write_dataset(source(2, 1), place_at(url, settings), {})
     assert "nobodys" not in S3FileSystem().ls("")
+
+
+def test_denied_access_ends_at_once(server, settings):
+    server.faults["source.json"] = ["denied"] * 9
+    with pytest.raises(InputError, match=r"source.json could not be written \(access denied"):
+        write_dataset(source(2, 1), place_at("s3://faces/d", settings), {})
+    assert server.uploads.count("source.json") == 1
 
 
 def test_another_import_does_not_go_on_with_it(server, settings, pictures):
