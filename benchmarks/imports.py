@@ -33,6 +33,7 @@ from data_shards.dataset import ShardDataset
 from data_shards.files import sha256, write_json
 from data_shards.journal import JOURNAL_ROWS, Journal, ShardFacts
 from data_shards.keys import TakenKeys
+from data_shards.places import Folder
 from data_shards.samples import write_samples
 from data_shards.sources import SourceImage
 from data_shards.sources.recordio import MAGIC, RecordIOSettings, read_recordio
@@ -147,7 +148,7 @@ def importing(folder: Path, count: int) -> dict[str, dict[str, float]]:
 def write_tables(folder: Path, samples: int, identities: int) -> float:
     """A dataset's tables and empty shards of the right length; seconds of the last table."""
     rng = np.random.default_rng(0)
-    journal = Journal(folder, {})
+    journal = Journal(Folder(folder), {})
     weights = rng.lognormal(0, 0.8, identities)
     people = np.sort(rng.choice(identities, samples, p=weights / weights.sum()))
     people[:identities] = np.sort(people[:identities])

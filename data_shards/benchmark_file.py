@@ -148,6 +148,6 @@ def _all_found(
 ) -> None:
     if count := int((found < 0).sum()):
         raise InputError(
-            f"{dataset.folder} lacks {count:,} of the {len(names):,} {what} of {path}, such as "
+            f"{dataset.location} lacks {count:,} of the {len(names):,} {what} of {path}, such as "
             f"{names[int(np.argmax(found < 0))]!r}: import the source that it was made from"
         )

@@ -25,6 +25,7 @@ from data_shards.remote import (
     ignore,
     is_remote,
     plain_name,
+    verify_remote,
 )
 from data_shards.samples import read_samples
 from data_shards.settings import InputError
@@ -40,6 +41,8 @@ class SampleError(ValueError):
 class ShardDataset:
     """A dataset's samples by number: [n] arrays say where each lies and whom it shows."""
 
+    location: str
+    """Its URL or path."""
     folder: Path
     """Where its tables lie; for a remote dataset, a copy of them."""
     manifest: dict[str, Any]
@@ -70,7 +73,8 @@ class ShardDataset:
         for name, facts in manifest["files"].items():
             _check_length(folder / name, facts["bytes"])
         names = manifest["shards"]
-        return cls(folder, manifest, LocalShards(folder, names), **cls._columns(folder, manifest))
+        files = LocalShards(folder, names)
+        return cls(str(folder), folder, manifest, files, **cls._columns(folder, manifest))
 
     @classmethod
     def _open_remote(cls, url: str, settings: CacheSettings, count: Count) -> "ShardDataset":
@@ -80,7 +84,7 @@ class ShardDataset:
         facts = [(plain_name(name, url), manifest["files"][name]) for name in manifest["shards"]]
         remote = [RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in facts]
         files = RemoteShards(remote, Cache(settings, count))
-        return cls(folder, manifest, files, **cls._columns(folder, manifest))
+        return cls(url, folder, manifest, files, **cls._columns(folder, manifest))
 
     @staticmethod
     def _manifest(folder: Path) -> dict[str, Any]:
@@ -130,7 +134,7 @@ class ShardDataset:
         """[n] `key_hash` of each sample's key. Raises InputError when they are not there."""
         path = self.folder / "keys.parquet"
         if path.name not in self.manifest["files"]:
-            raise InputError(f"{self.folder} has no keys.parquet: build the dataset again")
+            raise InputError(f"{self.location} has no keys.parquet: build the dataset again")
         if sha256(path) != self.manifest["files"][path.name]["sha256"]:
             raise InputError(f"{path} was changed: restore it or build the dataset again")
         return pq.read_table(path)["key"].to_numpy()
@@ -160,7 +164,7 @@ class ShardDataset:
         """
         held = self.manifest.get("tables", [])
         if name not in held:
-            raise InputError(f"{self.folder} has no table {name!r}; it has {held or 'none'}")
+            raise InputError(f"{self.location} has no table {name!r}; it has {held or 'none'}")
         path = self.folder / f"{name}.parquet"
         if sha256(path) != self.manifest["files"][path.name]["sha256"]:
             raise InputError(f"{path} was changed: restore it or build the dataset again")
@@ -186,12 +190,20 @@ class ShardDataset:
             found.append(view if zlib.crc32(view) == crc else None)
         return found
 
-    def verify(self, progress: Callable[[int], None] = lambda done: None) -> None:
+    def verify(
+        self,
+        progress: Callable[[int], None] = lambda done: None,
+        fetching: CacheSettings | None = None,
+    ) -> None:
         """Compares every file that is here with its sha256; `progress` hears the bytes done.
 
-        Of a remote dataset these are its tables. Raises InputError naming the first that differs.
+        Of a remote dataset these are its tables; with `fetching` it is every file, read where it
+        lies. Raises InputError naming the first that differs.
         """
         done, local = 0, isinstance(self.files, LocalShards)
+        if fetching is not None and not local:
+            verify_remote(self.location, self.manifest["files"], fetching, progress)
+            return
         for name, facts in self.manifest["files"].items():
             if not local and not (self.folder / name).exists():
                 continue

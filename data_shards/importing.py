@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from data_shards.images import ImageSettings
 from data_shards.intake import Item
-from data_shards.journal import clear
+from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources.registry import SOURCES, Source
 from data_shards.writer import write_dataset
@@ -55,22 +55,22 @@ def source_settings(name: str, path: str, options: Iterable[str]) -> Settings:
         raise InputError(f"{name}: {key}: {first['msg']} (given: {first['input']!r})") from error
 
 
-def finished(out: Path, source: dict[str, Any]) -> bool:
-    """Whether the folder holds the whole dataset of just this import; if so, it is tidied up."""
+def finished(place: Place, source: dict[str, Any]) -> bool:
+    """Whether a place holds the whole dataset of just this import; if so, it is tidied up."""
     try:
-        manifest = json.loads((out / "manifest.json").read_text())
-    except (FileNotFoundError, ValueError):
+        manifest = json.loads(place.manifest() or b"")
+    except ValueError:
         return False
     if not isinstance(manifest, dict) or manifest.get("source") != source:
         return False
-    clear(out)
+    place.settle()
     return True
 
 
 def import_source(
     name: str,
     settings: Settings,
-    out: Path,
+    out: Path | Place,
     image: ImageSettings | None = None,
     shard_samples: int = 4096,
     max_refused: float = 0.0,

@@ -190,7 +190,7 @@ def items_behind(read: Callable[[int], Iterable[Item]], journal: Journal) -> Ite
     last = next(items, None)
     if last is None or printable(last.key) != done.last_key:
         raise InputError(
-            f"the source has changed since the import into {journal.out} was begun (item "
+            f"the source has changed since the import into {journal.place.name} was begun (item "
             f"{done.consumed} was {done.last_key!r}, now {last and last.key!r}): restore it, or "
             "delete the folder"
         )

@@ -7,7 +7,6 @@ table and all that the next shard depends on, so the result does not depend on i
 
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,23 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from data_shards.files import sha256, write_atomically, write_json
+from data_shards.files import write_atomically, write_json
+from data_shards.places import FOLDER, Place
 from data_shards.samples import ROWS
 from data_shards.settings import InputError
 
 JOURNAL_ROWS = ROWS.append(pa.field("key", pa.uint64()))
 """The samples table's, and the hash of each sample's key."""
 _FACTS = b"perennial"
-
-
-FOLDER = ".import"
-
-
-def clear(out: Path) -> None:
-    """Removes what an import needed on its way from a folder that holds a whole dataset."""
-    for part in (*out.glob(".*.part"), *out.glob("*.tar.part")):
-        part.unlink()
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 
 class ShardFacts(BaseModel):
@@ -54,40 +44,50 @@ class ShardFacts(BaseModel):
 
 
 class Journal:
-    """The records of the finished shards of a dataset folder."""
+    """The records of the finished shards of a dataset that is being written."""
 
-    def __init__(self, out: Path, deciding: dict[str, Any]) -> None:
-        """Opens or begins the journal of `out`; `deciding` is all that decides the result.
+    def __init__(self, place: Place, deciding: dict[str, Any]) -> None:
+        """Opens or begins the journal of `place`; `deciding` is all that decides the result.
 
-        Raises InputError when the folder holds a dataset or the beginning of another one, or
+        Raises InputError when the place holds a dataset or the beginning of another one, or
         another process is writing it.
         """
-        self.out, self.folder = out, out / FOLDER
-        if (out / "manifest.json").exists():
-            clear(out)
-            raise InputError(f"{out} already holds a dataset: delete it or write elsewhere")
+        self.place, self.out, self.folder = place, place.folder, place.folder / FOLDER
+        if place.manifest() is not None:
+            place.settle()
+            raise InputError(f"{place.name} already holds a dataset: delete it or write elsewhere")
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{out} is being written by another process: wait for it") from error
+            raise InputError(
+                f"{place.name} is being written by another process: wait for it"
+            ) from error
+        try:
+            self.shards = self._recalled(path, deciding)
+        except BaseException:
+            self.close()
+            raise
+
+    def _recalled(self, path: Path, deciding: dict[str, Any]) -> list[ShardFacts]:
+        """The finished shards of an earlier attempt, which was decided alike."""
+        self.place.recall()
         if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(deciding)):
             raise InputError(
-                f"{out} holds the beginning of another import (see {path}): give the same source "
-                "and options to go on with it, or delete the folder"
+                f"{self.place.name} holds the beginning of another import (see {path}): give "
+                "the same source and options to go on with it, or delete the folder"
             )
         write_json(path, deciding)
-        self.shards: list[ShardFacts] = []
-        while (record := self._record(len(self.shards))).exists():
+        self.place.remember(path.name)
+        shards: list[ShardFacts] = []
+        while (record := self._record(len(shards))).exists():
             facts = self._facts(record)
-            if not all(
-                (out / name).exists() and sha256(out / name) == entry["sha256"]
-                for name, entry in facts.files.items()
-            ):
+            if not all(self.place.holds(name, entry) for name, entry in facts.files.items()):
                 break  # written anew, and everything behind it
-            self.shards.append(facts)
+            shards.append(facts)
+        return shards
 
     def _record(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.parquet"
@@ -97,11 +97,16 @@ class Journal:
         return ShardFacts.model_validate_json(pq.read_schema(record).metadata[_FACTS])
 
     def add(self, rows: pa.Table, facts: ShardFacts) -> None:
-        """Records that the next shard is on disk."""
+        """Puts the next shard, which is on disk, in its place, and records it."""
+        for name, entry in facts.files.items():
+            self.place.keep(name, entry["sha256"])
+        self.place.remember("refused.jsonl")
         sink = pa.BufferOutputStream()
         kept = {_FACTS: facts.model_dump_json().encode()}
         pq.write_table(rows.replace_schema_metadata(kept), sink)
-        write_atomically(self._record(len(self.shards)), sink.getvalue().to_pybytes())
+        record = self._record(len(self.shards))
+        write_atomically(record, sink.getvalue().to_pybytes())
+        self.place.remember(record.name)
         self.shards.append(facts)
 
     def rows(self) -> Iterator[pa.Table]:
@@ -111,7 +116,7 @@ class Journal:
 
     def delete(self) -> None:
         """The dataset is whole."""
-        clear(self.out)
+        self.place.settle()
         self.close()
 
     def close(self) -> None:

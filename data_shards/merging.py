@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from data_shards.dataset import SampleError, ShardDataset
+from data_shards.places import Place
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, Refusal, SourceImage
 from data_shards.writer import write_dataset
 
 
 def merge_datasets(
-    datasets: Sequence[ShardDataset], out: Path, processes: int = 0
+    datasets: Sequence[ShardDataset], out: Path | Place, processes: int = 0
 ) -> dict[str, Any]:
     """Writes the samples of `datasets`, one dataset after the other, and returns the manifest.
 
@@ -28,14 +29,14 @@ def merge_datasets(
     for dataset in datasets:
         if tables := dataset.manifest.get("tables"):
             raise InputError(
-                f"{dataset.folder} has tables ({', '.join(tables)}) that would be lost: test on "
+                f"{dataset.location} has tables ({', '.join(tables)}) that would be lost: test on "
                 "it as it is instead of merging it"
             )
         for name in dataset.names.tolist():
             if (other := owner.setdefault(name, dataset)) is not dataset:
                 raise InputError(
-                    f"{other.folder} and {dataset.folder} both have an identity {name!r}: import "
-                    "one of them under another name"
+                    f"{other.location} and {dataset.location} both have an identity {name!r}: "
+                    "import one of them under another name"
                 )
     every = np.concatenate([dataset.key_hashes for dataset in datasets])
     apart = len(np.unique(every)) == len(every)
@@ -62,7 +63,7 @@ def _images_of(dataset: ShardDataset, name: str, first: int) -> Iterator[SourceI
             (key,) = dataset.keys(np.array([sample]))
             image = bytes(dataset.image(sample))
         except SampleError as error:
-            yield Refusal(f"{dataset.folder} {sample}", identity, "damaged", str(error))
+            yield Refusal(f"{dataset.location} {sample}", identity, "damaged", str(error))
             continue
         camera = cameras[dataset.camera[sample]]
         yield SourceImage(image, identity, camera, name + key, ROLES[dataset.role[sample]])

@@ -88,7 +88,7 @@ def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, 
     size = settings.image_size or dataset.manifest["image_size"]
     if size is None:
         raise InputError(
-            f"the images of {dataset.folder} differ in size: set data.image_size=[H,W]"
+            f"the images of {dataset.location} differ in size: set data.image_size=[H,W]"
         )
     height, width = size
     return height, width

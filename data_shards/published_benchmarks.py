@@ -57,7 +57,7 @@ def crl_person(
         listed, held = {name for step in names for name in step}, set(dataset.names[trained])
         if other := sorted(listed ^ held):
             raise InputError(
-                f"the split file and {dataset.folder} do not list the same training identities: "
+                f"the split file and {dataset.location} do not list the same training identities: "
                 f"{len(listed - held)} are only in the file, {len(held - listed)} only in the "
                 f"dataset, such as {other[0]!r}"
             )
@@ -65,7 +65,7 @@ def crl_person(
     asked = np.zeros(len(dataset.names), dtype=bool)
     asked[dataset.identity[dataset.role == _QUERY]] = True
     if not asked.any():
-        raise InputError(f"{dataset.folder} has no images with role query: import a re-id source")
+        raise InputError(f"{dataset.location} has no images with role query: import a re-id source")
     kept = asked[dataset.identity]
     query, gallery = (
         _one_a_camera(dataset, np.flatnonzero(kept & (dataset.role == role)), seed, ROLES[role])
@@ -114,7 +114,7 @@ def class_incremental(dataset: ShardDataset, tasks: int) -> BenchmarkFile:
     tested = np.flatnonzero((dataset.role == _QUERY) & learned[dataset.identity])
     if not len(tested):
         raise InputError(
-            f"{dataset.folder} has no test images of its classes (role query): import a source "
+            f"{dataset.location} has no test images of its classes (role query): import a source "
             "that comes divided, such as imagenet with folders train and val"
         )
     return BenchmarkFile(

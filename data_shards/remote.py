@@ -3,10 +3,10 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec
 from pydantic import Field, field_validator
@@ -18,6 +18,7 @@ Event = Literal["hit", "miss", "evicted", "retry", "mismatch", "downloaded"]
 """What a cache counts; `downloaded` in bytes."""
 Count = Callable[[Event, int], None]
 _LONGEST_WAIT = 30.0
+T = TypeVar("T")
 
 
 class CacheSettings(Settings):
@@ -61,12 +62,42 @@ def ignore(event: Event, amount: int) -> None:
     """A `Count` that does not."""
 
 
+_REMEDY = "check it and the connection, and run again, or raise data.cache.attempts"
+
+
 def download(
-    remote: RemoteFile, path: Path, settings: CacheSettings, count: Count = ignore
+    remote: RemoteFile,
+    path: Path,
+    settings: CacheSettings,
+    count: Count = ignore,
+    remedy: str = _REMEDY,
 ) -> None:
     """Fetches `remote` to `path` and verifies it, trying again as `settings` say.
 
-    Raises InputError naming the file, what was wrong, and what to do.
+    Raises InputError naming the file, what was wrong, and the `remedy`.
+    """
+
+    def fetch() -> None:
+        remote.system.get_file(remote.path, str(path))
+        found = path.stat().st_size
+        count("downloaded", found)
+        if sha256(path) != remote.sha256:
+            count("mismatch", 1)
+            raise OSError(f"its {found:,} of {remote.bytes:,} bytes do not match its sha256")
+
+    try:
+        retried(fetch, settings, f"{remote.path} could not be fetched", remedy, count)
+    except FileNotFoundError as error:
+        raise InputError(f"{remote.path} is missing: restore it and run again") from error
+
+
+def retried(
+    act: Callable[[], T], settings: CacheSettings, failed: str, remedy: str, count: Count = ignore
+) -> T:
+    """What `act` returns, tried again as `settings` say.
+
+    A FileNotFoundError is not tried again but passed on. Raises InputError with `failed`, why, and
+    the `remedy`; at once where access is denied.
     """
     why = ""
     for attempt in range(settings.attempts):
@@ -74,22 +105,16 @@ def download(
             count("retry", 1)
             time.sleep(min(settings.wait * 2 ** (attempt - 1), _LONGEST_WAIT))
         try:
-            remote.system.get_file(remote.path, str(path))
-        except FileNotFoundError as error:
-            raise InputError(f"{remote.path} is missing: restore it and run again") from error
+            return act()
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise InputError(
+                f"{failed} (access denied: {error}): check the credentials and their rights"
+            ) from error
         except Exception as error:  # each file system's library has errors of its own
             why = f"{type(error).__name__}: {error}"
-        else:
-            count("downloaded", path.stat().st_size)
-            if sha256(path) == remote.sha256:
-                return
-            count("mismatch", 1)
-            found = path.stat().st_size
-            why = f"its {found:,} of {remote.bytes:,} bytes do not match its sha256"
-    raise InputError(
-        f"{remote.path} could not be fetched in {settings.attempts} attempts ({why}): check it "
-        "and the connection, and run again, or raise data.cache.attempts"
-    )
+    raise InputError(f"{failed} in {settings.attempts} attempts ({why}): {remedy}")
 
 
 def is_remote(location: str | Path) -> bool:
@@ -98,6 +123,18 @@ def is_remote(location: str | Path) -> bool:
     if any(part.strip().startswith("pipe:") for part in text.split("::")):
         raise InputError(f"{text}: pipe: URLs run commands and are refused; give a path or a URL")
     return "://" in text and not text.startswith("file://")
+
+
+def normal(location: str | Path) -> str:
+    """A dataset's location as it is compared and shown. Raises InputError as `is_remote` does."""
+    if is_remote(location):
+        return str(location).rstrip("/")
+    return str(Path(str(location).removeprefix("file://")))
+
+
+def anywhere(location: str) -> str:
+    """The location as it is known in any working directory."""
+    return location if is_remote(location) else str(Path(location).resolve())
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -140,18 +177,38 @@ def fetch_tables(url: str, settings: CacheSettings) -> Path:
 
 
 def _manifest(system: Any, root: str, url: str, settings: CacheSettings) -> bytes:
-    for attempt in range(settings.attempts):
-        try:
-            return system.cat_file(f"{root}/manifest.json")
-        except FileNotFoundError as error:
-            raise InputError(f"{url} holds no dataset (no manifest.json)") from error
-        except Exception as error:  # as above
-            last = error
-            time.sleep(min(settings.wait * 2**attempt, _LONGEST_WAIT))
-    raise InputError(
-        f"{url}/manifest.json could not be read in {settings.attempts} attempts "
-        f"({type(last).__name__}: {last}): check the URL and the connection, and run again"
-    )
+    def fetch() -> bytes:
+        return system.cat_file(f"{root}/manifest.json")
+
+    failed, remedy = f"{url}/manifest.json could not be read", "check the URL and the connection"
+    try:
+        return retried(fetch, settings, failed, f"{remedy}, and run again")
+    except FileNotFoundError as error:
+        raise InputError(f"{url} holds no dataset (no manifest.json)") from error
+
+
+def verify_remote(
+    url: str,
+    files: Mapping[str, dict[str, Any]],
+    settings: CacheSettings,
+    progress: Callable[[int], None],
+) -> None:
+    """Fetches the `files` of the dataset at `url` one after the other and compares each with its
+    manifest entry; none is kept. `progress` hears the bytes done.
+
+    Raises InputError naming the first that is missing or differs.
+    """
+    system, root = file_system(url)
+    part, done = settings.folder / f".verified.{os.getpid()}.part", 0
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, facts in files.items():
+            path = f"{root}/{plain_name(name, url)}"
+            remote = RemoteFile(system, path, facts["bytes"], facts["sha256"])
+            download(remote, part, settings, remedy="restore it or build the dataset again")
+            progress(done := done + facts["bytes"])
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def plain_name(name: str, url: str) -> str:

@@ -106,10 +106,16 @@ class RemoteShards:
         if len(wanted) < len(self._files):  # processes are not all at the same place
             room += max(_SPARE, len(wanted) // 2) * max(sizes)
         if room > (limit := self._cache.settings.bytes):
+            every = len(wanted) == len(self._files)
             raise InputError(
                 f"data.cache.bytes = {limit:,} cannot hold the {len(set(wanted))} shards that the "
-                f"order needs at a time ({room:,} bytes): raise it, use data.order.kind=blocks, or "
-                "lower data.order.window"
+                f"order needs at a time ({room:,} bytes): raise it, "
+                + (
+                    "copy the dataset to a disk (perennial shards merge URL --out DIR), or use "
+                    "data.order.kind=blocks"
+                    if every
+                    else "or lower data.order.window"
+                )
             )
         with self._lock:
             self._needed = wanted

@@ -35,6 +35,7 @@ from data_shards.intake import Intake, Item, checked, chunks, items_behind
 from data_shards.journal import JOURNAL_ROWS, Journal
 from data_shards.keys import key_hash
 from data_shards.parallel import in_order
+from data_shards.places import Folder, Place
 from data_shards.samples import write_samples
 from data_shards.settings import InputError
 
@@ -51,12 +52,12 @@ def refusals(out: Path) -> Counter[tuple[str, bool]]:
     return found
 
 
-def _check_budget(out: Path, samples: int, max_refused: float) -> int:
+def _check_budget(place: Place, samples: int, max_refused: float) -> int:
     """The number of refused images. Raises InputError when it is too large, or nothing is left."""
-    refused = sum(count for (_, counts), count in refusals(out).items() if counts)
-    where = out / "refused.jsonl"
+    refused = sum(count for (_, counts), count in refusals(place.folder).items() if counts)
+    where = place.folder / "refused.jsonl"
     if not samples:
-        raise InputError(f"no readable image for {out}: {refused} were refused, see {where}")
+        raise InputError(f"no readable image for {place.name}: {refused} were refused, see {where}")
     if refused > max_refused * (samples + refused):
         raise InputError(
             f"{refused} of {samples + refused} images were refused, more than the allowed share "
@@ -110,8 +111,8 @@ def _finish(
     tables: Mapping[str, pa.Table],
 ) -> dict[str, Any]:
     """Writes tables and manifest, all shards being there, and deletes the journal."""
-    out = journal.out
-    refused = _check_budget(out, intake.samples, max_refused)
+    place, out = journal.place, journal.out
+    refused = _check_budget(place, intake.samples, max_refused)
     write_samples(journal.rows(), out / "samples.parquet")
     _write_keys(journal, out / "keys.parquet")
     pq.write_table(pa.table({"name": list(intake.identities.numbers)}), out / "identities.parquet")
@@ -122,6 +123,7 @@ def _finish(
     files = {name: facts for shard in journal.shards for name, facts in shard.files.items()}
     for name in (f"{name}.parquet" for name in ("samples", "identities", "keys", *tables)):
         files[name] = {"bytes": (out / name).stat().st_size, "sha256": sha256(out / name)}
+        place.keep(name, files[name]["sha256"])
     manifest = {
         "version": MANIFEST_VERSION,
         "source": source,
@@ -134,7 +136,9 @@ def _finish(
         "shards": [name for name in files if name.endswith(".tar")],
         "files": files,
     }
+    place.keep("refused.jsonl", sha256(out / "refused.jsonl"))
     write_json(out / "manifest.json", manifest)
+    place.keep("manifest.json", sha256(out / "manifest.json"))
     journal.delete()
     return manifest
 
@@ -145,7 +149,7 @@ def _start(items: Iterable[Item], start: int) -> Iterable[Item]:
 
 def write_dataset(
     images: Iterable[Item] | Callable[[int], Iterable[Item]],
-    out: Path,
+    out: Path | Place,
     source: dict[str, Any],
     shard_samples: int = 4096,
     max_refused: float = 0.0,
@@ -154,13 +158,13 @@ def write_dataset(
     processes: int = 0,
     progress: Callable[[int], None] = lambda consumed: None,
 ) -> dict[str, Any]:
-    """Writes `images` as a dataset below `out` and returns its manifest.
+    """Writes `images` as a dataset in a folder, or another place, and returns its manifest.
 
     Every image is decoded and, where needed, encoded anew as `image` says (`normalise`); what
     cannot be taken is listed in ``refused.jsonl``, and more than the share `max_refused` of it is
     an InputError. `source` says where the images came from. `tables` are written beside the
     samples after `numbered` has put sample numbers in place of image keys. The manifest is written
-    last: a folder without one is not a dataset. If the folder holds the beginning of the same
+    last: without one there is no dataset. If `out` holds the beginning of the same
     import, this goes on with it: `images` may be a function that starts reading at any item.
     `processes` decode beside this one; `progress` hears how many items are done.
     """
@@ -170,7 +174,8 @@ def write_dataset(
         "image": settings.model_dump(mode="json"),
         "shard_samples": shard_samples,
     }
-    with closing(Journal(out, deciding)) as journal:
+    place = Folder(out) if isinstance(out, Path) else out
+    with closing(Journal(place, deciding)) as journal:
         intake = Intake(journal, shard_samples)
         items = items_behind(images if callable(images) else partial(_start, images), journal)
         work, last = in_order(partial(checked, settings=settings), chunks(items), processes), ""

@@ -122,13 +122,18 @@ def _summary(placed: "Placed", dataset: "ShardDataset", out: Path) -> Table:
 
 def merge(
     datasets: Annotated[list[str], typer.Argument(help="Folders or URLs of datasets.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must hold no other dataset.")],
+    out: Annotated[
+        str, typer.Option(help="Folder or bucket's URL to write; must hold no other dataset.")
+    ],
 ) -> None:
     """Make one dataset of several, image for image; given again after a kill, it goes on."""
     from data_shards.dataset import ShardDataset
     from data_shards.merging import merge_datasets
+    from data_shards.places import place_at
 
-    manifest = merge_datasets([ShardDataset.open(folder) for folder in datasets], out)
+    place = place_at(out)
+    manifest = merge_datasets([ShardDataset.open(folder) for folder in datasets], place)
+    place.leave()
     console.print(
         f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
         f"{out}"

@@ -242,7 +242,7 @@ def compat(
         Path, typer.Option("--with", help="Folder of the old model: it embedded the gallery.")
     ],
     benchmark: Annotated[
-        Path, typer.Option("--on", help="A configuration (.yaml) or the folder of a test dataset.")
+        str, typer.Option("--on", help="A configuration (.yaml), or folder or URL of a test set.")
     ],
     paragon: Annotated[
         Path | None, typer.Option(help="Folder of the best model without constraint.")

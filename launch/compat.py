@@ -40,16 +40,16 @@ class TwoModelTest:
     """Location of the dataset, where the embeddings that runs keep of it may be used."""
 
     @classmethod
-    def open(cls, benchmark: Path, size: tuple[int, int] | None) -> "TwoModelTest":
-        """A run's configuration (.yaml), or a dataset's folder. Raises InputError."""
-        if benchmark.suffix not in (".yaml", ".yml"):
+    def open(cls, benchmark: str, size: tuple[int, int] | None) -> "TwoModelTest":
+        """A run's configuration (.yaml), or a dataset's folder or URL. Raises InputError."""
+        if not benchmark.endswith((".yaml", ".yml")):
             dataset, data = ShardDataset.open(benchmark), PipelineSettings(image_size=size)
             image_size(dataset, data)
             return cls(dataset, of_dataset(dataset), data, CompatibilitySettings(), None)
-        config = load_config(benchmark)
+        config = load_config(Path(benchmark))
         dataset = ShardDataset.open(config.dataset, config.data.cache)
         parts = build_benchmark(dataset, config.benchmark)
-        trials = of_benchmark(dataset, parts, config.evaluation.distance, str(benchmark))
+        trials = of_benchmark(dataset, parts, config.evaluation.distance, benchmark)
         data = config.data if size is None else config.data.model_copy(update={"image_size": size})
         settings = config.evaluation.compatibility or CompatibilitySettings()
         return cls(dataset, trials, data, settings, config.dataset_location())
@@ -93,7 +93,7 @@ class TwoModelTest:
 def compatibility(
     new: Path,
     old: Path,
-    benchmark: Path,
+    benchmark: str,
     paragon: Path | None,
     changes: dict[str, Any],
     size: tuple[int, int] | None,
@@ -132,4 +132,4 @@ def compatibility(
             settings,
             test.dataset.names,
         )
-    return {"new": str(new), "old": str(old), "benchmark": str(benchmark), **found}
+    return {"new": str(new), "old": str(old), "benchmark": benchmark, **found}

@@ -1,8 +1,11 @@
 """The phases that CPU actors do: neighbourhoods, prototypes, evaluation."""
 
+import json
 import shutil
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_shards.files import write_json
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
@@ -13,10 +16,19 @@ from launch.held_out import Measurement
 from launch.neighbourhoods import neighbour_examples, units
 from launch.phases import Phase
 from monitoring.results import figures
-from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
+from trainer.evaluation.incremental import so_far
+from trainer.evaluation.protocol import (
+    class_accuracies,
+    evaluate,
+    samples_to_embed,
+    search_examples,
+)
+from trainer.heads.collectives import Ranks
 from trainer.model import Model
 from trainer.prototypes import class_means, read_sums, write_prototypes
 from trainer.stored import write_embeddings
+
+Ids = NDArray[np.int64]
 
 
 class CpuPhases:
@@ -97,7 +109,7 @@ class CpuPhases:
         )
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
-        measured = evaluate(*given)
+        measured = evaluate(*given) | self._by_task(phase, model, samples, embeddings)
         if run.held_out:
             scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
             size = image_size(run.dataset, config.data)
@@ -110,3 +122,22 @@ class CpuPhases:
         write_json(phase.output, measured)
         shown = list(figures(measured).values())[:2]
         return ", ".join(f"{title} {value:.1%}" for title, value in shown)
+
+    def _by_task(
+        self, phase: Phase, model: Model, samples: Ids, embeddings: NDArray[np.float32]
+    ) -> dict[str, Any]:
+        """Accuracy on each step's classes, and what earlier steps' say of it; see `so_far`.
+
+        Empty where the benchmark names no such images, or the classifier knows other classes.
+        """
+        run, step = self._run, phase.step
+        if not run.benchmark.classified or model.adopted or model.rows != run.benchmark.rows[step]:
+            return {}
+        directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
+        given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
+        earlier = [
+            json.loads((run.step_folder(phase.chain, past) / "evaluation.json").read_text())
+            for past in range(step)
+        ]
+        accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]
+        return so_far(accuracies, run.benchmark.rows) if all(accuracies) else {}

@@ -57,7 +57,7 @@ class Run:
         `count` hears what the cache of a remote dataset does.
         """
         config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
-        tests = open_tests(config.evaluation)
+        tests = open_tests(config.evaluation, config.data.cache, count)
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         known = known_names(config, folder)
         benchmark = build_benchmark(dataset, config.benchmark, known)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
 from data_shards.pipeline import PipelineSettings
+from data_shards.remote import CacheSettings, Count, anywhere, ignore
 from data_shards.settings import InputError
 from launch.neighbourhoods import units
 from trainer.evaluation import EvaluationSettings
@@ -41,8 +42,13 @@ class HeldOutTest:
         return fingerprint({part: held.fingerprint for part, held in self.datasets.items()})
 
 
-def open_tests(settings: EvaluationSettings) -> dict[str, HeldOutTest]:
-    """Opens every test set. Raises InputError naming the test for what is missing."""
+def open_tests(
+    settings: EvaluationSettings, cache: CacheSettings | None = None, count: Count = ignore
+) -> dict[str, HeldOutTest]:
+    """Opens every test set; `cache` will hold the shards of remote ones.
+
+    Raises InputError naming the test for what is missing.
+    """
     tests = {}
     for name, test in settings.tests.items():
         folders = {"dataset": test.dataset, "distractors": test.distractors}
@@ -50,7 +56,7 @@ def open_tests(settings: EvaluationSettings) -> dict[str, HeldOutTest]:
         for part, folder in folders.items():
             try:
                 if folder is not None:
-                    datasets[part] = ShardDataset.open(folder)
+                    datasets[part] = ShardDataset.open(folder, cache, count)
             except InputError as error:
                 raise InputError(f"evaluation.tests.{name}.{part}: {error}") from error
         protocol = open_held_out(name, settings, datasets["dataset"], datasets.get("distractors"))
@@ -103,7 +109,7 @@ class Measurement:
         if joined.exists():
             return joined
         files = {folder / f"{shard:05d}.npy": own for shard, own in units(dataset, samples)}
-        where = self.model.resolve(), dataset.folder.resolve()
+        where = self.model.resolve(), anywhere(dataset.location)
         how = test.mirrored, self.data, self.batch
         self.map(
             "embed_held_out",

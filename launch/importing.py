@@ -24,6 +24,7 @@ from rich.text import Text
 from data_shards.dataset import ShardDataset
 from data_shards.images import ImageSettings
 from data_shards.importing import description, finished, import_source
+from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
@@ -89,37 +90,41 @@ def refusal_table(out: Path) -> Table | None:
 def run_import(
     name: str,
     settings: Settings,
-    out: Path,
+    place: Place,
     image: ImageSettings,
     shard_samples: int,
     max_refused: float,
     processes: int,
     console: Console,
 ) -> None:
-    """Imports a source into `out` and says what came of it. Raises InputError."""
-    if finished(out, description(name, settings, image)):
-        console.print(f"[green]✓[/] {out} holds just this import already")
+    """Imports a source into a `place` and says what came of it. Raises InputError."""
+    out = place.name
+    if finished(place, description(name, settings, image)):
+        place.leave()
+        console.print(f"[green]✓[/] {out} holds just this import already", soft_wrap=True)
         return
     total = SOURCES[name].total
     count = total(settings) if total else None
     try:
         with progress(console, f"importing into {out}", count) as hear:
             manifest = import_source(
-                name, settings, out, image, shard_samples, max_refused, processes, hear
+                name, settings, place, image, shard_samples, max_refused, processes, hear
             )
     except InputError:
-        if (out / "refused.jsonl").exists() and (table := refusal_table(out)):
+        if (place.folder / "refused.jsonl").exists() and (table := refusal_table(place.folder)):
             console.print(table)
         raise
-    if table := refusal_table(out):
+    if table := refusal_table(place.folder):
         console.print(table)
     console.print(
         f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
         f"{out}, {manifest['refused']:,} refused"
     )
-    for line in unlike_published(ShardDataset.open(out), SOURCES[name].published(settings)):
+    place.leave()
+    dataset = ShardDataset.open(out)
+    for line in unlike_published(dataset, SOURCES[name].published(settings)):
         console.print(f"[yellow]![/] {line}")
-    singles = int((np.bincount(ShardDataset.open(out).identity) == 1).sum())
+    singles = int((np.bincount(dataset.identity) == 1).sum())
     if singles:
         console.print(
             f"[yellow]![/] identities with a single image: {singles:,}; there is nothing to find "

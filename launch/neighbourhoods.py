@@ -98,9 +98,10 @@ class OldModel:
         torch.set_num_threads(threads)
         self._fence = fence
         self._metrics = Metrics()
-        self._dataset = ShardDataset.open(dataset, cache, self._metrics.count_cache)
+        self._cache = cache
+        self._dataset = self._opened_at(dataset)
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
-        self._held_out: dict[Path, ShardDataset] = {}
+        self._held_out: dict[str, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
         folder = target_file.parents[1]
         self._opened = ExitStack()  # until it is closed, or Ray ends the actor
@@ -108,6 +109,9 @@ class OldModel:
         self._opened.enter_context(
             logging_to(folder, f"actor-{name}", {"run": folder.name, **labels})
         )
+
+    def _opened_at(self, location: str) -> ShardDataset:
+        return ShardDataset.open(location, self._cache, self._metrics.count_cache)
 
     def close(self) -> None:
         """Ends what it serves and logs, where it has no process of its own."""
@@ -195,7 +199,7 @@ class OldModel:
     def embed_held_out(
         self,
         model_folder: Path,
-        dataset: Path,
+        dataset: str,
         out: Path,
         samples: Ids,
         mirrored: bool,
@@ -208,7 +212,7 @@ class OldModel:
         """
         _, embedder, _ = self._model(model_folder, TeacherSettings())
         if dataset not in self._held_out:
-            self._held_out[dataset] = ShardDataset.open(dataset)
+            self._held_out[dataset] = self._opened_at(dataset)
         images = self._held_out[dataset]
         self._metrics.embedded.inc(len(samples) * (1 + mirrored))
         vectors = embed(embedder, images, samples, data, batch)

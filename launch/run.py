@@ -9,6 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
 from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
+from data_shards.places import Place, place_at
+from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
@@ -33,33 +35,39 @@ from monitoring.results import compare, tables
 from monitoring.run_metrics import RunMetrics, monitored
 
 
-def build_glyphs(settings: GlyphSettings, out: Path, console: Console) -> None:
-    """Draws the glyph dataset into `out`, with progress."""
+def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
+    """Draws the glyph dataset into a `place`, with progress."""
     processes = len(os.sched_getaffinity(0))
     images = track(
         read_glyphs(settings, processes),
-        description=f"drawing glyphs into {out}",
+        description=f"drawing glyphs into {place.name}",
         console=console,
         disable=not console.is_terminal,
         transient=True,
     )
-    manifest = write_dataset(images, out, {"glyphs": settings.model_dump(mode="json")})
+    manifest = write_dataset(images, place, {"glyphs": settings.model_dump(mode="json")})
+    place.leave()
     console.print(
         f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities by "
-        f"{len(manifest['cameras'])} cameras in {out}",
+        f"{len(manifest['cameras'])} cameras in {place.name}",
         highlight=False,
     )
 
 
-def verify_dataset(dataset: ShardDataset, console: Console) -> None:
-    """Compares every file of a dataset with its hash, with progress. Raises InputError."""
+def verify_dataset(
+    dataset: ShardDataset, console: Console, fetching: CacheSettings | None = None
+) -> None:
+    """Compares every file of a dataset with its hash, with progress; see `ShardDataset.verify`.
+
+    Raises InputError.
+    """
     total = sum(facts["bytes"] for facts in dataset.manifest["files"].values())
     columns = (TextColumn("verifying {task.description}"), BarColumn(), DownloadColumn())
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bar:
-        task = bar.add_task(str(dataset.folder), total=total)
-        dataset.verify(lambda done: bar.update(task, completed=done))
+        task = bar.add_task(dataset.location, total=total)
+        dataset.verify(lambda done: bar.update(task, completed=done), fetching)
 
 
 def _settle_configuration(config: RunConfig, folder: Path) -> None:
@@ -83,7 +91,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
     end where the gate kept a model from being published; what is finished stays.
     """
     if config.glyphs is not None and not config.dataset_is_there():
-        build_glyphs(config.glyphs, Path(config.dataset), console)
+        build_glyphs(config.glyphs, place_at(config.dataset), console)
 
     def tell(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)

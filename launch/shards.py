@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from data_shards.settings import InputError
-from launch.benchmarks import benchmarks, merge
+from launch.benchmarks import Dataset, benchmarks, merge
 from launch.terminal import console
 
 shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
@@ -18,7 +18,9 @@ shards.command("merge")(merge)
 
 @shards.command("glyphs")
 def shards_glyphs(
-    out: Annotated[Path, typer.Option(help="Folder to write; must hold no dataset yet.")],
+    out: Annotated[
+        str, typer.Option(help="Folder or bucket's URL to write; must hold no dataset yet.")
+    ],
     fonts: Annotated[
         list[Path] | None, typer.Option(help="Folder with more fonts; may be repeated.")
     ] = None,
@@ -35,6 +37,7 @@ def shards_glyphs(
     seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
 ) -> None:
     """Draw the built-in dataset: characters are identities, fonts are cameras."""
+    from data_shards.places import place_at
     from data_shards.sources.glyphs import GlyphSettings
     from launch.run import build_glyphs
 
@@ -48,7 +51,7 @@ def shards_glyphs(
         query_fonts=query_fonts,
         seed=seed,
     )
-    build_glyphs(settings, out, console)
+    build_glyphs(settings, place_at(out), console)
 
 
 @shards.command("sources")
@@ -69,7 +72,9 @@ def shards_sources() -> None:
 def shards_import(
     source: Annotated[str, typer.Argument(help="A format of `perennial shards sources`.")],
     path: Annotated[str, typer.Argument(help="File, folder or pattern to import.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; must hold no other dataset.")],
+    out: Annotated[
+        str, typer.Option(help="Folder or bucket's URL to write; must hold no other dataset.")
+    ],
     options: Annotated[
         list[str] | None, typer.Argument(help="key=value options of the format, as name=ms1m.")
     ] = None,
@@ -98,45 +103,46 @@ def shards_import(
     """
     from data_shards.images import ImageSettings
     from data_shards.importing import source_settings
+    from data_shards.places import place_at
     from launch.importing import run_import
 
     settings = source_settings(source, path, options or [])
     image = ImageSettings(size=size, quality=quality, max_pixels=max_pixels)
     count = len(os.sched_getaffinity(0)) if processes is None else processes
-    run_import(source, settings, out, image, shard_samples, max_refused, count, console)
+    run_import(source, settings, place_at(out), image, shard_samples, max_refused, count, console)
 
 
 @shards.command("verify")
 def shards_verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+    dataset: Dataset,
 ) -> None:
-    """Compare every file of a dataset with its sha256."""
+    """Compare every file of a dataset with its sha256; remote ones are fetched, but not kept."""
     from data_shards.dataset import ShardDataset
+    from data_shards.remote import CacheSettings
     from launch.run import verify_dataset
 
-    dataset = ShardDataset.open(folder)
-    verify_dataset(dataset, console)
-    console.print(f"[green]✓[/] {folder}: {len(dataset.manifest['files'])} files are as written")
+    opened = ShardDataset.open(dataset)
+    verify_dataset(opened, console, CacheSettings())
+    console.print(f"[green]✓[/] {dataset}: {len(opened.manifest['files'])} files are as written")
 
 
 @shards.command("info")
 def shards_info(
-    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+    dataset: Dataset,
 ) -> None:
     """Say what a dataset holds: images, identities, cameras, roles, tables."""
     from data_shards.dataset import ShardDataset
     from launch.importing import describe
 
-    dataset = ShardDataset.open(folder)
-    table = Table(title=str(folder), title_justify="left", show_header=False)
-    for key, value in describe(dataset).items():
+    table = Table(title=dataset, title_justify="left", show_header=False)
+    for key, value in describe(ShardDataset.open(dataset)).items():
         table.add_row(key, value)
     console.print(table)
 
 
 @shards.command("show")
 def shards_show(
-    folder: Annotated[Path, typer.Argument(help="Folder of a dataset.")],
+    dataset: Dataset,
     out: Annotated[Path, typer.Option(help="Picture to write, .png or .jpg.")],
     rows: Annotated[int, typer.Option(min=1, max=500, help="Identities shown.")] = 8,
     columns: Annotated[int, typer.Option(min=1, max=100, help="Images of each.")] = 10,
@@ -149,7 +155,7 @@ def shards_show(
     if out.suffix.lower() not in {".png", ".jpg"}:
         raise InputError(f"--out {out} must end in .png or .jpg")
     try:
-        contact_sheet(ShardDataset.open(folder), rows, columns, seed).save(out)
+        contact_sheet(ShardDataset.open(dataset), rows, columns, seed).save(out)
     except SampleError as error:
         raise InputError(f"{error}: restore the dataset") from error
     except OSError as error:

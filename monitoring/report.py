@@ -20,7 +20,14 @@ from monitoring.compatibility import (
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
 from monitoring.goodput import USES, goodput, summary_line
-from monitoring.results import compare, evaluations, metrics, ordered_methods, read_jsonl
+from monitoring.results import (
+    LOWER_IS_BETTER,
+    compare,
+    evaluations,
+    metrics,
+    ordered_methods,
+    read_jsonl,
+)
 
 _PHASE_COLOURS = {
     "adopt": 0,
@@ -80,8 +87,9 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
     tables = []
     for metric, title in metrics(rows).items():
         known = [row for row in rows if metric in row]
+        choose = min if metric in LOWER_IS_BETTER else max
         best = {
-            step: max((r[metric]["mean"] for r in known if r["step"] == step), default=0.0)
+            step: choose((r[metric]["mean"] for r in known if r["step"] == step), default=0.0)
             for step in steps
         }
         lines = []

@@ -14,7 +14,13 @@ METRICS = {
     "map": "mAP on unseen identities",
     "verification": "10-fold verification accuracy",
     "seen_top1": "top-1 on step 0's identities",
+    "class_accuracy": "accuracy among all classes so far",
+    "average_accuracy": "average incremental accuracy",
+    "forgetting": "average forgetting",
 }
+LOWER_IS_BETTER = {"forgetting"}
+HARDER_EACH_STEP = {"class_accuracy", "average_accuracy", "forgetting"}
+"""Among ever more classes: that they are worse than a step before is no fault."""
 _OF_TESTS = {
     "accuracy": "10-fold accuracy",
     "rank1": "rank-1",
@@ -90,14 +96,16 @@ def metrics(rows: list[dict[str, Any]]) -> dict[str, str]:
     return {m: METRICS[m] for m in METRICS if m in found} | found
 
 
-def ordered_methods(rows: list[dict[str, Any]], metric: str = "top1") -> list[tuple[str, str]]:
-    """(run, method) pairs from worst to best at the last step."""
+def ordered_methods(rows: list[dict[str, Any]], metric: str | None = None) -> list[tuple[str, str]]:
+    """(run, method) pairs from worst to best at the last step; none: by the first metric."""
+    metric = metric or next(iter(metrics(rows)), "top1")
     last: dict[tuple[str, str], tuple[int, float]] = {}
     for row in rows:
         key = (row["run"], row["method"])
         if metric in row:
             last[key] = max(last.get(key, (-1, 0.0)), (row["step"], row[metric]["mean"]))
-    return sorted(last, key=lambda key: last[key])
+    worse = -1 if metric in LOWER_IS_BETTER else 1
+    return sorted(last, key=lambda key: (last[key][0], worse * last[key][1]))
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

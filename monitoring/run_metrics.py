@@ -11,7 +11,7 @@ import psutil
 from prometheus_client import CollectorRegistry, Gauge
 
 from monitoring.exporter import Scrapes, serving
-from monitoring.results import evaluations, figures
+from monitoring.results import HARDER_EACH_STEP, evaluations, figures
 
 Chain = tuple[str, str]
 _LAST_SCRAPE_SECONDS = 60.0
@@ -104,7 +104,7 @@ class RunMetrics:
                 reached.setdefault((method, seed, measure), {})[step] = value
         for labels, by_step in reached.items():
             newest = max(by_step)
-            if newest - 1 in by_step:
+            if newest - 1 in by_step and labels[2] not in HARDER_EACH_STEP:
                 change = by_step[newest] - by_step[newest - 1]
                 self.accuracy_change.labels(*labels).set(change)
         for chain, holds in _compatible(self.folder).items():

@@ -79,9 +79,11 @@ TESTS = {
 }
 
 
-def configured(sets: Path, tests: dict = TESTS) -> EvaluationSettings:
+def configured(sets: Path | str, tests: dict = TESTS) -> EvaluationSettings:
+    """Tests whose datasets lie below a folder or URL."""
+    sides = ("dataset", "distractors")
     values = {
-        name: {k: str(sets / v) if k in ("dataset", "distractors") else v for k, v in test.items()}
+        name: test | {side: f"{sets}/{test[side]}" for side in sides if side in test}
         for name, test in tests.items()
     }
     return EvaluationSettings.model_validate({"tests": values})

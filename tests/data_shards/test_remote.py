@@ -25,7 +25,7 @@ from data_shards.writer import write_dataset
 from monitoring.metrics import Metrics
 from tests.conftest import source
 from tests.data_shards.readers import WINDOW, reader
-from tests.data_shards.servers import serving
+from tests.data_shards.servers import bucket, serving
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,26 @@ def test_what_the_cache_holds_is_not_fetched_again(server, settings, local):
     assert (counted(metrics, "hits"), counted(metrics, "misses")) == (2, 0)
     assert server.requests.count(local.manifest["shards"][0]) == 1
     assert server.requests.count("samples.parquet") == 1
+
+
+def test_verifying_reads_every_file_where_it_lies_and_keeps_none(settings, folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    with serving(copy) as server:
+        dataset = ShardDataset.open(server.url, settings)
+        files, done, server.requests = dataset.manifest["files"], [], []
+        server.faults["shard-00003.tar"] = ["drop", "corrupt"]
+        dataset.verify(done.append, settings)
+        assert sorted(set(server.requests)) == sorted(files)
+        assert done[-1] == sum(facts["bytes"] for facts in files.values())
+        assert list(settings.folder.glob(".*")) == [] and on_disk(settings) == 0
+        (copy / "shard-00007.idx").write_bytes(b"x" * files["shard-00007.idx"]["bytes"])
+        with pytest.raises(InputError, match=r"shard-00007\.idx .* match its sha256.*: restore it"):
+            dataset.verify(fetching=settings)
+        (copy / "shard-00007.idx").unlink()
+        with pytest.raises(InputError, match=r"shard-00007\.idx is missing"):
+            dataset.verify(fetching=settings)
+        dataset.verify()  # the tables are here
+    assert list(settings.folder.glob(".*")) == []
 
 
 def test_an_order_over_all_shards_needs_a_cache_of_all(server, settings, local):
@@ -291,20 +311,11 @@ def test_a_file_url_is_a_folder(folder):
     assert len(ShardDataset.open(f"file://{folder}")) == 240
 
 
-def test_an_s3_bucket_holds_a_dataset(folder, settings, local, monkeypatch):
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+def test_an_s3_bucket_holds_a_dataset(folder, settings, monkeypatch):
     from s3fs import S3FileSystem
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "nobody",
-            "AWS_SECRET_ACCESS_KEY": "nothing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
+    with bucket() as server:
+        for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         S3FileSystem.clear_instance_cache()
         s3 = S3FileSystem()
@@ -317,5 +328,4 @@ def test_an_s3_bucket_holds_a_dataset(folder, settings, local, monkeypatch):
         assert counted(metrics, "misses") >= 20  # the next epoch is fetched ahead, too
         with pytest.raises(InputError, match="holds no dataset"):
             ShardDataset.open("s3://faces/other", settings)
-    finally:
-        server.stop()
+    S3FileSystem.clear_instance_cache()

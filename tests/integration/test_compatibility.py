@@ -219,7 +219,7 @@ def test_models_are_embedded_anew_where_nothing_is_kept(run, folder, tmp_path):
     for file in (run.step_folder(Chain("bct", 0), 2) / "model").iterdir():
         (alone / file.name).write_bytes(file.read_bytes())
     old = run.step_folder(Chain("bct", 0), 1) / "model"
-    ours = compatibility(alone, old, folder / "c.yaml", None, {}, None, CONSOLE)["points"]
+    ours = compatibility(alone, old, str(folder / "c.yaml"), None, {}, None, CONSOLE)["points"]
     wanted = found(run, "bct", 2)["against"][1]["points"]
     ours = [point["new_old"] for point in ours]
     np.testing.assert_allclose(ours, [point["new_old"] for point in wanted], atol=0.02)
@@ -228,7 +228,7 @@ def test_models_are_embedded_anew_where_nothing_is_kept(run, folder, tmp_path):
 def test_only_embeddings_of_this_model_and_these_images_are_used(run, folder):
     model = Model.open(run.step_folder(Chain("bct", 0), 1) / "model")
     beside = model.folder.parent / "embeddings.safetensors"
-    before, test = beside.read_bytes(), TwoModelTest.open(folder / "c.yaml", None)
+    before, test = beside.read_bytes(), TwoModelTest.open(str(folder / "c.yaml"), None)
     wanted = stored(run, "bct", 1).vectors
 
     def embedded(test):
@@ -239,7 +239,7 @@ def test_only_embeddings_of_this_model_and_these_images_are_used(run, folder):
 
     anew, vectors = embedded(test)
     assert not anew and np.array_equal(vectors, wanted)
-    assert embedded(TwoModelTest.open(folder / "c.yaml", (24, 24)))[0]
+    assert embedded(TwoModelTest.open(str(folder / "c.yaml"), (24, 24)))[0]
     try:
         samples, vectors = read_embeddings(beside)
         write_embeddings(beside, samples, vectors + 1, "another model")
@@ -256,7 +256,7 @@ def test_bad_input_is_one_line_and_exit_2(run, folder, small_folder):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "it can tell is tar@0.05" in done.stderr
     with pytest.raises(InputError, match="no images with roles query and gallery"):
-        compatibility(model, model, small_folder, None, {}, None, CONSOLE)
+        compatibility(model, model, str(small_folder), None, {}, None, CONSOLE)
     with pytest.raises(InputError, match=r"--confidence: .* less than 1"):
         compatibility(model, model, config, None, {"confidence": 2.0}, None, CONSOLE)
     with pytest.raises(InputError, match="--at: 'top9' is no operating point"):

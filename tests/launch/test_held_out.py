@@ -17,6 +17,7 @@ from launch.config import load_config
 from launch.folder import Run
 from launch.held_out import HeldOutTest, Measurement, open_tests
 from launch.neighbourhoods import OldModel
+from tests.data_shards.servers import serving
 from tests.held_out_sets import TESTS, configured, opened, spread
 from trainer.evaluation.held_out import open_held_out
 from trainer.evaluation.identification import identify
@@ -199,8 +200,10 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
     assert set(found) == set(TESTS)
     assert not list(step.glob("held-out-*"))
     config = load_config(tmp_path / "c.json")
+    largest = max(path.stat().st_size for path in sets.rglob("*.tar"))
+    cache = CacheSettings(folder=tmp_path / "cache", bytes=2 * largest, wait=0.001)
     alone = one_after_another(
-        OldModel(str(small_folder), CacheSettings(), 1, tmp_path / "target.json", "alone")
+        OldModel(str(small_folder), cache, 1, tmp_path / "target.json", "alone")
     )
     embedded, calls_left = [], [3]
 
@@ -221,3 +224,10 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
     expected = measurement.measure(open_tests(config.evaluation))
     assert found == json.loads(json.dumps(expected))
     assert len(embedded) == len(set(embedded)) > 3  # nothing was embedded again
+    with serving(sets) as server:  # the same sets by URL, through a cache of two shards
+        server.faults["market/shard-00001.tar"] = ["corrupt", "drop"]
+        tests = open_tests(configured(server.url), cache)
+        assert measurement.measure(tests) == expected
+    held = [path.stat().st_size for path in (cache.folder / "shards").glob("[!.]*")]
+    assert 0 < sum(held) <= cache.bytes
+    assert len(set(server.requests)) > 2 * len(held)

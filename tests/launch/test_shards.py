@@ -18,6 +18,7 @@ from data_shards.sources.registry import SOURCES
 from data_shards.writer import write_dataset
 from launch.cli import app
 from tests.conftest import jpeg, source
+from tests.data_shards.servers import serving
 from tests.data_shards.test_folder import put
 
 
@@ -105,6 +106,17 @@ def test_info_tells_images_per_identity_cameras_roles_and_tables(described):
                  "16 × 16", "pairs (1 rows)"):  # fmt: skip
         assert line in told
     assert "files are as written" in " ".join(shards("verify", described).split())
+
+
+def test_a_dataset_by_url_is_verified_told_of_and_shown(described, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with serving(described) as server:
+        told = " ".join(shards("info", server.url).split())
+        assert "train 6, query 5" in told and "pairs (1 rows)" in told and server.url in told
+        assert "6 files are as written" in " ".join(shards("verify", server.url).split())
+        for place in (server.url, described):
+            shards("show", place, "--out", tmp_path / f"{place == described}.png")
+    assert (tmp_path / "True.png").read_bytes() == (tmp_path / "False.png").read_bytes()
 
 
 def test_show_draws_each_identity_in_a_row_of_its_images(described, tmp_path):

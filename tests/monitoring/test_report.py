@@ -51,6 +51,7 @@ def test_means_and_deviations_are_over_seeds(tmp_path):
     assert row["map"]["mean"] == pytest.approx(statistics.fmean(values))
     assert row["map"]["std"] == pytest.approx(statistics.stdev(values))
     assert [method for _, method in ordered_methods(rows)] == ["finetune", "fkd"]
+    assert [method for _, method in ordered_methods(rows, "forgetting")] == ["fkd", "finetune"]
 
 
 def test_the_report_holds_everything_and_runs_nothing(tmp_path):

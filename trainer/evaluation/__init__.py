@@ -1,10 +1,10 @@
 """Evaluation protocols: pure functions of embeddings and labels."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data_shards.remote import normal
 from data_shards.settings import Settings
 from trainer.evaluation.compatibility import CompatibilitySettings
 
@@ -12,19 +12,24 @@ from trainer.evaluation.compatibility import CompatibilitySettings
 class HeldOutSettings(Settings):
     """A test set of its own, embedded and measured after every learning step."""
 
-    dataset: Path
-    """Folder of the test set's shards, as `perennial shards import` writes them."""
+    dataset: str
+    """Folder or fsspec URL of the test set's shards, as `perennial shards import` writes them."""
     protocol: Literal["verification", "identification", "templates", "retrieval"]
     """What is measured, see docs/protocols.md. verification: 10-fold accuracy and TAR at FAR of the
     table `pairs`. identification: rank-1 of every image's mates among distractors. templates: TAR
     at FAR of `template_pairs`, TPIR at FPIR of `search`. retrieval: CMC, mAP and mINP of the images
     with role query in those with role gallery."""
-    distractors: Path | None = None
-    """Folder of the distractors' shards, for identification; none: the dataset's own images with
-    role distractor."""
+    distractors: str | None = None
+    """Folder or URL of the distractors' shards, for identification; none: the dataset's own
+    images with role distractor."""
     mirror: bool | None = None
     """Whether an image's vector is the sum of its own embedding and of its mirror image's (twice
     the time); none: for verification only, as is customary there."""
+
+    @field_validator("dataset", "distractors")
+    @classmethod
+    def _can_be_read(cls, location: str | None) -> str | None:
+        return None if location is None else normal(location)
 
     @model_validator(mode="after")
     def _distractors_have_a_use(self) -> "HeldOutSettings":

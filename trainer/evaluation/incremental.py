@@ -4,6 +4,9 @@
 images among all classes seen so far; entries above the diagonal do not exist and are not read.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +26,44 @@ def task_accuracy(predicted: Ids, label: Ids, rows: tuple[int, ...]) -> Floats:
     if not counts.all():
         raise ValueError(f"task {int(np.argmin(counts))} has no test image")
     return np.bincount(task[predicted == label], minlength=len(rows)) / counts
+
+
+def predicted_classes(
+    embeddings: NDArray[np.float32], directions: NDArray[np.float32]
+) -> NDArray[np.int64]:
+    """The class [n] with the largest logit of each embedding [n, d] over classifier rows [C, d].
+
+    Blocks of embeddings bound the logits to 64 MiB or one row. Of equal logits the first counts.
+    """
+    block = max(1, (1 << 24) // len(directions))
+    parts = [
+        (embeddings[first : first + block] @ directions.T).argmax(axis=1)
+        for first in range(0, len(embeddings), block)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+
+def so_far(accuracies: Sequence[Sequence[float]], rows: tuple[int, ...]) -> dict[str, Any]:
+    """The figures after the last of t + 1 tasks, as evaluation.json has them.
+
+    `accuracies` has a list a model, with its accuracy on each task up to its own; `rows` says where
+    each task's classes end. ``tasks`` is the last list; ``class_accuracy`` is over all classes,
+    ``average_accuracy`` its mean over the models, ``forgetting`` as `average_forgetting`, and left
+    out after the first task.
+    """
+    count = len(accuracies)
+    matrix = np.zeros((count, count))
+    for task, own in enumerate(accuracies):
+        matrix[task, : task + 1] = own
+    by_model = average_accuracy(matrix, np.diff(rows[:count], prepend=0))
+    found = {
+        "tasks": list(accuracies[-1]),
+        "class_accuracy": float(by_model[-1]),
+        "average_accuracy": float(by_model.mean()),
+    }
+    if count > 1:
+        found["forgetting"] = float(average_forgetting(matrix)[-1])
+    return found
 
 
 def average_accuracy(accuracy: Floats, classes: NDArray[np.integer]) -> Floats:

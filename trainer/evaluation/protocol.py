@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data_shards.benchmark import Benchmark
 from data_shards.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
+from trainer.evaluation.incremental import predicted_classes, task_accuracy
 from trainer.evaluation.retrieval import Retrieval, nearest, retrieve
 from trainer.evaluation.roc import roc
 from trainer.evaluation.verification import squared_distances, ten_fold_accuracy
@@ -21,7 +22,7 @@ _DEPTH = 50  # ranks that the CMC curve reaches
 def samples_to_embed(benchmark: Benchmark) -> Ids:
     """Every sample that some test looks at, ascending."""
     parts = [benchmark.query, benchmark.gallery, benchmark.seen_query, benchmark.seen_gallery]
-    return np.unique(np.concatenate(parts))
+    return np.unique(np.concatenate([*parts, *benchmark.classified]))
 
 
 class Embedded:
@@ -66,6 +67,28 @@ def evaluate(
         found = _search(dataset, embedded, benchmark.seen_query, benchmark.seen_gallery)
         measured["seen_top1"] = float(found.cmc[0])
     return measured
+
+
+def class_accuracies(
+    dataset: ShardDataset,
+    benchmark: Benchmark,
+    step: int,
+    samples: Ids,
+    embeddings: NDArray[np.float32],
+    directions: NDArray[np.float32],
+) -> list[float]:
+    """Accuracy on each learning step's own test images up to `step`, among all classes so far.
+
+    `embeddings` [n, d] are those of `samples` [n] (ascending), `directions` [C, d] the classifier's
+    rows. Empty where the benchmark names no test images of a step's classes.
+    """
+    tested = benchmark.classified[: step + 1]
+    if not tested or not all(map(len, tested)):
+        return []
+    own = np.concatenate(tested)
+    predicted = predicted_classes(embeddings[np.searchsorted(samples, own)], directions)
+    label = benchmark.row[dataset.identity[own]]
+    return task_accuracy(predicted, label, benchmark.rows[: step + 1]).tolist()
 
 
 def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def of_dataset(dataset: ShardDataset) -> Trials:
 
     Raises InputError for none.
     """
-    held, what = set(dataset.manifest.get("tables", ())), str(dataset.folder)
+    held, what = set(dataset.manifest.get("tables", ())), dataset.location
     if "templates" in held:
         return _templates(dataset, held, what)
     search = pairs = None

@@ -41,7 +41,7 @@ class Identification:
         probes, others = self._cleaned or (self._probes, self._distractors)
         if not (np.bincount(self._identity[probes], minlength=1) > 1).any() or not len(others):
             raise InputError(
-                f"{dataset.folder} has no two images of one identity to find each other among "
+                f"{dataset.location} has no two images of one identity to find each other among "
                 "distractors: import it again"
             )
 

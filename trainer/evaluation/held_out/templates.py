@@ -32,7 +32,7 @@ class Templates:
         held = dataset.manifest["tables"]
         if not {"template_pairs", "search"} & set(held):
             raise InputError(
-                f"{dataset.folder} has neither of the tables template_pairs and search: "
+                f"{dataset.location} has neither of the tables template_pairs and search: "
                 "import it again"
             )
         if "template_pairs" in held:
@@ -40,7 +40,7 @@ class Templates:
             there = np.isin(left, known) & np.isin(right, known)
             self._pairs = left[there], right[there], same[there]
             if len(np.unique(same[there])) < 2:
-                raise InputError(f"the template pairs of {dataset.folder} are all of one kind")
+                raise InputError(f"the template pairs of {dataset.location} are all of one kind")
         if "search" in held:
             search = columns(dataset.table("search"), "template", "subject", "part")
             there = np.isin(search[0], known)
@@ -75,7 +75,7 @@ def _check(dataset: ShardDataset, subject: Ids, part: NDArray[Any]) -> None:
     mated = [np.isin(wanted, subject[part == gallery]) for gallery in galleries]
     if not galleries or not all(one.any() and not one.all() for one in mated):
         raise InputError(
-            f"the search of {dataset.folder} needs a gallery, and for each probes with a mate in "
+            f"the search of {dataset.location} needs a gallery, and for each probes with a mate in "
             "it and probes without: import it again"
         )
 

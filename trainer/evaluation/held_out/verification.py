@@ -26,7 +26,7 @@ class Verification:
         self._refused = int((~there).sum())
         if len(np.unique(self._fold)) < 2 or len(np.unique(self._same)) < 2:
             raise InputError(
-                f"the pairs of {dataset.folder} need two folds and both kinds: import it again"
+                f"the pairs of {dataset.location} need two folds and both kinds: import it again"
             )
 
     def samples(self) -> dict[str, Ids]:
