@@ -17,7 +17,7 @@ from launch.ledger import Ledger
 from launch.neighbourhoods import embed
 from launch.phases import pending, phases
 from launch.plan import plan_run, split_of
-from launch.run import execute
+from tests.alone import execute_alone
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
 from trainer.prototypes import read_prototypes
@@ -69,7 +69,7 @@ def configured(dataset, folder, methods, adopted, **others):
 def test_a_chain_begins_with_a_model_without_classifier(small_folder, program, tmp_path):
     model = adopt(program, tmp_path / "model")
     config = configured(small_folder, tmp_path, {"bct-sys": {}}, tmp_path / "model")
-    execute(config, tmp_path / "run", QUIET)
+    execute_alone(config, tmp_path / "run")
     run, chain = Run.open(tmp_path / "run", config), Chain("bct-sys", 0)
     kinds = [phase.kind for phase in phases(run)]
     assert kinds == ["adopt", "evaluate", "prototypes", "train", "evaluate"]
@@ -129,7 +129,7 @@ def test_methods_that_cannot_begin_so_are_refused(
     adopt(program, tmp_path / "model")
     config = configured(small_folder, tmp_path, methods, tmp_path / "model", **others)
     with pytest.raises(InputError, match=words):
-        execute(config, tmp_path / "run", QUIET)
+        execute_alone(config, tmp_path / "run")
 
 
 def test_the_plan_begins_with_what_is_trained(small_folder, program, tmp_path):

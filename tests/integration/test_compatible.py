@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
@@ -15,7 +14,7 @@ from launch.config import load_config
 from launch.folder import Chain, Run
 from launch.neighbourhoods import embed
 from launch.phases import phases
-from launch.run import execute
+from tests.alone import execute_alone
 from trainer.heads.collectives import Ranks
 from trainer.loop import build_anchor
 from trainer.model import Model
@@ -62,7 +61,7 @@ def run(small_folder, tmp_path_factory):
     }
     (folder / "c.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     config = load_config(folder / "c.yaml")
-    execute(config, folder / "run", Console(quiet=True))
+    execute_alone(config, folder / "run")
     return Run.open(folder / "run", config)
 
 
@@ -144,7 +143,7 @@ def test_answers_that_are_out_of_date_are_replaced(run, tmp_path):
     lines = ledger.read_text().splitlines(keepends=True)
     ledger.write_text("".join(line for line in lines if again not in line))
     (stale := copy / "chains/l2/seed-0/steps/2/neighbours/stale").touch()
-    execute(run.config, copy, Console(quiet=True))
+    execute_alone(run.config, copy)
     assert not stale.exists()
     kept = "chains/l2/seed-0/steps/2/evaluation.json"
     assert (copy / kept).read_text() == (run.folder / kept).read_text()
