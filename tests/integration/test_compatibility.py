@@ -251,7 +251,7 @@ def test_only_embeddings_of_this_model_and_these_images_are_used(run, folder):
 
 
 def test_bad_input_is_one_line_and_exit_2(run, folder, small_folder):
-    model, config = run.step_folder(Chain("bct", 0), 1) / "model", folder / "c.yaml"
+    model, config = run.step_folder(Chain("bct", 0), 1) / "model", str(folder / "c.yaml")
     done = command(model, "--with", model, "--on", config, "--at", "tar@1e-4")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "it can tell is tar@0.05" in done.stderr
