@@ -139,7 +139,13 @@ def check_given(run: Run) -> None:
             )
         if adopted.rows:
             _row_order(run, adopted)
+    names = next(iter(run.given.values())).names() if run.config.continues else []
     for chain, model in run.given.items():
+        if run.config.continues and model.names() != names:
+            raise InputError(
+                f"the models of {run.config.continues} know different identities: continue "
+                f"{chain.name} in a run of its own"
+            )
         if model.adopted and (teacher.precision != "fp32" or teacher.compile):
             raise InputError(
                 "adopted models run as they are: leave out teacher.precision and .compile"

@@ -13,26 +13,25 @@ def first_model(config: RunConfig, folder: Path, chain: str) -> Path:
 
     Raises InputError when the run that it `continues` has no such model, or withheld it.
     """
-    own = folder / "chains" / chain / "steps" / "0" / "model"
+    own = _copy(folder, chain)
     return own if own.exists() else _last_model(config, chain)
 
 
 def known_names(config: RunConfig, folder: Path) -> list[str] | None:
     """The identities that the run's first models know, by row; None where it begins with none.
 
-    Raises InputError when they do not all know the same.
+    Read from any copy in the run folder, so that workers need not find the run that it `continues`.
+    Raises InputError as `first_model` does.
     """
     if config.continues is None:
         return None
     chains = [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
-    names = [row_names(first_model(config, folder, chain)) for chain in chains]
-    for chain, other in zip(chains, names, strict=True):
-        if other != names[0]:
-            raise InputError(
-                f"the models of {chains[0]} and {chain} in {config.continues} know different "
-                "identities: continue them in runs of their own"
-            )
-    return names[0]
+    copied = [chain for chain in chains if _copy(folder, chain).exists()]
+    return row_names(first_model(config, folder, (copied or chains)[0]))
+
+
+def _copy(folder: Path, chain: str) -> Path:
+    return folder / "chains" / chain / "steps" / "0" / "model"
 
 
 def _last_model(config: RunConfig, chain: str) -> Path:

@@ -1,6 +1,8 @@
 """Next month's identities: a run goes on from another run's last models, without its images."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +105,29 @@ def test_the_months_that_follow_do_not_need_those_before(first, tmp_path):
     assert model.rows == 90
     found = json.loads((tmp_path / "month-3" / "ledger.jsonl").read_text().splitlines()[0])
     assert found["kind"] == "adopt"
+
+
+def test_workers_elsewhere_need_not_find_the_run_that_is_continued(first, tmp_path, monkeypatch):
+    """A relative path means nothing in the folder that Ray's workers are in."""
+    monkeypatch.chdir(first)
+    dataset = month(tmp_path / "data-2", 60, 60)
+    config = continued(tmp_path, dataset, continues="month-1")
+    out = tmp_path / "month-2"
+    names = Run.open(out, config).benchmark.names.tolist()
+    own = Path("chains/fkd/seed-0/steps")
+    shutil.copytree(first / "month-1" / own / "1" / "model", out / own / "0" / "model")
+    monkeypatch.chdir(tmp_path)
+    assert Run.open(out, config).benchmark.names.tolist() == names
+
+
+def test_models_that_know_different_identities_are_not_continued_together(first, tmp_path):
+    shutil.copytree(first / "month-1", tmp_path / "month-1")
+    theirs = tmp_path / "month-1" / "chains" / "fkd" / "seed-0" / "steps"
+    shutil.rmtree(theirs / "1" / "model")
+    shutil.copytree(theirs / "0" / "model", theirs / "1" / "model")
+    config = continued(tmp_path, month(tmp_path / "data-2", 60, 60))
+    with pytest.raises(InputError, match="know different identities: continue fkd/seed-0 in"):
+        check_given(Run.open(tmp_path / "run", config))
 
 
 def test_a_continued_step_equals_that_step_of_a_run_over_both_months(first, tmp_path):
