@@ -243,7 +243,7 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
                 "cache": {"folder": str(cache), "bytes": room},
                 "max_quarantined": 20,
             },
-            "embedder": {"width": 16, "dimension": 64},
+            "embedder": {"width": 40, "dimension": 64},  # enough work that input is ahead
             "training": {
                 "iterations": ENDLESS,
                 "batch": 72,
