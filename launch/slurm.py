@@ -48,6 +48,7 @@ driver=$!
 trap 'asked=1; kill -TERM $driver' TERM
 while asked=; wait $driver; code=$?; [ -n "$asked" ]; do :; done
 trap : TERM
+rm -f "$RAY_AUTH_TOKEN_PATH"  # before Slurm can kill this script for the requeue
 # at once: Ray may take half a minute to end
 if [ $code = {saved} ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit $code

@@ -84,7 +84,8 @@ def test_launched_interrupted_and_launched_again(small_folder, tmp_path, record_
         assert len(tokens) == 1
         token = tokens.pop()
         assert len(token) == 64
-        assert not any(token in " ".join(process.cmdline()) for process in psutil.process_iter())
+        lines = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+        assert not any(token in " ".join(line) for line in lines)
         os.kill(launcher.pid, signal.SIGINT)
         code, printed, err = finish(launcher)
         assert code == 130, err

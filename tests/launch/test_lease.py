@@ -220,6 +220,7 @@ def test_stop_asks_the_holder_and_nobody_else(driver, tmp_path, monkeypatch):
     assert process.is_alive()
     assert ask_to_end(tmp_path).pid == process.pid
     process.join(60)
-    assert process.exitcode == -signal.SIGTERM
+    # Ray, where it was used in this process before, leaves a handler that exits with the number
+    assert abs(process.exitcode) == signal.SIGTERM
     with pytest.raises(InputError, match="which is gone"):
         ask_to_end(tmp_path)
