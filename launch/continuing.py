@@ -25,9 +25,13 @@ def known_names(config: RunConfig, folder: Path) -> list[str] | None:
     """
     if config.continues is None:
         return None
-    chains = [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
+    chains = _chains(config)
     copied = [chain for chain in chains if _copy(folder, chain).exists()]
     return row_names(first_model(config, folder, (copied or chains)[0]))
+
+
+def _chains(config: RunConfig) -> list[str]:
+    return [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
 
 
 def _copy(folder: Path, chain: str) -> Path:
@@ -38,7 +42,7 @@ def _last_model(config: RunConfig, chain: str) -> Path:
     before = config.continues
     assert before is not None
     theirs = kept_config(before)
-    chains = [f"{method}/seed-{seed}" for seed in theirs.seeds for method in theirs.methods]
+    chains = _chains(theirs)
     if chain not in chains:
         raise InputError(
             f"{before} has no {chain}, only {', '.join(chains)}: name methods and seeds as there"
@@ -47,8 +51,8 @@ def _last_model(config: RunConfig, chain: str) -> Path:
     model = before / "chains" / chain / "steps" / str(last) / "model"
     if not model.exists():
         raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
-    compared = model.with_name("compatibility.json")
-    gated = theirs.evaluation.compatibility is not None and theirs.evaluation.compatibility.gate
+    compared, gate = model.with_name("compatibility.json"), theirs.evaluation.compatibility
+    gated = gate is not None and gate.gate and chain.partition("/")[0] != gate.paragon
     if gated and last and not (compared.exists() and json.loads(compared.read_text())["holds"]):
         raise InputError(
             f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "

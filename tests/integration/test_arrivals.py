@@ -14,6 +14,7 @@ from data_shards.settings import InputError
 from data_shards.writer import write_dataset
 from launch.adopting import check_given
 from launch.config import load_config
+from launch.continuing import first_model
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
@@ -128,6 +129,25 @@ def test_models_that_know_different_identities_are_not_continued_together(first,
     config = continued(tmp_path, month(tmp_path / "data-2", 60, 60))
     with pytest.raises(InputError, match="know different identities: continue fkd/seed-0 in"):
         check_given(Run.open(tmp_path / "run", config))
+
+
+def test_what_a_gate_withheld_is_not_continued(first, tmp_path):
+    """But the paragon, of which nothing is asked, is."""
+    out = shutil.copytree(first / "month-1", tmp_path / "month-1")
+    values = yaml.safe_load((out / "run.yaml").read_text())
+    values["evaluation"]["compatibility"] = {"gate": True, "paragon": "finetune", "at": ["top1"]}
+    (out / "run.yaml").write_text(yaml.safe_dump(values))
+    config = continued(tmp_path, first / "data-1")
+    verdict = out / "chains" / "fkd" / "seed-0" / "steps" / "1" / "compatibility.json"
+    for holds in (None, False, True):
+        if holds is not None:
+            verdict.write_text(json.dumps({"holds": holds}))
+        assert first_model(config, tmp_path / "run", "finetune/seed-0").exists()
+        if holds:
+            assert first_model(config, tmp_path / "run", "fkd/seed-0").exists()
+            continue
+        with pytest.raises(InputError, match="has not published fkd/seed-0/step-1"):
+            first_model(config, tmp_path / "run", "fkd/seed-0")
 
 
 def test_a_continued_step_equals_that_step_of_a_run_over_both_months(first, tmp_path):
