@@ -71,10 +71,16 @@ def scraped(small_folder, tmp_path_factory):
             run = start(config, out)
             back = "a driver that is back is still missed"
             wait_for(lambda: not prometheus.firing(lost), back)
+            # actors live for as long as there is work: it waits until Prometheus has noticed them
+            wait_for((out / "targets" / "actor-0.json").exists, "no actor was started")
+            run.send_signal(signal.SIGSTOP)
+            wait_for(lambda: prometheus.query('up{job="actor"} == 1'), "no actor was scraped")
+            run.send_signal(signal.SIGCONT)
             assert run.wait(timeout=420) == 0, run.stderr.read()
             yield prometheus, begun, time.time()
     finally:
         if run is not None:
+            run.send_signal(signal.SIGCONT)
             run.terminate()
             run.wait()
 
