@@ -1,7 +1,7 @@
 """MegaFace's feature files: one embedding each, as its evaluation programs read and write them.
 
 Little-endian: four int32 (dimension, 1, 4 = bytes of a number, 5 = its type, float32), then the
-numbers.
+numbers. A tree of them mirrors the tree of images: ``Al_B/1.png`` has ``Al_B/1.png_MODEL.bin``.
 """
 
 import struct
@@ -11,25 +11,50 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from data_shards.sources.listing import leads_outside
 
 _HEADER = struct.Struct("<4i")
 _COLUMNS, _BYTES, _FLOAT32 = 1, 4, 5
+_COLLECTIONS = ("facescrub/", "megaface/")
+"""What our keys begin with and the benchmark's lists do not."""
+
+
+def file_ending(text: str) -> str:
+    """What a feature file's name has behind the image's. Raises InputError."""
+    if not text or "/" in text:
+        raise InputError(f"--features {text!r}: give what file names end in, such as _ours.bin")
+    return text
+
+
+def feature_name(key: str, ending: str) -> str:
+    """Where below a tree the feature file of the image with this key is.
+
+    Raises InputError when that would be elsewhere.
+    """
+    for collection in _COLLECTIONS:
+        key = key.removeprefix(collection)
+    if leads_outside(key + ending):
+        raise InputError(f"an image is called {key!r}, and its feature file would lie elsewhere")
+    return key + ending
 
 
 def write_feature(path: Path, embedding: NDArray[Any]) -> None:
-    """Writes `embedding` ([d]) as a feature file."""
+    """Writes `embedding` ([d]) as a feature file; a crash may leave part of it."""
     header = _HEADER.pack(len(embedding), _COLUMNS, _BYTES, _FLOAT32)
-    write_atomically(path, header + embedding.astype("<f4").tobytes())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(header + embedding.astype("<f4").tobytes())
 
 
 def read_feature(path: Path) -> NDArray[np.float32]:
     """The embedding [d] in a feature file.
 
-    Raises InputError when it is damaged or holds anything but finite float32 numbers.
+    Raises InputError when it is missing, damaged or holds anything but finite float32 numbers.
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"feature file {path} cannot be read: {error.strerror}") from error
     if len(content) < _HEADER.size:
         raise InputError(f"{path} has {len(content)} bytes, too few for a feature file")
     dimension, *kind = _HEADER.unpack_from(content)

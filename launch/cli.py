@@ -13,7 +13,7 @@ from rich.table import Table
 
 from data_shards.settings import InputError
 from launch.launching import launching
-from launch.outside import adopt, backfill, embed
+from launch.model_commands import adopt, backfill, embed, evaluate
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
@@ -30,7 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
-for command in (adopt, embed, backfill):
+for command in (adopt, embed, backfill, evaluate):
     app.command()(command)
 
 _INTERRUPTED = 130

@@ -12,7 +12,7 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.pipeline import image_size
 from launch.crew import Crew
 from launch.folder import Run
-from launch.held_out import Measurement
+from launch.held_out import Embedding, Measurement
 from launch.neighbourhoods import neighbour_examples, units
 from launch.phases import Phase
 from monitoring.results import figures
@@ -114,9 +114,8 @@ class CpuPhases:
             scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
             size = image_size(run.dataset, config.data)
             data = config.data.model_copy(update={"image_size": size})
-            measurement = Measurement(
-                model.folder, data, config.teacher.batch, scratch, self._crew.map
-            )
+            vectors = Embedding(model.folder, data, config.teacher.batch, self._crew.map)
+            measurement = Measurement(vectors, scratch, self._crew.map)
             measured["tests"] = measurement.measure(run.held_out)
         run.fence.check()
         write_json(phase.output, measured)

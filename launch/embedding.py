@@ -1,7 +1,9 @@
 """Embeds all images of a dataset with a model, a shard a unit of work, going on after a kill."""
 
+import csv
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from data_shards.dataset import ShardDataset
+from data_shards.features import feature_name, write_feature
 from data_shards.files import fsync, sha256, write_json
 from data_shards.pipeline import PipelineSettings, image_size
 from data_shards.remote import CacheSettings, is_remote
@@ -32,6 +35,8 @@ from trainer.teacher import TeacherSettings
 
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
+FEATURES = "features.json"
+"""What a folder of feature files was made of."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def run_embed(model: Model, images: Images, out: Path, spread: Spread, console: Console) -> None:
+def run_embed(
+    model: Model,
+    images: Images,
+    out: Path,
+    spread: Spread,
+    console: Console,
+    features: str | None = None,
+) -> None:
     """Writes `model`'s vectors of all `images` to `out`: a gallery's folder, .npy or .safetensors.
 
-    Goes on where an earlier attempt was stopped. Raises InputError.
+    Or a folder of MegaFace's feature files, their names ending in `features`. Goes on where an
+    earlier attempt was stopped. Raises InputError.
     """
     plan, work = images.plan(model), out.with_name(f".{out.name}.embedding")
+    if features is not None:
+        plan["features"] = features
+        if out.suffix in FLAT:
+            raise InputError(f"--features writes a folder of files: {out} is the name of a file")
     if out.exists():
         _check_same(out, plan)
     else:
@@ -139,6 +156,8 @@ def run_embed(model: Model, images: Images, out: Path, spread: Spread, console: 
             part = work / "gallery"
             files = embed_shards(images, model, everything, part, 0, spread)
             finish = _publish_flat if out.suffix in FLAT else _publish_gallery
+            if features is not None:
+                finish = _publish_features
             finish(out, part, files, plan)
     shutil.rmtree(work, ignore_errors=True)
     console.print(
@@ -167,7 +186,9 @@ def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
 def _check_same(out: Path, plan: dict[str, Any]) -> None:
     """Raises InputError unless `out` holds just these vectors."""
     remedy = f"give another --out, or delete {out}"
-    if out.suffix not in FLAT:
+    if "features" in plan and (out / FEATURES).exists():
+        settle(out / FEATURES, plan, remedy)
+    elif out.suffix not in FLAT:
         gallery = Gallery.open(out)
         if [gallery.dataset, *gallery.dimensions] != [plan["dataset"], plan["model"]]:
             models = " and ".join(gallery.dimensions)
@@ -203,6 +224,21 @@ def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[s
         (out / file.name).with_suffix(".tsv").unlink()
     for of_the_actors in ("targets", "logs"):
         shutil.rmtree(out / of_the_actors, ignore_errors=True)
+
+
+def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
+    """Writes a feature file an image; the folder appears when all are there."""
+    tree = part / "features"
+    shutil.rmtree(tree, ignore_errors=True)
+    for file in files.values():
+        _, vectors = read_embeddings(file, plan["model"])
+        with file.with_suffix(".tsv").open(newline="") as lines:
+            keys = [key for key, _ in csv.reader(lines, delimiter="\t")]
+        for key, vector in zip(keys, vectors, strict=True):
+            write_feature(tree / feature_name(key, plan["features"]), vector)
+    write_json(tree / FEATURES, plan)
+    os.sync()  # at once, instead of a file at a time
+    tree.rename(out)
 
 
 def _publish_flat(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:

@@ -4,7 +4,8 @@ Embeddings go through files, so that no process holds those of a million images.
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.remote import CacheSettings, Count, anywhere, ignore
 from data_shards.settings import InputError
 from launch.neighbourhoods import units
-from trainer.evaluation import EvaluationSettings
+from trainer.evaluation import Distance, EvaluationSettings, HeldOutSettings
 from trainer.evaluation.held_out import open_held_out
 from trainer.evaluation.held_out.common import HeldOut
 from trainer.evaluation.vectors import StoredVectors
 
+Ids = NDArray[np.int64]
 Map = Callable[[str, list[tuple[Any, ...]]], list[Any]]
 """Calls an actor's method with each of several arguments, and returns the results in order."""
 
@@ -42,31 +44,49 @@ class HeldOutTest:
         return fingerprint({part: held.fingerprint for part, held in self.datasets.items()})
 
 
+def open_test(
+    test: HeldOutSettings,
+    distance: Distance,
+    cache: CacheSettings | None = None,
+    count: Count = ignore,
+) -> HeldOutTest:
+    """Opens a test set; `cache` will hold the shards of remote ones. Raises InputError."""
+    parts = {"dataset": test.dataset, "distractors": test.distractors}
+    datasets = {
+        part: ShardDataset.open(location, cache, count)
+        for part, location in parts.items()
+        if location is not None
+    }
+    return HeldOutTest(datasets, open_held_out(test, distance, **datasets), test.mirrored)
+
+
 def open_tests(
     settings: EvaluationSettings, cache: CacheSettings | None = None, count: Count = ignore
 ) -> dict[str, HeldOutTest]:
-    """Opens every test set; `cache` will hold the shards of remote ones.
-
-    Raises InputError naming the test for what is missing.
-    """
+    """Opens every test set of a run. Raises InputError naming the test for what is missing."""
     tests = {}
     for name, test in settings.tests.items():
-        folders = {"dataset": test.dataset, "distractors": test.distractors}
-        datasets = {}
-        for part, folder in folders.items():
-            try:
-                if folder is not None:
-                    datasets[part] = ShardDataset.open(folder, cache, count)
-            except InputError as error:
-                raise InputError(f"evaluation.tests.{name}.{part}: {error}") from error
-        protocol = open_held_out(name, settings, datasets["dataset"], datasets.get("distractors"))
-        tests[name] = HeldOutTest(datasets, protocol, test.mirrored)
+        with _named(name):
+            tests[name] = open_test(test, settings.distance, cache, count)
     return tests
 
 
+@contextmanager
+def _named(test: str) -> Iterator[None]:
+    """An InputError within is of this test."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"evaluation.tests.{test}: {error}") from error
+
+
+Vectors = Callable[[HeldOutTest, str, Ids, Path], None]
+"""Writes the vectors [n, d], fp32, of samples [n] (ascending) of a test's part to a .npy file."""
+
+
 @dataclass(frozen=True)
-class Measurement:
-    """Puts one model to the tests."""
+class Embedding:
+    """`Vectors` that a model gives, a shard a unit of work."""
 
     model: Path
     """Its folder."""
@@ -74,40 +94,10 @@ class Measurement:
     """How images are read; `image_size` is what the model was trained on."""
     batch: int
     """Images of a forward pass."""
-    scratch: Path
-    """Holds the embeddings meanwhile; what an interrupted attempt left there is used."""
     map: Map
 
-    def measure(self, tests: Mapping[str, HeldOutTest]) -> dict[str, Any]:
-        """The results of each test by its name."""
-
-        def spread(calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-            return self.map("call", list(calls))
-
-        measured = {}
-        for name, test in tests.items():
-            vectors = {
-                part: StoredVectors(
-                    self._embedded(test, part, samples, self.scratch / name / part),
-                    samples,
-                    test.protocol.normalised,
-                )
-                for part, samples in test.protocol.samples().items()
-            }
-            try:
-                measured[name] = test.protocol.measure(vectors, spread)
-            except InputError as error:
-                raise InputError(f"evaluation.tests.{name}: {error}") from error
-        shutil.rmtree(self.scratch)
-        return measured
-
-    def _embedded(
-        self, test: HeldOutTest, part: str, samples: NDArray[np.int64], folder: Path
-    ) -> Path:
-        """A file of the embeddings [n, d] of `samples` (ascending), a shard a unit of work."""
-        joined, dataset = folder.with_suffix(".npy").absolute(), test.datasets[part]
-        if joined.exists():
-            return joined
+    def __call__(self, test: HeldOutTest, part: str, samples: Ids, target: Path) -> None:
+        dataset, folder = test.datasets[part], target.with_suffix("")
         files = {folder / f"{shard:05d}.npy": own for shard, own in units(dataset, samples)}
         where = self.model.resolve(), anywhere(dataset.location)
         how = test.mirrored, self.data, self.batch
@@ -116,13 +106,49 @@ class Measurement:
             [(*where, f.resolve(), own, *how) for f, own in files.items() if not f.exists()],
         )
         dimension = np.load(next(iter(files)), mmap_mode="r").shape[1]
-        unfinished = folder.with_suffix(".part")
-        whole = np.lib.format.open_memmap(unfinished, "w+", np.float32, (len(samples), dimension))
-        done = 0
-        for file, own in files.items():
-            whole[done : done + len(own)] = np.load(file, mmap_mode="r")
-            done += len(own)
-        whole.flush()
-        unfinished.rename(joined)
+        with new_matrix(target, (len(samples), dimension)) as whole:
+            done = 0
+            for file, own in files.items():
+                whole[done : done + len(own)] = np.load(file, mmap_mode="r")
+                done += len(own)
         shutil.rmtree(folder)
-        return joined
+
+
+@contextmanager
+def new_matrix(target: Path, shape: tuple[int, int]) -> Iterator[NDArray[np.float32]]:
+    """A matrix to fill, which is then `target`, .npy, fp32, whole or not at all."""
+    unfinished = target.with_suffix(".part")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    whole = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+    yield whole
+    whole.flush()
+    unfinished.rename(target)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Puts vectors to tests."""
+
+    vectors: Vectors
+    scratch: Path
+    """Holds the vectors meanwhile; what an interrupted attempt left there is used."""
+    map: Map
+
+    def measure(self, tests: Mapping[str, HeldOutTest]) -> dict[str, Any]:
+        """The results of each test of a run by its name. Raises InputError naming the test."""
+        measured = {}
+        for name, test in tests.items():
+            with _named(name):
+                measured[name] = self.results(test, self.scratch / name)
+        shutil.rmtree(self.scratch)
+        return measured
+
+    def results(self, test: HeldOutTest, scratch: Path) -> dict[str, Any]:
+        """The results of one test, its vectors in the folder `scratch`. Raises InputError."""
+        stored = {}
+        for part, samples in test.protocol.samples().items():
+            file = (scratch / f"{part}.npy").absolute()
+            if not file.exists():
+                self.vectors(test, part, samples, file)
+            stored[part] = StoredVectors(file, samples, test.protocol.normalised)
+        return test.protocol.measure(stored, lambda calls: self.map("call", list(calls)))

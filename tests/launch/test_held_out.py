@@ -15,7 +15,7 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from launch.config import load_config
 from launch.folder import Run
-from launch.held_out import HeldOutTest, Measurement, open_tests
+from launch.held_out import Embedding, HeldOutTest, Measurement, open_tests
 from launch.neighbourhoods import OldModel
 from tests.data_shards.servers import serving
 from tests.held_out_sets import TESTS, configured, opened, spread
@@ -38,7 +38,7 @@ def one_after_another(actor):
 def measured(sets: Path, folder: Path, name: str):
     """Results of a test, its datasets and a random embedding of each of their samples."""
     datasets = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
-    protocol = open_held_out(name, configured(sets), *datasets.values())
+    protocol = open_held_out(configured(sets).tests[name], "cosine", **datasets)
     stored, embeddings = {}, {}
     for number, (part, samples) in enumerate(protocol.samples().items()):
         dataset = datasets[part]
@@ -137,7 +137,8 @@ def test_templates_are_verified_and_searched_in_both_galleries(sets, tmp_path):
 
 @pytest.mark.parametrize("name", list(TESTS))
 def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_path, name):
-    protocol = open_held_out(name, configured(sets), *opened(sets, name))
+    parts = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
+    protocol = open_held_out(configured(sets).tests[name], "cosine", **parts)
 
     class Diverged:
         def embed_held_out(self, model, dataset, out, samples, *how):
@@ -147,10 +148,9 @@ def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_
         def call(self, function, *arguments):
             return function(*arguments)
 
-    measurement = Measurement(
-        tmp_path, PipelineSettings(), 8, tmp_path / "scratch", one_after_another(Diverged())
-    )
-    parts = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
+    how = one_after_another(Diverged())
+    vectors = Embedding(tmp_path, PipelineSettings(), 8, how)
+    measurement = Measurement(vectors, tmp_path / "scratch", how)
     with pytest.raises(InputError, match=f"evaluation.tests.{name}: .*are NaN or infinite"):
         measurement.measure({name: HeldOutTest(parts, protocol, False)})
 
@@ -158,14 +158,14 @@ def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_
 @pytest.mark.parametrize(
     ("test", "words"),
     [
-        ({"dataset": "none", "protocol": "retrieval"}, "tests.t.dataset: .*none holds no dataset"),
+        ({"dataset": "none", "protocol": "retrieval"}, "tests.t: .*none holds no dataset"),
         ({"dataset": "pairs", "protocol": "retrieval"}, "tests.t: .*no image with role query"),
         ({"dataset": "market", "protocol": "verification"}, "tests.t: .*no table 'pairs'"),
         ({"dataset": "market", "protocol": "templates"}, "tests.t: .*no table 'templates'"),
         ({"dataset": "pairs", "protocol": "identification"}, "no image with role distractor"),
         (
             {"dataset": "pairs", "distractors": "gone", "protocol": "identification"},
-            r"tests.t.distractors: .*gone holds no dataset",
+            r"tests.t: .*gone holds no dataset",
         ),
     ],
 )
@@ -217,7 +217,8 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
         return alone(method, calls)
 
     data = config.data.model_copy(update={"image_size": (16, 16)})
-    measurement = Measurement(step / "model", data, 7, tmp_path / "scratch", interrupted)
+    vectors = Embedding(step / "model", data, 7, interrupted)
+    measurement = Measurement(vectors, tmp_path / "scratch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         measurement.measure(open_tests(config.evaluation))
     calls_left[0] = 1000

@@ -8,6 +8,8 @@ from data_shards.remote import normal
 from data_shards.settings import Settings
 from trainer.evaluation.compatibility import CompatibilitySettings
 
+Distance = Literal["cosine", "euclidean"]
+
 
 class HeldOutSettings(Settings):
     """A test set of its own, embedded and measured after every learning step."""
@@ -46,7 +48,7 @@ class HeldOutSettings(Settings):
 class EvaluationSettings(Settings):
     """How embeddings are compared."""
 
-    distance: Literal["cosine", "euclidean"] = "cosine"
+    distance: Distance = "cosine"
     """Cosine normalises embeddings first; Euclidean takes them as they are. Verification,
     identification and templates of `tests` always normalise, as their protocols say."""
     examples: int = 12

@@ -23,7 +23,7 @@ def made_up(dataset, seed=0, dimension=6):
 
 def by_the_protocol(sets, name, tmp_path):
     (dataset,) = opened(sets, name)
-    test = open_held_out(name, configured(sets), dataset)
+    test = open_held_out(configured(sets).tests[name], "cosine", dataset)
     model = made_up(dataset)
     np.save(tmp_path / "v.npy", model.vectors)
     vectors = StoredVectors(tmp_path / "v.npy", model.samples, test.normalised)

@@ -1,10 +1,13 @@
-"""The commands for models and galleries from outside: adopt, embed, backfill."""
+"""The commands on finished models and their vectors: adopt, embed, backfill, evaluate."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from data_shards.features import file_ending
+from data_shards.settings import InputError
 from launch.terminal import console
 
 ImageSize = Annotated[
@@ -65,6 +68,10 @@ def embed(
     out: Annotated[
         Path, typer.Option(help="Folder (a gallery, to be upgraded), or .npy or .safetensors.")
     ],
+    features: Annotated[
+        str | None,
+        typer.Option(help="Write MegaFace's feature files, named IMAGE + this: _ours.bin."),
+    ] = None,
     size: ImageSize = None,
     actors: Actors = None,
     address: Address = None,
@@ -73,7 +80,8 @@ def embed(
     from launch.embedding import run_embed
 
     opened, images, spread = _opened(model, shards, size, actors, address)
-    run_embed(opened, images, out, spread, console)
+    ending = None if features is None else file_ending(features)
+    run_embed(opened, images, out, spread, console, ending)
 
 
 def backfill(
@@ -94,6 +102,60 @@ def backfill(
 
     opened, images, spread = _opened(model, shards, size, actors, address)
     run_backfill(vectors, images, opened, budget, order, spread, console)
+
+
+def evaluate(
+    vectors: Annotated[
+        Path, typer.Argument(help="Model folder; with --features, a folder of feature files.")
+    ],
+    on: Annotated[str, typer.Option(help="Folder or URL of the test set's shards.")],
+    protocol: Annotated[
+        Literal["verification", "identification", "templates", "retrieval"],
+        typer.Option(help="See docs/protocols.md."),
+    ],
+    distractors: Annotated[
+        str | None, typer.Option(help="Folder or URL of shards, for identification.")
+    ] = None,
+    mirror: Annotated[
+        bool | None, typer.Option(help="Add the mirror image's embedding; default: verification.")
+    ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="Read vectors from MegaFace's feature files, named IMAGE + this."),
+    ] = None,
+    distractor_features: Annotated[
+        Path | None, typer.Option(help="Folder of the distractors'; default: the same.")
+    ] = None,
+    size: ImageSize = None,
+    actors: Actors = None,
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
+) -> None:
+    """Put one model, or vectors from elsewhere, to a test set that need not be part of a run."""
+    from launch.adopting import parse_size
+    from launch.config import ClusterSettings
+    from launch.evaluating import FeatureFiles, results_table, run_evaluate, settings_of_test
+    from trainer.model import Model
+
+    test = settings_of_test(dataset=on, protocol=protocol, distractors=distractors, mirror=mirror)
+    given: Model | FeatureFiles
+    if features is None:
+        if distractor_features is not None:
+            raise InputError("--distractor-features needs --features: how their files' names end")
+        given = Model.open(vectors)
+    else:
+        if mirror is not None or size is not None:
+            raise InputError("--mirror and --size are for images: feature files are as they are")
+        folders = {"dataset": vectors, "distractors": distractor_features or vectors}
+        given = FeatureFiles(folders, file_ending(features), console)
+    resized = parse_size(size) if size else None
+    actors_ = ClusterSettings(workers=0, actors=actors, address=address)
+    found = run_evaluate(given, test, resized, actors_, out, console)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        console.print(results_table(Path(on).name, found))
 
 
 def _opened(

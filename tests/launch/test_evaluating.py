@@ -1,0 +1,195 @@
+"""A test set for one model, and MegaFace's feature files out of a model and into a test."""
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from data_shards.dataset import ShardDataset
+from data_shards.features import read_feature, write_feature
+from data_shards.pipeline import PipelineSettings
+from data_shards.settings import InputError
+from data_shards.sources import SourceImage
+from data_shards.writer import write_dataset
+from launch.embedding import Images, run_embed
+from launch.evaluating import FeatureFiles, settings_of_test
+from launch.held_out import HeldOutTest, Measurement, open_test
+from launch.neighbourhoods import embed
+from tests.conftest import jpeg
+from tests.launch.test_galleries import adopted, here
+from trainer.evaluation.identification import identify
+from trainer.model import Model
+
+QUIET = Console(quiet=True)
+ENDING = "_ours.bin"
+
+
+@pytest.fixture(scope="module")
+def megaface(tmp_path_factory) -> Path:
+    """Datasets `facescrub` and `megaface`, as their importers name images."""
+    root = tmp_path_factory.mktemp("megaface")
+    probes = [(i, c, f"Al {i}", f"Al_{c}.png") for i in range(6) for c in range(3)]
+    # strangers who look like those that are looked for
+    others = [(i % 6, i, "7@N01", f"{i}_0.jpg") for i in range(20, 60)]
+    for name, images, role in (("facescrub", probes, "query"), ("megaface", others, "distractor")):
+        made = (
+            SourceImage(jpeg(i, c), f"{name}/{who}", name, f"{name}/{who}/{file}", role)
+            for i, c, who, file in images
+        )
+        write_dataset(made, root / name, {"kind": name}, 16)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Model:
+    return adopted(tmp_path_factory.mktemp("model") / "m", 0, 8)
+
+
+def everything(model: Model, dataset: ShardDataset) -> np.ndarray:
+    samples = np.arange(len(dataset))
+    return embed(model.embedder(), dataset, samples, PipelineSettings(), len(dataset))
+
+
+def write_features(model: Model, megaface: Path, out: Path) -> None:
+    for name in ("facescrub", "megaface"):
+        images = Images.open(str(megaface / name), None, model)
+        run_embed(model, images, out / name, here, QUIET, ENDING)
+
+
+@pytest.fixture(scope="module")
+def features(model, megaface, tmp_path_factory) -> Path:
+    """Trees of feature files of both."""
+    out = tmp_path_factory.mktemp("features")
+    write_features(model, megaface, out)
+    return out
+
+
+def opened(megaface: Path) -> HeldOutTest:
+    sides = {"dataset": str(megaface / "facescrub"), "distractors": str(megaface / "megaface")}
+    return open_test(settings_of_test(protocol="identification", **sides), "cosine")
+
+
+def read_in(features: Path, megaface: Path, scratch: Path) -> dict:
+    """The figures of feature files."""
+
+    def map_(method, calls):
+        return [function(*arguments) for function, *arguments in calls]
+
+    folders = {"dataset": features / "facescrub", "distractors": features / "megaface"}
+    files = FeatureFiles(folders, ENDING, QUIET)
+    return Measurement(files, scratch, map_).results(opened(megaface), scratch)
+
+
+def test_feature_files_mirror_the_tree_of_images(features, model, megaface):
+    dataset = ShardDataset.open(str(megaface / "facescrub"))
+    files = sorted(p.relative_to(features).as_posix() for p in features.rglob("*.bin"))
+    assert len(files) == 18 + 40
+    assert files[0] == "facescrub/Al 0/Al_0.png_ours.bin"
+    assert "megaface/7@N01/20_0.jpg_ours.bin" in files
+    vectors = everything(model, dataset)
+    for key, vector in zip(dataset.keys(np.arange(18)), vectors, strict=True):
+        content = (features / f"{key}{ENDING}").read_bytes()
+        assert struct.unpack_from("<4i", content) == (8, 1, 4, 5)
+        np.testing.assert_allclose(np.frombuffer(content, "<f4", 8, 16), vector, rtol=1e-4)
+
+
+def test_feature_files_of_another_model_or_ending_are_not_mixed(features, megaface, tmp_path):
+    images = Images.open(str(megaface / "facescrub"), None, other := adopted(tmp_path / "o", 1, 8))
+    with pytest.raises(InputError, match=r"has model .*: give another --out"):
+        run_embed(other, images, features / "facescrub", here, QUIET, ENDING)
+    with pytest.raises(InputError, match="holds no gallery"):
+        run_embed(other, images, features / "facescrub", here, QUIET)
+    with pytest.raises(InputError, match="is the name of a file"):
+        run_embed(other, images, tmp_path / "f.npy", here, QUIET, ENDING)
+
+
+def test_feature_files_appear_all_at_once(features, model, megaface, tmp_path, monkeypatch):
+    written = []
+
+    def full(path, vector):
+        written.append(path)
+        if len(written) == 7:
+            raise OSError("no space left on device")
+        write_feature(path, vector)
+
+    with monkeypatch.context() as broken:
+        broken.setattr("launch.embedding.write_feature", full)
+        with pytest.raises(OSError, match="no space"):
+            write_features(model, megaface, tmp_path)
+    assert not list(tmp_path.glob("[!.]*"))
+    write_features(model, megaface, tmp_path)
+    for path in features.rglob("*.bin"):
+        assert (tmp_path / path.relative_to(features)).read_bytes() == path.read_bytes()
+
+
+def test_figures_of_feature_files_are_those_of_their_numbers(features, model, megaface, tmp_path):
+    probes, others = (ShardDataset.open(str(megaface / n)) for n in ("facescrub", "megaface"))
+    vectors = [torch.from_numpy(everything(model, d)) for d in (probes, others)]
+    unit = [torch.nn.functional.normalize(v) for v in vectors]
+    expected = identify(unit[0], probes.identity, unit[1], 50)
+    found = read_in(features, megaface, tmp_path / "scratch")
+    assert found["cmc"] == expected.cmc.tolist()
+    assert 0 < found["rank1"] < 1
+    assert (found["trials"], found["distractors"]) == (36, 40)
+
+
+@pytest.mark.parametrize(
+    ("vector", "words"),
+    [
+        (None, r"Al_1\.png_ours\.bin cannot be read: No such file"),
+        ([1.0, 2.0], r"Al_1\.png_ours\.bin has 2 numbers, others have 8"),
+        ([np.nan] * 8, r"Al_1\.png_ours\.bin holds numbers that are not finite"),
+    ],
+)
+def test_a_feature_file_that_is_missing_or_wrong_is_named(
+    features, megaface, tmp_path, vector, words
+):
+    for path in features.rglob("*.bin"):
+        write_feature(tmp_path / path.relative_to(features), read_feature(path))
+    wrong = tmp_path / "facescrub" / "Al 3" / "Al_1.png_ours.bin"
+    wrong.unlink()
+    if vector is not None:
+        write_feature(wrong, np.array(vector))
+    with pytest.raises(InputError, match=words):
+        read_in(tmp_path, megaface, tmp_path / "scratch")
+
+
+def evaluate(*words: str | Path, code: int = 0) -> str:
+    """What `perennial evaluate` prints, or its error."""
+    command = [sys.executable, "-m", "launch.cli", "evaluate", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == code, ended.stderr
+    return ended.stderr if code else ended.stdout
+
+
+def test_a_model_and_its_feature_files_have_the_same_figures(features, model, megaface, tmp_path):
+    on = ["--on", megaface / "facescrub", "--distractors", megaface / "megaface"]
+    on += ["--protocol", "identification"]
+    out = tmp_path / "found.json"
+    table = evaluate(model.folder, *on, "--actors", "2", "--out", out)
+    found = json.loads(out.read_text())
+    assert f"{found['rank1']:.2%}" in table
+    assert found["cmc"] == read_in(features, megaface, tmp_path / "scratch")["cmc"]
+    of_files = ["--features", ENDING, "--distractor-features", features / "megaface"]
+    said = evaluate(features / "facescrub", *on, *of_files, "--actors", "1", "--json")
+    assert json.loads(said) == found
+    assert not list(tmp_path.glob(".evaluating-*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--features", "a/b"], "--features 'a/b': give what file names end in"),
+        (["--features", "_a.bin", "--mirror"], "--mirror and --size are for images"),
+        (["--distractor-features", "f"], "--distractor-features needs --features"),
+        (["--distractors", "d"], "distractors are for protocol identification"),
+    ],
+)
+def test_options_that_contradict_each_other_are_named(words, said):
+    assert said in evaluate("x", "--on", "y", "--protocol", "retrieval", *words, code=2)
