@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from benchmarks import report
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.files import sha256, write_json
 from data_shards.order import OrderSettings, make_order

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from data_shards.settings import InputError
-from launch.config import ClusterSettings
+from launch.cluster_settings import ClusterSettings
 
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from launch.cluster import cluster
-from launch.config import ClusterSettings
+from launch.cluster_settings import ClusterSettings
 from launch.folder import Chain, Run
 from launch.pool import ActorPool
 from launch.training import TrainingPhases

@@ -22,7 +22,7 @@ from data_shards.pipeline import PipelineSettings, image_size
 from data_shards.remote import CacheSettings, is_remote
 from data_shards.settings import InputError
 from launch.cluster import cluster
-from launch.config import ClusterSettings
+from launch.cluster_settings import ClusterSettings
 from launch.importing import progress
 from launch.neighbourhoods import units
 from launch.pool import ActorPool

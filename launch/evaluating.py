@@ -17,7 +17,8 @@ from data_shards.pipeline import image_size
 from data_shards.remote import CacheSettings, anywhere
 from data_shards.settings import InputError
 from launch.cluster import cluster
-from launch.config import ClusterSettings, explain
+from launch.cluster_settings import ClusterSettings
+from launch.config import explain
 from launch.embedding import Images, locked
 from launch.held_out import (
     Embedding,

@@ -134,7 +134,7 @@ def evaluate(
 ) -> None:
     """Put one model, or vectors from elsewhere, to a test set that need not be part of a run."""
     from launch.adopting import parse_size
-    from launch.config import ClusterSettings
+    from launch.cluster_settings import ClusterSettings
     from launch.evaluating import FeatureFiles, results_table, run_evaluate, settings_of_test
     from trainer.model import Model
 
@@ -163,7 +163,7 @@ def _opened(
 ) -> tuple[Any, Any, Any]:
     """The model, the images it is to embed, and what spreads the work. Raises InputError."""
     from launch.adopting import parse_size
-    from launch.config import ClusterSettings
+    from launch.cluster_settings import ClusterSettings
     from launch.embedding import Images, with_actors
     from trainer.model import Model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
-from launch.config import ClusterSettings
+from launch.cluster_settings import ClusterSettings
 from launch.lease import UNFENCED, Fence
 from launch.neighbourhoods import OldModel
 from launch.preemption import Preempted

@@ -22,7 +22,8 @@ import typer
 
 from data_shards.settings import InputError
 from launch.cli import ConfigFile, Overrides, report_errors
-from launch.config import ClusterSettings, RunConfig, load_config
+from launch.cluster_settings import ClusterSettings
+from launch.config import RunConfig, load_config
 from launch.events import Records
 from launch.folder import Chain, Run
 from launch.lease import Fence

@@ -3,7 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.settings import InputError
 
 SETTINGS = BenchmarkSettings(steps=4, test_identities=22, pairs=200, seen_identities=5)

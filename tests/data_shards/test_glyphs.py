@@ -6,7 +6,8 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES

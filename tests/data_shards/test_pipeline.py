@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from data_shards.augmentation import AugmentationSettings, augment
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.order import IdentitySettings, UniformOrder, make_order
 from data_shards.pipeline import PipelineSettings, training_batches
 from data_shards.quarantine import Quarantine

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark, counted_split
+from data_shards.benchmark import build_benchmark, counted_split
 from data_shards.benchmark_file import BenchmarkFile, place, read_benchmark, write_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.published_benchmarks import bct_face, class_incremental, crl_face, crl_person
 from data_shards.settings import InputError

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.settings import InputError
 from data_shards.writer import write_dataset
 from launch.adopting import check_given

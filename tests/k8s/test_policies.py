@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from launch.config import ClusterSettings, load_config
+from launch.cluster_settings import ClusterSettings
+from launch.config import load_config
 from launch.kubernetes import read_manifests, render, sizes, write_manifests
 from launch.plan import plan_run, split_of
 from tests.k8s.manifests import KUBERNETES, OVERLAYS, ROOT, build, pods, problems

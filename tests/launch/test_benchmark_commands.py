@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from launch.cli import app

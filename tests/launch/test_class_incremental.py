@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
 from data_shards.benchmark_file import write_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.published_benchmarks import class_incremental
 from data_shards.sources import SourceImage

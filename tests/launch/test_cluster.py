@@ -8,7 +8,7 @@ SCRIPT = """
 import json, os, subprocess, sys
 import psutil
 from launch.cluster import cluster
-from launch.config import ClusterSettings
+from launch.cluster_settings import ClusterSettings
 
 with cluster(ClusterSettings()) as ray:
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]

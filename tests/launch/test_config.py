@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.settings import InputError
-from launch.config import ClusterSettings, RunConfig, differences, fields, load_config
+from launch.cluster_settings import ClusterSettings
+from launch.config import RunConfig, differences, fields, load_config
 
 ROOT = Path(__file__).parents[2]
 

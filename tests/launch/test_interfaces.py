@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch.config import ClusterSettings
+from launch.cluster_settings import ClusterSettings
 from launch.interfaces import interface_of
 
 FOUND = {

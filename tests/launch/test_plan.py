@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark, counted_split
+from data_shards.benchmark import build_benchmark, counted_split
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.neighbours import VIEWS
 from data_shards.pipeline import PipelineSettings
 from data_shards.remote import CacheSettings

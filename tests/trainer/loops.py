@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from data_shards.augmentation import AugmentationSettings
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from launch.neighbourhoods import embed

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from data_shards.benchmark import BenchmarkSettings, build_benchmark
+from data_shards.benchmark import build_benchmark
+from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from tests.ranks import on_ranks
 from tests.trainer.loops import ALL, Interrupted, train_step

@@ -1,0 +1,96 @@
+"""What a configuration says of learning steps and test sets."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data_shards.benchmark_file import BenchmarkFile, read_benchmark
+from data_shards.files import sha256
+from data_shards.settings import InputError, Settings
+
+
+class BenchmarkSettings(Settings):
+    """How identities are split into learning steps and test sets: drawn from images with role
+    train as the keys below say, or as a file says."""
+
+    file: Path | None = None
+    """A benchmark file (`perennial shards benchmark`) that names the identities of each learning
+    step and the images to test; of the other keys only `steps` and `sha256` go with it. None:
+    identities are drawn."""
+    sha256: str | None = None
+    """Of `file`; a file with another content is refused. None: filled in when the run begins."""
+    steps: int = 5
+    """T, learning steps; training identities are split over them randomly and equally. With
+    `file`, the number of steps that it has."""
+    first_share: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the training identities that step 0 learns, the others being split equally over the
+    steps after it; none: all steps are equal."""
+    train_identities: int | None = None
+    """Identities to learn, over all steps; none: all that are not tested on."""
+    test_identities: int = Field(default=1500, ge=0)
+    """Identities that no step trains on; each needs images from two cameras or, where `queries` is
+    "role", one of role query and one of role train. 0 where `evaluation.tests` are enough."""
+    evaluate: Literal["test", "validation"] = "test"
+    """Whom to evaluate on: the test identities, or a share of the *training* identities that is
+    then left out of training (to choose settings without seeing the test identities)."""
+    validation_identities: int = 0
+    """Training identities held out when `evaluate` is "validation"."""
+    query_cameras: int = 2
+    """Cameras of each test identity whose images are queries; its others are the gallery."""
+    queries: Literal["cameras", "role"] = "cameras"
+    """Which images of test identities are queries: those of some cameras, or those of role query
+    (drawn in fonts held out, for instance), with all others of role train as the gallery."""
+    pairs: int = 6000
+    """Image pairs of the 10-fold verification test, half of them of one identity."""
+    seen_identities: int = 500
+    """Identities of step 0 with one image held out of training, to measure forgetting on."""
+    seed: int = 0
+    """Decides the splits; not the training, which has seeds of its own."""
+
+    @model_validator(mode="after")
+    def _file_decides(self) -> "BenchmarkSettings":
+        if self.file is None and self.sha256 is not None:
+            raise ValueError("sha256 is of benchmark.file: say which, or leave it out")
+        if self.file is None:
+            return self
+        for key in _DRAWN_ONLY:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is decided by benchmark.file: leave it out")
+        return self
+
+    def pinned(self) -> "BenchmarkSettings":
+        """These settings with `sha256`. Raises InputError when the file is missing or another."""
+        if self.file is None:
+            return self
+        if not self.file.exists():
+            raise InputError(
+                f"benchmark.file {self.file} does not exist: make it with "
+                "`perennial shards benchmark`"
+            )
+        found = sha256(self.file)
+        if self.sha256 not in (None, found):
+            raise InputError(
+                f"{self.file} has sha256 {found}, not benchmark.sha256 = {self.sha256}: restore "
+                "the file, or change the key"
+            )
+        return self.model_copy(update={"sha256": found})
+
+    def read_file(self) -> tuple[BenchmarkFile, Path] | None:
+        """The file, if there is one, and where it is. Raises InputError when it has other steps."""
+        if self.file is None:
+            return None
+        self.pinned()
+        file = read_benchmark(self.file)
+        if len(file.steps) != self.steps:
+            raise InputError(
+                f"benchmark.steps is {self.steps}, but {self.file} has {len(file.steps)} learning "
+                f"steps: write benchmark.steps={len(file.steps)}, or give another file"
+            )
+        return file, self.file
+
+
+_DRAWN_ONLY = (
+    *("first_share", "train_identities", "test_identities", "evaluate", "validation_identities"),
+    *("query_cameras", "queries", "pairs", "seen_identities", "seed"),
+)
