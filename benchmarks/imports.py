@@ -48,9 +48,9 @@ def record(labels: tuple[float, float], key: int, image: bytes) -> bytes:
     return MAGIC + struct.pack("<I", len(payload)) + payload + bytes(-len(payload) % 4)
 
 
-def write_rec(folder: Path, count: int, each: int) -> None:
+def write_rec(folder: Path, count: int, each: int, size: tuple[int, int] = (112, 112)) -> None:
     """train.rec and train.idx with `count` images, `each` an identity."""
-    jpegs = [image.image for image in pictures(min(count, 1000), (112, 112))]
+    jpegs = [image.image for image in pictures(min(count, 1000), size)]
     people = count // each
     offset = 0
     with (folder / "train.rec").open("wb") as rec, (folder / "train.idx").open("w") as idx:

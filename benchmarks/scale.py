@@ -137,7 +137,7 @@ def split(folder: Path) -> dict[str, float]:
     return {"benchmark_seconds": time.perf_counter() - begun}
 
 
-def _in_a_process(folder: Path, what: str) -> dict[str, float]:
+def in_a_process(folder: Path, what: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.scale", "--measure", what, str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
@@ -158,8 +158,8 @@ def main() -> None:
         folder = Path(name)
         write_index(folder, samples, identities)
         size = (folder / "samples.parquet").stat().st_size
-        measured = {kind: _in_a_process(folder, kind) for kind in ORDERS}
-        benchmark = _in_a_process(folder, "split")
+        measured = {kind: in_a_process(folder, kind) for kind in ORDERS}
+        benchmark = in_a_process(folder, "split")
     report(
         "scale",
         [
