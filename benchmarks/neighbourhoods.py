@@ -31,7 +31,10 @@ def main() -> None:
         rows = ShardedRows.new(0, 8, 256, 0, Ranks())
         embedder = build_embedder(settings)
         linear = Classifier(ClassifierSettings(), 0, images.device)
-        save_model(Path(folder) / "m", settings, linear, embedder, [rows], ["-"] * 8, Ranks())
+        names = ["-"] * 8
+        save_model(
+            Path(folder) / "m", settings, (112, 112), linear, embedder, [rows], names, Ranks()
+        )
         model = Model.open(Path(folder) / "m")
         plain = model.embedder()
         phase = fast_embedder(model, TeacherSettings(precision="bf16", compile=True))

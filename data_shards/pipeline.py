@@ -94,6 +94,16 @@ def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, 
     return height, width
 
 
+def resized(
+    settings: PipelineSettings, dataset: ShardDataset, size: tuple[int, int] | None
+) -> PipelineSettings:
+    """`settings`, with images resized to `size` where they do not say how and it is another."""
+    stored = dataset.manifest["image_size"]
+    if settings.image_size is not None or size is None or (stored and tuple(stored) == size):
+        return settings
+    return settings.model_copy(update={"image_size": size})
+
+
 class ImageStream:
     """Decodes `requests` in order, some ahead; yields each with its images [b, 3, H, W] uint8."""
 

@@ -256,7 +256,7 @@ def compat(
     ] = None,
     image_size: Annotated[
         tuple[int, int] | None,
-        typer.Option(help="Height and width of images, where the models had others."),
+        typer.Option(help="Height and width of images; default: what each model was trained on."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,

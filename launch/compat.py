@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from data_shards.benchmark import build_benchmark
 from data_shards.dataset import ShardDataset
-from data_shards.pipeline import PipelineSettings, image_size
+from data_shards.pipeline import PipelineSettings, image_size, resized
 from data_shards.settings import InputError
 from launch.config import kept_config, load_config
 from launch.neighbourhoods import embed, fast_embedder, units
@@ -44,7 +44,6 @@ class TwoModelTest:
         """A run's configuration (.yaml), or a dataset's folder or URL. Raises InputError."""
         if not benchmark.endswith((".yaml", ".yml")):
             dataset, data = ShardDataset.open(benchmark), PipelineSettings(image_size=size)
-            image_size(dataset, data)
             return cls(dataset, of_dataset(dataset), data, CompatibilitySettings(), None)
         config = load_config(Path(benchmark))
         dataset = ShardDataset.open(config.dataset, config.data.cache)
@@ -62,12 +61,13 @@ class TwoModelTest:
         samples = self.trials.samples
         if (kept := self._kept(model)) is not None:
             return kept
-        settings = TeacherSettings()
+        settings, data = TeacherSettings(), resized(self.data, self.dataset, model.image_size)
+        image_size(self.dataset, data)
         embedder = fast_embedder(model, settings)
         parts: list[NDArray[np.float32]] = []
         done = 0
         for _, own in units(self.dataset, samples):
-            parts.append(embed(embedder, self.dataset, own, self.data, settings.batch))
+            parts.append(embed(embedder, self.dataset, own, data, settings.batch))
             progress(completed=(done := done + len(own)), total=len(samples))
         return Embedded(samples, np.concatenate(parts))
 

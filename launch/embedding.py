@@ -18,7 +18,7 @@ from rich.console import Console
 from data_shards.dataset import ShardDataset
 from data_shards.features import feature_name, write_feature
 from data_shards.files import fsync, sha256, write_json
-from data_shards.pipeline import PipelineSettings, image_size
+from data_shards.pipeline import PipelineSettings, image_size, resized
 from data_shards.remote import CacheSettings, is_remote
 from data_shards.settings import InputError
 from launch.cluster import cluster
@@ -50,18 +50,19 @@ class Images:
 
     @classmethod
     def open(cls, location: str, size: tuple[int, int] | None, model: Model) -> "Images":
-        """Opens a dataset, whose images are resized to `size`, if given.
+        """Opens a dataset, whose images are resized to `size`, or to what `model` was trained on.
 
-        Images that differ in size are made what an adopted `model` expects. Raises InputError.
+        Those that differ in size are made what an adopted `model` expects. Raises InputError.
         """
         dataset = ShardDataset.open(location)
         varied = dataset.manifest["image_size"] is None
         if size is None and varied and isinstance(model.settings, AdoptedSettings):
             size = model.settings.pixels.size
-        if size is None and varied:
+        data = resized(PipelineSettings(image_size=size), dataset, model.image_size)
+        if data.image_size is None and varied:
             raise InputError(f"the images of {location} differ in size: give --size HxW")
         where = location if is_remote(location) else str(Path(location).resolve())
-        return cls(dataset, where, PipelineSettings(image_size=size))
+        return cls(dataset, where, data)
 
     def plan(self, model: Model) -> dict[str, Any]:
         """What decides the vectors that `model` gives."""

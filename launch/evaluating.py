@@ -1,6 +1,7 @@
 """Puts one model, or vectors that another program wrote, to a test set outside of any run."""
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,28 +101,42 @@ def run_evaluate(
     a kill. Raises InputError, Preempted after SIGTERM.
     """
     test = open_test(settings, "cosine")
-    what: dict[str, Any] = {"test": test.fingerprint, "settings": settings.model_dump()}
+    what: dict[str, Any] | None = None  # feature files are read again: they may have changed
     if isinstance(vectors, Model):
         images = Images.open(settings.dataset, size, vectors)
         # distractors are made as large as the others
         size = image_size(images.dataset, images.data)
-        what |= {"model": vectors.fingerprint, "size": size}
+        of = {"model": vectors.fingerprint, "size": size}
+        what = {"test": test.fingerprint, "settings": settings.model_dump(), **of}
     where = out.parent if out is not None else Path()
-    scratch = where / f".evaluating-{fingerprint(what)}"
-    with locked(scratch), _actors(actors, settings.dataset, scratch, console) as map_:
+    where.mkdir(parents=True, exist_ok=True)
+    with (
+        _scratch(where, what) as scratch,
+        _actors(actors, settings.dataset, scratch, console) as map_,
+    ):
         how: Vectors
         if isinstance(vectors, Model):
             data = images.data.model_copy(update={"image_size": size})
             how = Embedding(vectors.folder, data, TeacherSettings().batch, map_)
         else:
             how = vectors
-            for part in test.datasets:  # files may have changed since an attempt that was stopped
-                (scratch / f"{part}.npy").unlink(missing_ok=True)
         found = Measurement(how, scratch, map_).results(test, scratch)
-    if out is not None:
-        write_json(out, found)
-    shutil.rmtree(scratch)
+        if out is not None:
+            write_json(out, found)
     return found
+
+
+@contextmanager
+def _scratch(where: Path, what: dict[str, Any] | None) -> Iterator[Path]:
+    """A folder in `where` that is deleted at a good end; without `what` it is for, at any end."""
+    if what is None:
+        with tempfile.TemporaryDirectory(dir=where, prefix=".evaluating-") as name:
+            yield Path(name)
+        return
+    folder = where / f".evaluating-{fingerprint(what)}"
+    with locked(folder):
+        yield folder
+        shutil.rmtree(folder)
 
 
 @contextmanager

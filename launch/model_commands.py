@@ -11,7 +11,8 @@ from data_shards.settings import InputError
 from launch.terminal import console
 
 ImageSize = Annotated[
-    str | None, typer.Option(help="HxW to resize images to; default: as they are.")
+    str | None,
+    typer.Option(help="HxW to resize images to; default: as the model was trained."),
 ]
 Actors = Annotated[int | None, typer.Option(min=1, help="Processes; default: one a core.")]
 Address = Annotated[str | None, typer.Option(help="Of a Ray cluster; default: this machine.")]

@@ -84,7 +84,8 @@ def test_a_model(trace, tmp_path, how):
     classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
     folder = tmp_path / "model"
     names = [f"id-{row}" for row in range(6)]
-    save_model(folder, settings, classifier, build_embedder(settings), [rows], names, ranks)
+    net = build_embedder(settings)
+    save_model(folder, settings, (16, 16), classifier, net, [rows], names, ranks)
     if how == "pickle":
         content = pickle.dumps(Runs(trace))
     else:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from data_shards.neighbours import VIEWS, TeacherCache
+from data_shards.pipeline import image_size
 from monitoring.metrics import Metrics
 from trainer.checkpoint import Checkpoints
 from trainer.guard import Fault
@@ -97,6 +98,7 @@ def attempt(
     save_model(
         task.folder / "model",
         task.embedder,
+        image_size(task.dataset, task.data),
         state.classifier,
         state.engine.module,
         blocks,

@@ -29,6 +29,8 @@ class Model:
     folder: Path
     settings: EmbedderSettings | AdoptedSettings
     classifier: ClassifierSettings
+    image_size: tuple[int, int] | None
+    """Height and width of the images it was trained on; none: of an adopted one, which resizes."""
     rows: int
     """Identities it knows."""
     fingerprint: str
@@ -44,7 +46,10 @@ class Model:
         kind = AdoptedSettings if adopted else EmbedderSettings
         settings: EmbedderSettings | AdoptedSettings = kind.model_validate(card["embedder"])
         classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
-        return cls(folder, settings, classifier, card["rows"], fingerprint(saved.hashes))
+        size = card.get("image_size")
+        image_size = None if size is None else (size[0], size[1])
+        own = fingerprint(saved.hashes)
+        return cls(folder, settings, classifier, image_size, card["rows"], own)
 
     @property
     def adopted(self) -> bool:
@@ -96,6 +101,7 @@ def _text(names: Sequence[str]) -> dict[str, torch.Tensor]:
 def save_model(
     folder: Path,
     settings: EmbedderSettings,
+    image_size: tuple[int, int],
     classifier: Classifier,
     embedder: torch.nn.Module,
     blocks: list[ShardedRows],
@@ -105,7 +111,7 @@ def save_model(
 ) -> None:
     """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder.
 
-    `names` are the identities of all rows.
+    `image_size` is the height and width trained on, `names` are the identities of all rows.
     """
     ids = torch.cat([block.own_ids() for block in blocks])
     weight = torch.cat([block.weight.detach().cpu() for block in blocks])
@@ -117,6 +123,7 @@ def save_model(
     card = {
         "kind": "model",
         "embedder": settings.model_dump(),
+        "image_size": image_size,
         "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,
     }

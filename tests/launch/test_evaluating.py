@@ -17,14 +17,21 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
+from launch.compat import TwoModelTest
 from launch.embedding import Images, run_embed
 from launch.evaluating import FeatureFiles, settings_of_test
 from launch.held_out import HeldOutTest, Measurement, open_test
 from launch.neighbourhoods import embed
 from tests.conftest import jpeg
 from tests.launch.test_galleries import adopted, here
+from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.evaluation.compatibility import CompatibilitySettings
+from trainer.evaluation.compatibility.trials import of_dataset
 from trainer.evaluation.identification import identify
-from trainer.model import Model
+from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+from trainer.model import Model, save_model
 
 QUIET = Console(quiet=True)
 ENDING = "_ours.bin"
@@ -126,6 +133,27 @@ def test_feature_files_appear_all_at_once(features, model, megaface, tmp_path, m
     write_features(model, megaface, tmp_path)
     for path in features.rglob("*.bin"):
         assert (tmp_path / path.relative_to(features)).read_bytes() == path.read_bytes()
+
+
+def test_images_are_made_as_large_as_those_a_model_was_trained_on(sets, tmp_path):
+    settings, ranks = EmbedderSettings(width=4, dimension=8), Ranks()
+    parts = Classifier(ClassifierSettings(), 0, torch.device("cpu")), build_embedder(settings)
+    rows = [ShardedRows.new(0, 2, 8, 0, ranks)]
+    for size in ((16, 16), (24, 20)):
+        save_model(tmp_path / str(size), settings, size, *parts, rows, ["a", "b"], ranks)
+    smaller, larger = (Model.open(tmp_path / str(size)) for size in ((16, 16), (24, 20)))
+    dataset = str(sets / "market")  # of 16 × 16
+    sizes = [Images.open(dataset, None, m).plan(m)["image_size"] for m in (smaller, larger)]
+    assert sizes == [[16, 16], [24, 20]]
+    assert Images.open(dataset, (8, 8), larger).plan(larger)["image_size"] == [8, 8]
+    probes = ShardDataset.open(dataset)
+    test = TwoModelTest(probes, of_dataset(probes), PipelineSettings(), CompatibilitySettings(), "")
+    for model in (smaller, larger):
+        assert model.image_size is not None
+        data = PipelineSettings(image_size=model.image_size)
+        expected = embed(model.embedder(), probes, test.trials.samples, data, 9)
+        found = test.embedded(model, lambda **_: None)
+        np.testing.assert_allclose(found.vectors, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_figures_of_feature_files_are_those_of_their_numbers(features, model, megaface, tmp_path):

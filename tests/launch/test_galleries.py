@@ -1,6 +1,7 @@
 """Embedding a dataset and upgrading the gallery: right, within the budget, whole after kills."""
 
 import csv
+import gc
 import json
 import os
 import shutil
@@ -219,8 +220,10 @@ def test_upgrades_that_would_mix_things_up_are_refused(galleries, models, small_
 
 def killed_at(n: int, work) -> int:
     """Does `work` in a child that dies by SIGKILL at its n-th write boundary; how it ended."""
+    gc.collect()
     child = os.fork()
     if child == 0:
+        gc.disable()  # ending the parent's DALI pipelines would wait for threads that are not here
         torch.set_num_threads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         try:

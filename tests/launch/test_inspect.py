@@ -35,6 +35,7 @@ def test_a_model_is_shown_too(out):
     code, text, err = inspect(out / "0" / "model")
     assert code == 0, err
     assert "kind model" in text and "identities 18" in text and "0 to 17, 18 × 8" in text
+    assert "images 16 × 16" in text
 
 
 def test_the_damaged_file_is_named(out):

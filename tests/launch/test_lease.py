@@ -1,5 +1,6 @@
 """One attempt at a time holds a run, whoever asks, dies, freezes or wakes up."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -46,6 +47,7 @@ def hold(folder: Path, seconds: float, started, go_on) -> None:
     """A driver: holds the run until `go_on`, and then says whether it may still write."""
     # Ray, where the process that forked this one has used it, leaves a handler that says goodbye
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.disable()  # and what has threads there, DALI's pipelines, must not be ended here
     with holding(folder, seconds) as attempt:
         started.set()
         go_on.wait()
@@ -86,6 +88,7 @@ def test_in_its_own_place_a_holder_is_judged_by_pid_and_clock(clock, now, unchan
 
 def race(folder: Path, racer: int) -> None:
     """Takes the run again and again; dies in it once; notes when it held which attempt."""
+    gc.disable()
     with (folder / "notes").open("a", buffering=1) as notes:
         for turn in range(ROUNDS):
             while True:

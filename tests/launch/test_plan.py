@@ -147,7 +147,7 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
     network = build_embedder(embedder)
     classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
     names = [f"id-{row}" for row in range(18)]
-    save_model(tmp_path / "model", embedder, classifier, network, [rows], names, ranks)
+    save_model(tmp_path / "model", embedder, (16, 16), classifier, network, [rows], names, ranks)
     shard, samples = units(small, build_benchmark(small, settings).steps[1])[0]
     actor = OldModel(str(small_folder), CacheSettings(), 1, tmp_path / "target.json", "0")
     plan = planned(

@@ -119,7 +119,10 @@ def _facts(card: dict[str, Any], folder: Folder, files: list[File]) -> dict[str,
     }
     if kind == "model":
         embedder = ", ".join(f"{key} {value}" for key, value in card["embedder"].items())
-        return facts | {"identities": f"{card['rows']:,}", "embedder": embedder}
+        facts |= {"identities": f"{card['rows']:,}", "embedder": embedder}
+        if size := card.get("image_size"):  # not of an adopted one
+            facts["images"] = " × ".join(map(str, size))
+        return facts
     facts |= {"iteration": f"{card['iteration']:,}"}
     if "world" in card:  # not in version 1
         facts |= {
