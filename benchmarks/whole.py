@@ -81,7 +81,6 @@ def main() -> None:
                 | {"first_images_seconds": first_images_in_a_process(folder, kind)}
                 for kind in ORDERS
             },
-            **in_a_process(folder, "split"),
         }
     rows = [{"what": key, "is": found[key]} for key in found if key != "orders"]
     for kind, figures in found["orders"].items():

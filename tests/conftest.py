@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -17,6 +18,8 @@ from data_shards.writer import write_dataset
 
 hypothesis.settings.register_profile("perennial", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("perennial")
+# a shell's background job ignores Ctrl-C, and so would every process that a test starts
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def jpeg(identity: int, camera: int, size: int = 16) -> bytes:

@@ -8,17 +8,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
-from launch.config import load_config
-from launch.folder import Chain, Run
-from monitoring.metrics import Metrics
 from monitoring.results import read_jsonl
+from tests.chaos.test_processes import undisturbed_rank
 from tests.chaos.two_hosts import PORT, PYTHON, WATCHFUL, two_hosts, why_not
 from tests.integration.test_resume import finish, wait_for
 from tests.ranks import on_ranks
-from trainer.heads.collectives import Ranks
-from trainer.loop import train
 from trainer.model import Model
 
 if reason := why_not():
@@ -40,11 +35,6 @@ def config(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(CONFIG.format(dataset=small_folder))
     return path
-
-
-def undisturbed_rank(config, out):
-    task = Run.open(out, load_config(config)).task(Chain("finetune", 0), 0)
-    train(task, Ranks.default(), torch.device("cpu"), Metrics(), lambda record: None)
 
 
 def iteration(out: Path) -> int:
