@@ -18,11 +18,16 @@ Batches = Iterator[Any]
 """Of [BATCH, 3, H, W] uint8 images."""
 
 
+def decoding_threads(workers: int) -> int:
+    """DALI's: one more than cores, since a batch waits for its slowest thread."""
+    return workers + 1
+
+
 class Perennial:
     """The training path of this project."""
 
     def __init__(self, folder: Path, workers: int) -> None:
-        self._folder, self._threads = folder / "shards", workers
+        self._folder, self._threads = folder / "shards", decoding_threads(workers)
 
     def batches(self, start: int = 0) -> Batches:
         """From the batch `start` of the endless stream on."""
@@ -164,7 +169,7 @@ class Decoder:
 
         paths = sorted((folder / "files").glob("*/*.jpg"))
         self._jpegs = [np.frombuffer(path.read_bytes(), dtype=np.uint8) for path in paths]
-        self._workers = workers
+        self._threads = decoding_threads(workers)
 
     def batches(self) -> Batches:
         """In the order of the files."""
@@ -178,7 +183,7 @@ class Decoder:
             start = next(starts)
             return self._jpegs[start : start + BATCH]
 
-        pipeline: Any = Pipeline(BATCH, self._workers, None, prefetch_queue_depth=2)
+        pipeline: Any = Pipeline(BATCH, self._threads, None, prefetch_queue_depth=2)
         with pipeline:
             uint8: Any = getattr(types, "UINT8")  # noqa: B009 DALI's stubs lack it
             encoded: Any = fn.external_source(source=source, batch=True, dtype=uint8)

@@ -37,7 +37,8 @@ class PipelineSettings(Settings):
     cache: CacheSettings = CacheSettings()
     """Where copies of a remote dataset's shards are kept."""
     threads: int = 1
-    """Decoding threads of each worker."""
+    """Decoding threads of each worker. Where decoding holds training up, one more than the worker
+    has cores is fastest."""
     prefetch: int = 2
     """Batches decoded ahead."""
     max_quarantined: int = 100
