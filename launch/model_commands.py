@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
 from data_shards.features import file_ending
 from data_shards.settings import InputError
@@ -139,6 +140,7 @@ def evaluate(
     from launch.evaluating import FeatureFiles, results_table, run_evaluate, settings_of_test
     from trainer.model import Model
 
+    shown = Console(stderr=True, highlight=False) if as_json else console
     test = settings_of_test(dataset=on, protocol=protocol, distractors=distractors, mirror=mirror)
     given: Model | FeatureFiles
     if features is None:
@@ -149,10 +151,10 @@ def evaluate(
         if mirror is not None or size is not None:
             raise InputError("--mirror and --size are for images: feature files are as they are")
         folders = {"dataset": vectors, "distractors": distractor_features or vectors}
-        given = FeatureFiles(folders, file_ending(features), console)
+        given = FeatureFiles(folders, file_ending(features), shown)
     resized = parse_size(size) if size else None
     actors_ = ClusterSettings(workers=0, actors=actors, address=address)
-    found = run_evaluate(given, test, resized, actors_, out, console)
+    found = run_evaluate(given, test, resized, actors_, out, shown)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     else:
