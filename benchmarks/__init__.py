@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,6 +29,14 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
             side()
             seconds[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def in_a_process(module: str, *words: object) -> dict[str, float]:
+    """The figures that ``python -m module words`` prints last, as JSON."""
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -9,8 +9,6 @@ import argparse
 import ctypes
 import gc
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
-from benchmarks import report
+from benchmarks import in_a_process, report
 from data_shards.benchmark import build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
@@ -137,10 +135,9 @@ def split(folder: Path) -> dict[str, float]:
     return {"benchmark_seconds": time.perf_counter() - begun}
 
 
-def in_a_process(folder: Path, what: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.scale", "--measure", what, str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def measured_apart(folder: Path, what: str) -> dict[str, float]:
+    """`measure` of an order, or `split`, in a process of its own."""
+    return in_a_process("benchmarks.scale", "--measure", what, folder)
 
 
 def main() -> None:
@@ -158,8 +155,8 @@ def main() -> None:
         folder = Path(name)
         write_index(folder, samples, identities)
         size = (folder / "samples.parquet").stat().st_size
-        measured = {kind: in_a_process(folder, kind) for kind in ORDERS}
-        benchmark = in_a_process(folder, "split")
+        measured = {kind: measured_apart(folder, kind) for kind in ORDERS}
+        benchmark = measured_apart(folder, "split")
     report(
         "scale",
         [

@@ -9,8 +9,6 @@ its own, the time from nothing to the first decoded batch of each order. Takes s
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,9 +18,9 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from benchmarks import report
+from benchmarks import in_a_process, report
 from benchmarks.imports import command, write_rec
-from benchmarks.scale import BATCH, ORDERS, in_a_process
+from benchmarks.scale import BATCH, ORDERS, measured_apart
 from data_shards.dataset import ShardDataset
 from data_shards.order import OrderSettings, make_order
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
@@ -41,14 +39,6 @@ def first_images(folder: Path, kind: str) -> dict[str, float]:
     _, images = next(iter(ImageStream(dataset, iter([request]), BATCH, PipelineSettings())))
     assert images.shape == torch.Size([BATCH, 3, *SIZE])
     return {"first_images_seconds": time.perf_counter() - begun}
-
-
-def first_images_in_a_process(folder: Path, kind: str) -> float:
-    """`first_images`, where nothing was imported or read yet but this module."""
-    line = [sys.executable, "-m", "benchmarks.whole", "--first", kind, str(folder)]
-    done = subprocess.run(line, check=True, capture_output=True, text=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found["first_images_seconds"]
 
 
 def main() -> None:
@@ -77,8 +67,8 @@ def main() -> None:
             "import_megabytes": largest / 1e6,
             "samples_parquet_megabytes": (folder / "samples.parquet").stat().st_size / 1e6,
             "orders": {
-                kind: in_a_process(folder, kind)
-                | {"first_images_seconds": first_images_in_a_process(folder, kind)}
+                kind: measured_apart(folder, kind)
+                | in_a_process("benchmarks.whole", "--first", kind, folder)
                 for kind in ORDERS
             },
         }

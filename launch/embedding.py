@@ -19,7 +19,7 @@ from data_shards.dataset import ShardDataset
 from data_shards.features import feature_name, write_feature
 from data_shards.files import fsync, sha256, write_json
 from data_shards.pipeline import PipelineSettings, image_size, resized
-from data_shards.remote import CacheSettings, is_remote
+from data_shards.remote import CacheSettings, anywhere
 from data_shards.settings import InputError
 from launch.cluster import cluster
 from launch.cluster_settings import ClusterSettings
@@ -61,8 +61,7 @@ class Images:
         data = resized(PipelineSettings(image_size=size), dataset, model.image_size)
         if data.image_size is None and varied:
             raise InputError(f"the images of {location} differ in size: give --size HxW")
-        where = location if is_remote(location) else str(Path(location).resolve())
-        return cls(dataset, where, data)
+        return cls(dataset, anywhere(location), data)
 
     def plan(self, model: Model) -> dict[str, Any]:
         """What decides the vectors that `model` gives."""
@@ -187,17 +186,19 @@ def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
 def _check_same(out: Path, plan: dict[str, Any]) -> None:
     """Raises InputError unless `out` holds just these vectors."""
     remedy = f"give another --out, or delete {out}"
-    if "features" in plan and (out / FEATURES).exists():
-        settle(out / FEATURES, plan, remedy)
-    elif out.suffix not in FLAT:
+    if "features" in plan:
+        card = out / FEATURES
+    elif out.suffix in FLAT:
+        card = out.with_suffix(".json")
+    else:
         gallery = Gallery.open(out)
         if [gallery.dataset, *gallery.dimensions] != [plan["dataset"], plan["model"]]:
             models = " and ".join(gallery.dimensions)
             raise InputError(f"{out} is of dataset {gallery.dataset}, by model {models}: {remedy}")
-    elif out.with_suffix(".json").exists():
-        settle(out.with_suffix(".json"), plan, remedy)
-    else:
+        return
+    if not card.exists():
         raise InputError(f"{out} exists and was not written by this command: {remedy}")
+    settle(card, plan, remedy)
 
 
 def _join_lines(files: Iterable[Path], target: Path) -> None:

@@ -114,6 +114,8 @@ def test_feature_files_of_another_model_or_ending_are_not_mixed(features, megafa
         run_embed(other, images, features / "facescrub", here, QUIET, ENDING)
     with pytest.raises(InputError, match="holds no gallery"):
         run_embed(other, images, features / "facescrub", here, QUIET)
+    with pytest.raises(InputError, match="was not written by this command"):
+        run_embed(other, images, features, here, QUIET, ENDING)
     with pytest.raises(InputError, match="is the name of a file"):
         run_embed(other, images, tmp_path / "f.npy", here, QUIET, ENDING)
 
