@@ -160,7 +160,10 @@ def test_images_are_made_as_large_as_those_a_model_was_trained_on(sets, tmp_path
         np.testing.assert_allclose(found.vectors, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_figures_of_feature_files_are_those_of_their_numbers(features, model, megaface, tmp_path):
+def test_figures_of_feature_files_are_those_of_their_numbers(
+    features, model, megaface, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("launch.evaluating._BATCH", 7)
     probes, others = (ShardDataset.open(str(megaface / n)) for n in ("facescrub", "megaface"))
     vectors = [torch.from_numpy(everything(model, d)) for d in (probes, others)]
     unit = [torch.nn.functional.normalize(v) for v in vectors]
