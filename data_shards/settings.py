@@ -2,12 +2,9 @@
 
 from pydantic import BaseModel, ConfigDict
 
+from untrusted.errors import InputError
 
-class InputError(ValueError):
-    """Something the user gave is wrong: the message is one line naming the thing and the remedy.
-
-    The command line prints it without a stack trace; everything else raised is our own fault.
-    """
+__all__ = ["InputError", "Settings"]
 
 
 class Settings(BaseModel):

@@ -53,6 +53,11 @@ def small(small_folder: Path) -> ShardDataset:
     return ShardDataset.open(small_folder)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    told = "reliability(kind, done): a line of docs/reliability.md, see tests/reliability.py"
+    config.addinivalue_line("markers", told)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--golden", action="store_true", help="write the golden losses anew")
     told = "write what the chaos tests tried into docs/ anew"

@@ -1,4 +1,4 @@
-"""Imports go one way: launch → trainer → data_shards, any of them → monitoring."""
+"""Imports go one way: launch → trainer → data_shards, any of them → monitoring, untrusted."""
 
 import ast
 from pathlib import Path
@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
-    "data_shards": {"data_shards"},
-    "trainer": {"trainer", "data_shards", "monitoring.metrics"},
-    "launch": {"launch", "trainer", "data_shards", "monitoring"},
-    "monitoring": {"monitoring"},
+    "untrusted": {"untrusted"},
+    "data_shards": {"data_shards", "untrusted"},
+    "trainer": {"trainer", "data_shards", "monitoring.metrics", "untrusted"},
+    "launch": {"launch", "trainer", "data_shards", "monitoring", "untrusted"},
+    "monitoring": {"monitoring", "untrusted"},
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from monitoring.live.files import read_inside
+from untrusted.files import read_bytes
 
 _ADDRESS = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:]{2,45}\]):(\d{1,5})")
 _TARGET_BYTES, _ANSWER_BYTES = 1 << 16, 1 << 21
@@ -59,7 +59,7 @@ def read_targets(root: Path, files: Iterable[Path]) -> list[Target]:
     found = []
     for file in files:
         try:
-            groups = json.loads(read_inside(root, file, _TARGET_BYTES))
+            groups = json.loads(read_bytes(file, _TARGET_BYTES, root))
             for group in groups:
                 labels = group.get("labels", {})
                 number = str(labels.get("rank", labels.get("actor", "")))[:20]

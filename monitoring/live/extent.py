@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from monitoring.live.files import read_inside
 from monitoring.live.values import Chain
+from untrusted.files import read_bytes
 
 _CONFIG_BYTES, _MOST_STEPS, _DEPTH = 1 << 16, 100_000, 50
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -50,7 +50,7 @@ class Extent:
 def extent(root: Path, folder: Path) -> Extent:
     """That of a run folder. Raises Damaged."""
     try:
-        return Extent(_read(read_inside(root, folder / "run.yaml", _CONFIG_BYTES)))
+        return Extent(_read(read_bytes(folder / "run.yaml", _CONFIG_BYTES, root)))
     except OSError as error:
         raise Damaged(f"run.yaml cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:

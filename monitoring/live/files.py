@@ -1,33 +1,13 @@
 """Reading a folder that others write to, and may have written with bad intent."""
 
-import json
 import os
-import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from untrusted.files import open_regular
+from untrusted.json_text import parse_json
 
 Stamp = tuple[int, int, int]
-
-
-class Refused(OSError):
-    """A file that leads out of the folder, or is no regular file."""
-
-
-def open_inside(root: Path, path: Path) -> BinaryIO:
-    """Opens a regular file whose real place is below `root`.
-
-    The place is asked of the open file, so that a link made in between does not help. Raises
-    OSError, of which Refused is one.
-    """
-    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        place = Path(f"/proc/self/fd/{file}").readlink()
-        if not stat.S_ISREG(os.fstat(file).st_mode) or not place.is_relative_to(root.resolve()):
-            raise Refused(f"{path.name} is no file of this folder")
-        return os.fdopen(file, "rb")
-    except BaseException:
-        os.close(file)
-        raise
 
 
 def stamp(path: Path) -> Stamp | None:
@@ -39,20 +19,11 @@ def stamp(path: Path) -> Stamp | None:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def read_inside(root: Path, path: Path, limit: int) -> bytes:
-    """The bytes of a file of at most `limit`. Raises OSError."""
-    with open_inside(root, path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise Refused(f"{path.name} is larger than {limit} bytes")
-    return content
-
-
 def parsed(line: bytes) -> dict[str, Any] | None:
     """The record of a JSON line; None where it is none."""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     return record if isinstance(record, dict) else None
 
@@ -60,7 +31,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 def last_record(root: Path, path: Path, block: int = 1 << 16) -> dict[str, Any] | None:
     """The newest whole record of a JSON lines file, from its last `block` bytes alone."""
     try:
-        with open_inside(root, path) as file:
+        with open_regular(path, root) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - block))
             whole, end, _ = file.read(block).rpartition(b"\n")
@@ -87,7 +58,7 @@ class Records:
         Whether the file shrank or was replaced comes with them: then it is read from its start.
         """
         try:
-            with open_inside(self._root, self._path) as file:
+            with open_regular(self._path, self._root) as file:
                 found = os.fstat(file.fileno())
                 anew = found.st_ino != self._inode or found.st_size < self._offset
                 if anew:

@@ -12,14 +12,7 @@ import pytest
 from monitoring.documents import alerts, table, with_part
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
-HEAD = """# Faults tried, and what came of them
-
-Written by `pytest tests/chaos --reliability`: every line is a test that did what it says to a real
-process or file and then looked. Do not edit.
-
-| fault | what happens | outcome |
-|---|---|---|
-"""
+HEAD = ("fault", "what happens", "outcome")
 OPERATIONS = PAGE.with_name("operations.md")
 ALERTS_HEAD = ("alert", "fault in a real run", "resolved when")
 IMPOSSIBLE = {"PerennialGpuErrors": ("none: it needs a failing GPU (unit test of the rule)", "–")}
@@ -63,10 +56,10 @@ def fired_table(fired: dict[str, tuple[str, str]]) -> str:
     return table(ALERTS_HEAD, rows)
 
 
-def page(faults: list[Fault]) -> str:
-    """The page with a line for each of `faults`, in the order of the tests."""
-    lines = (" | ".join(cell.replace("|", "\\|") for cell in fault) for fault in faults)
-    return HEAD + "".join(f"| {line} |\n" for line in dict.fromkeys(lines))
+def page(text: str, faults: list[Fault]) -> str:
+    """docs/reliability.md with a line for each of `faults`, in the order of the tests."""
+    cells = [tuple(cell.replace("|", "\\|") for cell in fault) for fault in faults]
+    return with_part(text, "faults", table(HEAD, [*dict.fromkeys(cells)]))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -75,7 +68,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         return
     faults, fired = session.config.stash[RECORDED], session.config.stash[FIRED]
     if faults:
-        PAGE.write_text(page(faults))
+        PAGE.write_text(page(PAGE.read_text(), faults))
     if fired:
         text = with_part(OPERATIONS.read_text(), "fired", fired_table(fired))
         OPERATIONS.write_text(text)

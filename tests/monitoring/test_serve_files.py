@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitoring.live.files import Records, last_record, open_inside, read_inside
+from monitoring.live.files import Records, last_record
 from monitoring.live.thinning import Curve
 from monitoring.live.timeline import layout
+from untrusted.files import open_regular, read_bytes
 
 
 @given(
@@ -88,12 +89,12 @@ def test_only_regular_files_inside_are_opened(tmp_path):
     (runs / "a" / "above").symlink_to(tmp_path)
     os.mkfifo(runs / "a" / "pipe")
     for name in ("file", "inside"):
-        assert read_inside(runs, runs / "a" / name, 10) == b"fine"
+        assert read_bytes(runs / "a" / name, 10, runs) == b"fine"
     for name in ("outside", "above/secret", "pipe", ".", "../../secret", "none"):
         with pytest.raises(OSError):
-            open_inside(runs, runs / "a" / name)
+            open_regular(runs / "a" / name, runs)
     with pytest.raises(OSError, match="larger"):
-        read_inside(runs, runs / "a" / "file", 3)
+        read_bytes(runs / "a" / "file", 3, runs)
 
 
 @given(values=st.lists(st.floats(-1e6, 1e6), max_size=200), most=st.sampled_from([2, 4, 10]))

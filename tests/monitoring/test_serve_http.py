@@ -29,6 +29,7 @@ from tests.monitoring.live_runs import (
     wait_for,
     write_run,
 )
+from untrusted import files as untrusted_files
 
 TOKEN = "a-token-of-the-user"
 
@@ -180,10 +181,11 @@ def test_a_list_that_did_not_change_opens_no_file(runs, monkeypatch):
         folder = write_run(runs, f"run-{number:03}")
         add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/train", number))
         evaluate(folder, "fkd", 0, 0, top1=0.5)
-    opened, real = [], live_files.open_inside
-    monkeypatch.setattr(
-        live_files, "open_inside", lambda *given: opened.append(given) or real(*given)
-    )
+    opened, real = [], untrusted_files.open_regular
+    for module in (live_files, untrusted_files):
+        monkeypatch.setattr(
+            module, "open_regular", lambda *given: opened.append(given) or real(*given)
+        )
     with served(Page(runs)) as port:
         assert len(ask_json(port, "/api/runs")["runs"]) == 201
         assert len(opened) > 400

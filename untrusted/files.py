@@ -1,0 +1,40 @@
+"""Opening files of a folder that others write to, and may have written with bad intent."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+class Refused(OSError):
+    """A file that leads out of its folder, is no regular file, or is larger than it may be."""
+
+
+def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
+    """Opens a regular file whose real place is below the folder `within`, where one is given.
+
+    The place is asked of the open file, so that a link made in between does not help. Raises
+    OSError, of which Refused is one.
+    """
+    # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever
+    file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            raise Refused(f"{path.name} is no regular file")
+        if within is not None:
+            place = Path(f"/proc/self/fd/{file}").readlink()
+            if not place.is_relative_to(within.resolve()):
+                raise Refused(f"{path.name} is no file of this folder")
+        return os.fdopen(file, "rb")
+    except BaseException:
+        os.close(file)
+        raise
+
+
+def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
+    """The bytes of a regular file of at most `limit`, see `open_regular`. Raises OSError."""
+    with open_regular(path, within) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise Refused(f"{path.name} is larger than {limit:,} bytes")
+    return content
