@@ -1,0 +1,206 @@
+"""Every reader of files that a stranger may have written, each with a small good file."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_shards.benchmark_file import read_benchmark
+from data_shards.dataset import SampleError, ShardDataset
+from data_shards.features import read_feature, write_feature
+from data_shards.neighbours import TeacherCache, teacher_file, write_teacher_file
+from data_shards.sheet import contact_sheet
+from data_shards.writer import write_dataset
+from launch.config import load_config
+from launch.ledger import Ledger
+from monitoring.results import read_jsonl
+from tests.conftest import source
+from tests.fuzz.harness import Target
+from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.gallery import Gallery
+from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+from trainer.model import Model, save_model
+from trainer.stored import read_embeddings, write_embeddings
+from untrusted.errors import InputError
+
+
+def dataset_with(name: str) -> Callable[[Path], Path]:
+    """A dataset of eight images, of which file `name` is damaged."""
+
+    def good(folder: Path) -> Path:
+        write_dataset(source(4, 2), folder / "d", {"kind": "blocks"}, shard_samples=5)
+        return folder / "d" / name
+
+    return good
+
+
+def read_dataset(folder: Path) -> None:
+    """Everything that is ever read of a dataset."""
+    dataset = ShardDataset.open(folder / "d")
+    assert dataset.identity.min() >= 0 and dataset.identity.max() < len(dataset.names)
+    dataset.images(np.arange(len(dataset)))
+    try:
+        dataset.keys(np.arange(len(dataset)))
+        contact_sheet(dataset, 2, 2, 0)
+    except SampleError as error:
+        raise InputError(str(error)) from error
+    assert len(dataset.key_hashes) == len(dataset)
+    dataset.verify()
+
+
+def rehashed(folder: Path) -> None:
+    """The dataset's manifest says of every file what it is now."""
+    path = folder / "d" / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    for name, facts in manifest["files"].items():
+        content = (folder / "d" / name).read_bytes()
+        facts |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@cache
+def _model() -> tuple[EmbedderSettings, torch.nn.Module]:
+    settings = EmbedderSettings(width=4, dimension=8)
+    return settings, build_embedder(settings)
+
+
+def model_with(name: str) -> Callable[[Path], Path]:
+    """A model of six identities, of which file `name` is damaged."""
+
+    def good(folder: Path) -> Path:
+        ranks, (settings, network) = Ranks(), _model()
+        rows = ShardedRows.new(0, 6, 8, 0, ranks)
+        classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+        names = [f"id-{row}" for row in range(6)]
+        save_model(folder / "m", settings, (16, 16), classifier, network, [rows], names, ranks)
+        return folder / "m" / name
+
+    return good
+
+
+def read_model(folder: Path) -> None:
+    """Everything that is ever read of a model."""
+    model = Model.open(folder / "m")
+    model.embedder()
+    model.running()
+    names, rows = model.names(), model.sharded_rows(Ranks())
+    assert len(names) == len(rows.weight) == model.rows
+
+
+def forged(folder: Path) -> None:
+    """The model's manifest has the right hash of every file."""
+    path = folder / "m" / "manifest.json"
+    hashes = {
+        name: hashlib.sha256((folder / "m" / name).read_bytes()).hexdigest()
+        for name in json.loads(path.read_bytes())
+    }
+    path.write_text(json.dumps(hashes), encoding="utf-8")
+
+
+def text(name: str, content: str) -> Callable[[Path], Path]:
+    """A text file."""
+
+    def good(folder: Path) -> Path:
+        (folder / name).write_text(content, encoding="utf-8")
+        return folder / name
+
+    return good
+
+
+def _records(*records: dict[str, object]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+PHASE = "fkd/seed-0/step-0/train"
+LEDGER = _records(
+    {"phase": PHASE, "fingerprint": "a", "started": 1.0, "finished": 2.0, "attempt": 1},
+    {"phase": PHASE[:-1], "fingerprint": "b", "started": 2.0, "finished": 3.0, "attempt": 2},
+)
+METRICS = _records(
+    {"time": 1.0, "phase": PHASE, "iteration": 10, "of": 20, "loss": 1.5},
+    {"time": 2.0, "phase": PHASE, "iteration": 20, "of": 20, "loss": 1.25},
+)
+CONFIG = """dataset: data/glyphs
+benchmark: {steps: 2, train_identities: 90, test_identities: 60, pairs: 1000, seen_identities: 10}
+embedder: {architecture: small, dimension: 32}
+training: {iterations: 12, batch: 32, learning_rate: 1e-3, milestones: [10]}
+methods:
+  finetune: {}
+  fkd: {neighbours: 10, relaxation: 0.01}
+cluster: {workers: 1}
+seeds: [0, 1]
+"""
+BENCHMARK = json.dumps(
+    {"benchmark": "crl-face", "drawn": {"steps": 2}, "steps": [["a", "b"], ["c"]], "query": ["d/1"]}
+)
+
+
+def feature(folder: Path) -> Path:
+    """A feature file of 16 numbers."""
+    write_feature(folder / "x.bin", np.arange(16, dtype=np.float32))
+    return folder / "x.bin"
+
+
+def answers(folder: Path) -> Path:
+    """What a model said of six images, their five nearest identities."""
+    path = teacher_file(folder, 0, "plain")
+    rng = np.random.default_rng(0)
+    tensors = {
+        "samples": np.arange(6),
+        "indices": rng.integers(0, 9, (6, 5)),
+        "activations": rng.normal(size=(6, 5)).astype(np.float32),
+    }
+    write_teacher_file(path, tensors, "model")
+    return path
+
+
+def read_answers(folder: Path) -> None:
+    """Looks all of them up."""
+    cache = TeacherCache(folder, 1, ("plain",), "model")
+    try:
+        cache.look_up(np.arange(6), np.zeros(6, bool))
+    except KeyError as error:
+        raise InputError(str(error)) from error
+
+
+def embeddings(folder: Path) -> Path:
+    """Vectors of six images."""
+    path = folder / "e.safetensors"
+    write_embeddings(path, np.arange(6), np.ones((6, 4), np.float32), "model")
+    return path
+
+
+def gallery(folder: Path) -> Path:
+    """The index of a gallery with one part."""
+    embeddings(folder)
+    part = {"name": "e.safetensors", "shard": 0, "model": "model", "rows": 6, "sha256": "0" * 64}
+    index = {"version": 1, "dataset": "x", "dimensions": {"model": 4}, "parts": [part]}
+    (folder / "gallery.json").write_text(json.dumps({**index, "generation": 0}), encoding="utf-8")
+    return folder / "gallery.json"
+
+
+TARGETS: dict[str, Target] = {
+    "manifest": Target(dataset_with("manifest.json"), read_dataset),
+    "samples": Target(dataset_with("samples.parquet"), read_dataset, rehashed),
+    "identities": Target(dataset_with("identities.parquet"), read_dataset, rehashed),
+    "shard": Target(dataset_with("shard-00000.tar"), read_dataset, rehashed),
+    "model-manifest": Target(model_with("manifest.json"), read_model),
+    "card": Target(model_with("card.json"), read_model, forged),
+    "embedder": Target(model_with("embedder.safetensors"), read_model, forged),
+    "names": Target(model_with("names.safetensors"), read_model, forged),
+    "rows": Target(model_with("rows-00000-of-00001.safetensors"), read_model, forged),
+    "ledger": Target(text("ledger.jsonl", LEDGER), lambda at: Ledger(at / "ledger.jsonl")),
+    "metrics": Target(text("metrics.jsonl", METRICS), lambda at: read_jsonl(at / "metrics.jsonl")),
+    "configuration": Target(text("run.yaml", CONFIG), lambda at: load_config(at / "run.yaml")),
+    "benchmark": Target(text("b.json", BENCHMARK), lambda at: read_benchmark(at / "b.json")),
+    "features": Target(feature, lambda at: read_feature(at / "x.bin")),
+    "answers": Target(answers, read_answers),
+    "embeddings": Target(embeddings, lambda at: read_embeddings(at / "e.safetensors", "model")),
+    "gallery": Target(gallery, lambda at: Gallery.open(at)),
+}
