@@ -34,7 +34,7 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 def in_a_process(module: str, *words: object) -> dict[str, float]:
     """The figures that ``python -m module words`` prints last, as JSON."""
     command = [sys.executable, "-m", module, *map(str, words)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -42,7 +42,7 @@ def in_a_process(module: str, *words: object) -> dict[str, float]:
 def machine() -> dict[str, Any]:
     """What the figures were read on."""
     flags, model = "", platform.processor()
-    with open("/proc/cpuinfo") as file:  # noqa: PTH123
+    with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
         for line in file:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()

@@ -115,7 +115,11 @@ def resuming(folder: Path, workers: int) -> dict[str, float]:
     log, target = out / "metrics.jsonl", out / "targets" / "trainer-0.json"
 
     def records() -> list[dict[str, Any]]:
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return (
+            [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+            if log.exists()
+            else []
+        )
 
     def until(condition: Callable[[], bool]) -> float:
         """Runs the command until `condition`, then kills all of it; when it was given."""

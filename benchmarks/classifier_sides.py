@@ -103,7 +103,7 @@ def margins_peer(name: str, identities: int, dimension: int, batch: int) -> Side
 
 
 def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
@@ -122,7 +122,7 @@ def spent_memory(
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would be used again unseen
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
     side()
     return {"peak": float(_resident("VmHWM") - before)}
 

@@ -58,8 +58,8 @@ class Side:
             subprocess.run([*command, "prepare"], check=True, env=environment, capture_output=True)
         self._process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.open("w"), text=True,
-            env=environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log.open("wb"),
+            env=environment, encoding="utf-8",
         )  # fmt: skip
         self.start_seconds = self._answer()
         self.images_per_second: list[float] = []
@@ -68,7 +68,7 @@ class Side:
     def _answer(self) -> float | None:
         assert self._process.stdout is not None
         if not (line := self._process.stdout.readline()):
-            why = self._log.read_text().split("\n\n")[-1][-500:]
+            why = self._log.read_text(encoding="utf-8").split("\n\n")[-1][-500:]
             raise RuntimeError(f"{self._log.stem} ended with {self._process.wait()}: {why}")
         return json.loads(line)["seconds"]
 

@@ -88,7 +88,7 @@ def among_distractors(given: Arrays) -> dict[str, float]:
 
 def _memory(field: str) -> float:
     """GiB of this process: VmRSS, now; VmHWM, at most since the last reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     (line,) = [line for line in lines if line.startswith(f"{field}:")]
     return int(line.split()[1]) / 2**20
 
@@ -98,7 +98,7 @@ def _measure(
 ) -> dict[str, float]:
     torch.set_num_threads(1)  # as an actor on one core has it
     given = make(*size)
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
     before, begun, cpu = _memory("VmRSS"), time.perf_counter(), time.process_time()
     found = side(given)
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu

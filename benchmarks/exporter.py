@@ -71,11 +71,12 @@ def main() -> None:
         (Path(name) / "prometheus.yml").write_text(
             f"global: {{scrape_interval: {_SECONDS}s}}\n"
             "scrape_configs:\n"
-            f"- {{job_name: ranks, file_sd_configs: [{{files: ['{folder}/targets/*.json']}}]}}\n"
+            f"- {{job_name: ranks, file_sd_configs: [{{files: ['{folder}/targets/*.json']}}]}}\n",
+            encoding="utf-8",
         )
         command = ["prometheus", f"--config.file={name}/prometheus.yml"]
         command += [f"--storage.tsdb.path={name}/data", f"--web.listen-address=127.0.0.1:{port}"]
-        with (Path(name) / "log").open("w") as log:
+        with (Path(name) / "log").open("w", encoding="utf-8") as log:
             prometheus = subprocess.Popen(command, stdout=log, stderr=log)
         stack.callback(prometheus.wait)
         stack.callback(prometheus.terminate)

@@ -53,7 +53,10 @@ def write_rec(folder: Path, count: int, each: int, size: tuple[int, int] = (112,
     jpegs = [image.image for image in pictures(min(count, 1000), size)]
     people = count // each
     offset = 0
-    with (folder / "train.rec").open("wb") as rec, (folder / "train.idx").open("w") as idx:
+    with (
+        (folder / "train.rec").open("wb") as rec,
+        (folder / "train.idx").open("w", encoding="utf-8") as idx,
+    ):
 
         def add(key: int, content: bytes) -> None:
             nonlocal offset

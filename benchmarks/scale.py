@@ -85,7 +85,7 @@ def resident() -> int:
 
 
 def _status(field: str) -> str:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(line.split()[1] for line in lines if line.startswith(field))
 
 
@@ -98,7 +98,7 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
     settings: Any = TypeAdapter(OrderSettings).validate_python({"kind": kind, **ORDERS[kind]})
     everything = np.arange(len(dataset))
     base = resident()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
 
     def order_at(position: int) -> tuple[Any, float, float]:
         start = time.perf_counter()

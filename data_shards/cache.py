@@ -104,7 +104,7 @@ class Cache:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self._folder / ".lock").open("w") as file:
+        with (self._folder / ".lock").open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -96,7 +96,7 @@ class ShardDataset:
                 f"`perennial shards glyphs --out {folder}`"
             )
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
             version = manifest["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is damaged: build the dataset again") from error

@@ -58,7 +58,7 @@ class Journal:
             raise InputError(f"{place.name} already holds a dataset: delete it or write elsewhere")
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w")
+        self._lock = (self.folder / "lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -74,7 +74,9 @@ class Journal:
     def _recalled(self, path: Path, deciding: dict[str, Any]) -> list[ShardFacts]:
         """The finished shards of an earlier attempt, which was decided alike."""
         self.place.recall()
-        if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(deciding)):
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(
+            json.dumps(deciding)
+        ):
             raise InputError(
                 f"{self.place.name} holds the beginning of another import (see {path}): give "
                 "the same source and options to go on with it, or delete the folder"

@@ -40,7 +40,7 @@ class Quarantine:
         self._count()
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
+            with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"sample": sample, "why": why}) + "\n")
         if len(self._known) > self._budget:
             raise InputError(

@@ -277,7 +277,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises InputError naming the file, the key and what is allowed.
     """
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
         raise InputError(f"{path} does not exist (in {path.parent}: {known})") from error
@@ -297,7 +297,7 @@ def kept_config(folder: Path) -> RunConfig:
     """The configuration that a run folder was made by. Raises InputError."""
     path = folder / "run.yaml"
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text()))
+        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is no run folder (no run.yaml): give one, such as runs/demo"

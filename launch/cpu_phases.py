@@ -135,7 +135,7 @@ class CpuPhases:
         directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
         given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
         earlier = [
-            json.loads((run.step_folder(phase.chain, past) / "evaluation.json").read_text())
+            json.loads((run.step_folder(phase.chain, past) / "evaluation.json").read_bytes())
             for past in range(step)
         ]
         accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]

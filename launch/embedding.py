@@ -121,7 +121,7 @@ def embed_shards(
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder against other processes of this machine. Raises InputError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -173,7 +173,7 @@ def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
         write_json(path, plan)
         return
     try:
-        begun = json.loads(path.read_text())
+        begun = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is damaged: {remedy}") from error
     for key, value in plan.items():
@@ -234,7 +234,7 @@ def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[
     shutil.rmtree(tree, ignore_errors=True)
     for file in files.values():
         _, vectors = read_embeddings(file, plan["model"])
-        with file.with_suffix(".tsv").open(newline="") as lines:
+        with file.with_suffix(".tsv").open(newline="", encoding="utf-8") as lines:
             keys = [key for key, _ in csv.reader(lines, delimiter="\t")]
         for key, vector in zip(keys, vectors, strict=True):
             write_feature(tree / feature_name(key, plan["features"]), vector)

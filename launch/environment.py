@@ -60,12 +60,14 @@ def differences(wanted: dict[str, str]) -> list[str]:
 
 def write_lock(path: Path) -> None:
     """Writes `installed` as lines NAME==VERSION."""
-    path.write_text("".join(f"{name}=={exact}\n" for name, exact in installed().items()))
+    path.write_text(
+        "".join(f"{name}=={exact}\n" for name, exact in installed().items()), encoding="utf-8"
+    )
 
 
 def check_lock(path: Path) -> None:
     """Raises InputError where this machine has other packages than `path` names."""
-    lines = (line.partition("==") for line in path.read_text().split())
+    lines = (line.partition("==") for line in path.read_text(encoding="utf-8").split())
     odd = differences({name: exact for name, _, exact in lines})
     if odd:
         more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""

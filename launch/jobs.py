@@ -80,7 +80,7 @@ def pack(config: RunConfig, folder: Path) -> None:
     values = _placed(config.model_dump())
     values["dataset"] = config.dataset_location()
     values["cluster"]["address"] = "auto"
-    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def _placed(value: Any) -> Any:
@@ -147,7 +147,7 @@ def status(folder: Path) -> str:
 def sent(folder: Path) -> tuple[str, str]:
     """Address and job of a run that was sent away. Raises InputError."""
     try:
-        told = json.loads((folder / FILE).read_text())
+        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return told["address"], told["job"]
     except FileNotFoundError as error:
         raise InputError(

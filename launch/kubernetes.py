@@ -119,7 +119,9 @@ def on_cluster(config: RunConfig, size: Sizes) -> dict[str, Any]:
 def read_manifests(folder: Path = MANIFESTS) -> Files:
     """Every YAML file of a folder of manifests."""
     return {
-        str(path.relative_to(folder)): _plain(list(yaml.safe_load_all(path.read_text())))
+        str(path.relative_to(folder)): _plain(
+            list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        )
         for path in sorted(folder.rglob("*.yaml"))
     }
 
@@ -129,7 +131,9 @@ def write_manifests(files: Files, folder: Path) -> None:
     for name, documents in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True))
+        path.write_text(
+            yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
 
 
 def render(files: Files, config: RunConfig, size: Sizes, name: str, image: str) -> Files:

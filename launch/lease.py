@@ -48,7 +48,7 @@ class Process:
     @classmethod
     def this(cls) -> "Process":
         """The process that asks."""
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         place = f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
         return cls(socket.gethostname(), os.getpid(), _born(os.getpid()) or 0, place)
 
@@ -63,7 +63,7 @@ class Process:
 def _born(pid: int) -> int | None:
     """When a process started, clock ticks since boot; None for one that is gone or a zombie."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     state, *rest = text.rpartition(")")[2].split()  # the name before it may hold anything

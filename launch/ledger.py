@@ -19,7 +19,7 @@ class Ledger:
         self.path = path
         self.records: list[dict[str, Any]] = []
         newest = 0
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         for number, line in enumerate(lines, start=1):
             try:
                 if not line.endswith("\n"):
@@ -49,7 +49,7 @@ class Ledger:
     def add(self, record: dict[str, Any]) -> None:
         """Records a finished phase durably."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())

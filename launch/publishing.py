@@ -34,7 +34,7 @@ def _candidates(run: Run, ledger: Ledger) -> Iterator[Phase]:
 
 def verdict(phase: Phase) -> str:
     """Why the model of a finished comparison is withheld; empty when it may be published."""
-    found = json.loads(phase.output.read_text())
+    found = json.loads(phase.output.read_text(encoding="utf-8"))
     if not phase.step or found["holds"]:
         return ""
     failed = [p["point"] for p in found["against"][-1]["points"] if not p["holds"]]

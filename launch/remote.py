@@ -83,7 +83,8 @@ def node(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     asked, ended = _end_with_input(process, signal.SIGTERM)
     said = []

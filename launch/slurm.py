@@ -125,7 +125,14 @@ def submit(text: str, run: Path) -> str:
     run.mkdir(parents=True, exist_ok=True)
     command = ["sbatch", "--parsable", f"--output={run.absolute()}/slurm-%j.log"]
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+        )
     except FileNotFoundError as error:
         raise InputError("no sbatch here: give this command on a login node of Slurm") from error
     if done.returncode:

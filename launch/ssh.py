@@ -51,7 +51,7 @@ class Host:
 def read_hosts(path: Path) -> list[Host]:
     """The hosts of a file, one a line, the head first. Raises InputError naming the line."""
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--hosts {path} cannot be read: {error}") from error
     hosts = []
@@ -144,7 +144,8 @@ class Launch:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 start_new_session=True,
             )
             for host in self.hosts
@@ -173,7 +174,8 @@ def _session(command: list[str], token: str, capture: bool = False) -> Iterator[
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if capture else None,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,  # Ctrl-C is for this process alone
     )
     assert process.stdin is not None

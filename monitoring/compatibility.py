@@ -70,7 +70,7 @@ def comparisons(folder: Path) -> list[dict[str, Any]]:
     for file in sorted(folder.glob("chains/*/seed-*/steps/*/compatibility.json")):
         *_, method, seed, _, step, _ = file.parts
         where = {"method": method, "seed": int(seed.removeprefix("seed-")), "step": int(step)}
-        for one in json.loads(file.read_text())["against"]:
+        for one in json.loads(file.read_text(encoding="utf-8"))["against"]:
             found.append({**one, **where, "against": one["step"]})
     return found
 

@@ -59,7 +59,7 @@ def metrics_page() -> str:
 
 def alerts() -> list[dict[str, Any]]:
     """Every alert of the rule files."""
-    groups = yaml.safe_load((RULES / "alerts.yaml").read_text())["groups"]
+    groups = yaml.safe_load((RULES / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
@@ -96,12 +96,12 @@ def table(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
 
 def main() -> None:
     """Writes all of them."""
-    (ROOT / "docs" / "metrics.md").write_text(metrics_page())
+    (ROOT / "docs" / "metrics.md").write_text(metrics_page(), encoding="utf-8")
     operations = ROOT / "docs" / "operations.md"
-    operations.write_text(with_alerts(operations.read_text()))
+    operations.write_text(with_alerts(operations.read_text(encoding="utf-8")), encoding="utf-8")
     grafana.write(DASHBOARDS, Path(__file__).parent / "dashboards")
     for name, text in kubernetes.files(RULES, DASHBOARDS).items():
-        (ROOT / "k8s" / "overlays" / "monitoring" / name).write_text(text)
+        (ROOT / "k8s" / "overlays" / "monitoring" / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -66,11 +66,13 @@ def serving(
     target_file.parent.mkdir(parents=True, exist_ok=True)
     part = target_file.with_suffix(".part")
     text = json.dumps([target])
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8")
     part.rename(target_file)
     try:
         yield bound
-        if target_file.exists() and target_file.read_text() == text:  # not a later attempt's
+        if (
+            target_file.exists() and target_file.read_text(encoding="utf-8") == text
+        ):  # not a later attempt's
             target_file.unlink()
     finally:
         server.shutdown()

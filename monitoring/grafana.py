@@ -146,7 +146,7 @@ def write(dashboards: tuple[Dashboard, ...], folder: Path) -> None:
     """One file a dashboard."""
     folder.mkdir(parents=True, exist_ok=True)
     for dashboard in dashboards:
-        (folder / f"{dashboard.uid}.json").write_text(text(dashboard))
+        (folder / f"{dashboard.uid}.json").write_text(text(dashboard), encoding="utf-8")
 
 
 def text(dashboard: Dashboard) -> str:

@@ -38,7 +38,7 @@ def rule_object(rules: Path) -> dict[str, Any]:
     groups = [
         group
         for file in sorted(rules.glob("*.yaml"))
-        for group in yaml.safe_load(file.read_text())["groups"]
+        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
     ]
     return {
         "apiVersion": "monitoring.coreos.com/v1",

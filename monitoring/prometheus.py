@@ -56,7 +56,9 @@ def main() -> None:
     given.state.mkdir(parents=True, exist_ok=True)
     config = given.state / "prometheus.yml"
     rules = sorted(RULES.resolve().glob("*.yaml"))
-    config.write_text(yaml.safe_dump(configuration(given.runs, given.seconds, rules)))
+    config.write_text(
+        yaml.safe_dump(configuration(given.runs, given.seconds, rules)), encoding="utf-8"
+    )
     try:
         line = command(config, given.state / "data", given.port)
     except FileNotFoundError as error:

@@ -47,7 +47,7 @@ def draw(folder: Path) -> Path:
     rows = compare([folder])
     methods = [method for _, method in ordered_methods(rows)][::-1]
     colours = {method: number % 10 for number, method in enumerate(sorted(methods))}
-    config = yaml.safe_load((folder / "run.yaml").read_text())
+    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     ledger = read_jsonl(folder / "ledger.jsonl")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape()
@@ -57,7 +57,7 @@ def draw(folder: Path) -> Path:
         methods=methods,
         colours=colours,
         config=config,
-        config_text=(folder / "run.yaml").read_text(),
+        config_text=(folder / "run.yaml").read_text(encoding="utf-8"),
         seeds=len(config["seeds"]),
         steps=sorted({row["step"] for row in rows}),
         tables=_tables(rows, methods),
@@ -75,7 +75,7 @@ def draw(folder: Path) -> Path:
         neighbourhoods=_examples(folder, methods, "neighbour_examples.json"),
     )
     part = folder / ".report.html.part"
-    part.write_text(page)
+    part.write_text(page, encoding="utf-8")
     part.rename(folder / "report.html")
     return folder / "report.html"
 
@@ -202,6 +202,6 @@ def _examples(folder: Path, methods: list[str], name: str) -> list[dict[str, Any
             key=lambda path: (-int(path.parent.name), path.parts),
         )
         if files:
-            queries = json.loads(files[0].read_text())
+            queries = json.loads(files[0].read_text(encoding="utf-8"))
             shown.append({"method": method, "step": files[0].parent.name, "queries": queries})
     return shown

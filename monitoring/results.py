@@ -68,7 +68,7 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     for file in files:
         *_, method, seed, _, step, _ = file.parts
         where = {"method": method, "seed": int(seed.removeprefix("seed-")), "step": int(step)}
-        found.append({**json.loads(file.read_text()), **where})
+        found.append({**json.loads(file.read_text(encoding="utf-8")), **where})
     return found
 
 
@@ -110,7 +110,7 @@ def ordered_methods(rows: list[dict[str, Any]], metric: str | None = None) -> li
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSON lines file; none where there is no file."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

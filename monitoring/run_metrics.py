@@ -118,7 +118,10 @@ def _compatible(folder: Path) -> dict[Chain, bool]:
         *_, method, seed, _, step, _ = file.parts
         chain, this = (method, seed.removeprefix("seed-")), (int(step), file)
         newest[chain] = max(newest.get(chain, this), this)
-    return {chain: json.loads(file.read_text())["holds"] for chain, (_, file) in newest.items()}
+    return {
+        chain: json.loads(file.read_text(encoding="utf-8"))["holds"]
+        for chain, (_, file) in newest.items()
+    }
 
 
 @contextmanager

@@ -16,7 +16,7 @@ ALLOWED = {
 
 
 def imported(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -34,11 +34,31 @@ def test_imports_go_one_way(package):
                 assert allowed, f"{path.relative_to(ROOT)} imports {module}"
 
 
+def _is_text_without_encoding(call):
+    """Whether a call opens text without saying its encoding; ruff's rule sees known types only."""
+    given = {keyword.arg for keyword in call.keywords}
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    modes = [c.value for c in call.args if isinstance(c, ast.Constant)]
+    opens = name == "open" and ("newline" in given or {*modes} & {"r", "w", "a", "x", "r+"})
+    reads = name == "read_text" or (name == "write_text" and len(call.args) == 1)
+    runs = "text" in given and name in ("run", "Popen", "check_output")
+    return (opens or reads or runs) and "encoding" not in given
+
+
+def test_text_is_utf_8_whatever_the_locale():
+    """A run begun on a machine with LANG=C is read on another one."""
+    for package in (*ALLOWED, "benchmarks"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call):
+                    assert not _is_text_without_encoding(node), f"{path}:{node.lineno}"
+
+
 def test_nothing_unpickles():
     """Files are read as safetensors, JSON, YAML (safe) and Parquet only."""
     forbidden = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("yaml", "load")}
     for package in ALLOWED:
         for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                     assert (node.value.id, node.attr) not in forbidden, path

@@ -57,7 +57,7 @@ class Gallery:
     def open(cls, folder: Path) -> "Gallery":
         """Reads the index. Raises InputError when there is none, or it is damaged."""
         try:
-            values = json.loads((folder / INDEX).read_text())
+            values = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             if values.pop("version") != _VERSION:
                 raise ValueError("another version")
             parts = tuple(Part(**part) for part in values.pop("parts"))

@@ -16,7 +16,7 @@ def load_cpu_kernel() -> None:
     if builder is None:  # on a GPU
         return
     folder = Path(_get_build_directory(builder.name, verbose=False))
-    with (folder / "perennial.lock").open("w") as ours:
+    with (folder / "perennial.lock").open("w", encoding="utf-8") as ours:
         fcntl.flock(ours, fcntl.LOCK_EX)  # until closed, or until this process is dead
         remove_if_dead(folder / "lock")
         builder.load()

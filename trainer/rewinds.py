@@ -20,7 +20,7 @@ class Rewinds:
         self._path, self._ranks, self._fence = path, ranks, fence
         lines = None
         if ranks.rank == 0:
-            lines = path.read_text().splitlines() if path.exists() else []
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self._records = [json.loads(line) for line in ranks.broadcast_object(lines)]
 
     def __len__(self) -> int:

@@ -165,7 +165,7 @@ def _classes(rec: Path) -> int | None:
     if not path.exists():
         return None
     try:
-        classes = int(path.read_text().split(",")[0])
+        classes = int(path.read_text(encoding="utf-8").split(",")[0])
     except ValueError as error:
         raise InputError(f"{path} must read classes,height,width: mend or delete it") from error
     if classes > _EXACT:

@@ -127,7 +127,9 @@ def test_of_many_racing_processes_each_attempt_has_one_holder(tmp_path):
 def test_a_killed_holder_is_replaced_at_once(driver, tmp_path):
     process, _ = driver(3600)
     process.kill()  # and not waited for: a zombie is dead, too
-    wait_for(lambda: Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "Z")
+    wait_for(
+        lambda: Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8").split()[2] == "Z"
+    )
     with holding(tmp_path, 3600) as attempt:
         assert attempt.fence.attempt == 2
         assert f"process {process.pid} on" in attempt.took_over

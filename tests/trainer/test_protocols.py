@@ -284,10 +284,10 @@ def grown(work) -> float:
     """MB by which this process's memory peaks above what it has now, while it does `work`."""
 
     def held(field: str) -> float:
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split(f"{field}:")[1].split()[0]) / 1000
 
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = held("VmRSS")
     work()
     return held("VmHWM") - before
