@@ -10,6 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+_CONTEXT = mp.get_context("forkserver")
+# each rank is a fork of a process that has made these imports, which take seconds
+_CONTEXT.set_forkserver_preload(["deepspeed", "tests.trainer.loops"])
+
 
 def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) -> None:
     os.environ.update(LOCAL_RANK=str(rank), RANK=str(rank), WORLD_SIZE=str(world))
@@ -29,9 +33,8 @@ def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) 
 def on_ranks(world: int, function: Callable, *args: Any, folder: Path) -> list[Any]:
     """What `function` returned on each of `world` ranks."""
     folder.mkdir(parents=True, exist_ok=True)
-    context = mp.get_context("spawn")
     processes = [
-        context.Process(target=_rank, args=(rank, world, function, args, folder))
+        _CONTEXT.Process(target=_rank, args=(rank, world, function, args, folder))
         for rank in range(world)
     ]
     for process in processes:

@@ -202,7 +202,7 @@ def test_processes_share_a_cache(server, settings, local):
 
 def test_what_is_needed_first_gets_the_room_first(server, settings, local):
     """Else two processes could each hold what the other waits for."""
-    hasty = settings.model_copy(update={"patience": 0.5})
+    hasty = settings.model_copy(update={"patience": 10.0})
     dataset, other = (ShardDataset.open(server.url, hasty) for _ in range(2))
     for first in (0, 8, 4, 12):
         others, ours = np.arange(first, first + 4), np.arange(first + 4, first + 8)
