@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from data_shards.settings import InputError
 from launch.cluster_settings import ClusterSettings
+from launch.private_folder import RAY_BYTES, private_folder
 
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -46,27 +48,38 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         "logging_level": logging.ERROR,
         "runtime_env": environment,
     }
-    if settings.address is None:
-        local: dict[str, Any] = {
-            "address": "local",
-            "num_cpus": settings.workers + settings.actor_count() + 2,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-        ray.init(**options, **local)
-    else:
+    with ExitStack() as opened:
+        if settings.address is None:
+            private = opened.enter_context(private_folder(RAY_BYTES))
+            # within it: Ray lets everybody into the very folder that it is given
+            options |= _local(settings, private / "ray")
+        else:
+            options["address"] = settings.address
+        # else what this process starts later cannot be part of a cluster
+        opened.callback(os.environ.pop, _ALONE, None)
+        opened.callback(ray.shutdown)
         try:
-            ray.init(**options, address=settings.address)
+            ray.init(**options)
         except ConnectionError as error:
             raise InputError(
                 f"no Ray cluster answers at cluster.address = {settings.address}: start one, or "
                 "leave the key out to use this machine"
             ) from error
-    try:
         yield ray
-    finally:
-        ray.shutdown()
-        os.environ.pop(_ALONE, None)  # else what this process starts later cannot be part of one
+
+
+def _local(settings: ClusterSettings, folder: Path) -> dict[str, Any]:
+    """How Ray is started on this machine, with its sockets and logs in `folder`."""
+    options: dict[str, Any] = {
+        "address": "local",
+        "num_cpus": settings.workers + settings.actor_count() + 2,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+        "_temp_dir": str(folder),
+    }
+    if not os.access("/dev/shm", os.W_OK):  # Ray looks for room there without asking whether it is
+        options["_plasma_directory"] = str(folder)
+    return options
 
 
 def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
