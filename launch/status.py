@@ -12,7 +12,7 @@ from launch.folder import Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
 from monitoring.goodput import goodput, goodput_tables
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 
 
 def open_run(folder: Path) -> Run:

@@ -24,7 +24,8 @@ class Line:
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values that cover [low, high], about `count` of them."""
     if high - low < 1e-9 * max(1.0, abs(low)):
-        low, high = low - 0.5, high + 0.5
+        apart = 0.5 * max(1.0, 1e-9 * abs(low))
+        low, high = low - apart, high + apart
     rough = (high - low) / max(1, count - 1)
     power = 10 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * 0.999)
@@ -156,7 +157,9 @@ def timeline(spans: Sequence[Span]) -> str:
     """An SVG with a row for each `row` and a bar for each span, over minutes."""
     if not spans:
         return ""
-    rows = list(dict.fromkeys(span.row for span in spans))
+    rows: dict[str, list[Span]] = {}
+    for span in spans:
+        rows.setdefault(span.row, []).append(span)
     left, pitch, width = 150, 22, 1080
     height = pitch * len(rows) + 36
     start, end = min(s.start for s in spans), max(s.end for s in spans)
@@ -171,12 +174,12 @@ def timeline(spans: Sequence[Span]) -> str:
             f'<text class="tick" x="{u:.1f}" y="{height - 14}" text-anchor="middle">'
             f"{minute:g} min</text>"
         )
-    for number, row in enumerate(rows):
+    for number, (row, own) in enumerate(rows.items()):
         v = number * pitch + 4
         parts.append(
             f'<text class="tick" x="{left - 8}" y="{v + 12}" text-anchor="end">{escape(row)}</text>'
         )
-        for span in (s for s in spans if s.row == row):
+        for span in own:
             u, w = left + (span.start - start) * scale, max(1.5, (span.end - span.start) * scale)
             parts.append(
                 f'<rect x="{u:.1f}" y="{v}" width="{w:.1f}" height="{pitch - 8}" rx="2" '

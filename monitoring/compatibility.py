@@ -1,6 +1,5 @@
 """What a run found of compatibility between its models: read from its files, as tables."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -9,6 +8,10 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
+
+from monitoring.records import Damage, comparisons
+from untrusted.text import printable
 
 TITLES = {"top1": "top-1", "map": "mAP", "tar": "TAR at FAR", "tpir": "TPIR at FPIR"}
 _FIGURES = ("old_old", "new_old", "new_new", "paragon")
@@ -32,7 +35,7 @@ def _interval(value: dict[str, float] | None) -> str:
 
 def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
     """A comparison of two models for the terminal: figures, gains, verdict, flips."""
-    yield f"queries by {found['new']}, gallery by {found['old']}, in %:"
+    yield Text(f"queries by {found['new']}, gallery by {found['old']}, in %:")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     shown = [key for key in _FIGURES if key in found["points"][0]]
@@ -61,21 +64,10 @@ def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
         named = [
             f"{one['identity']} ({one['lost']} of {one['trials']})" for one in flips["worst"][:8]
         ]
-        yield f"worst: {', '.join(named)}"
+        yield Text(printable(f"worst: {', '.join(named)}"))
 
 
-def comparisons(folder: Path) -> list[dict[str, Any]]:
-    """Every comparison of a run folder, with its method, seed, step and ``against``, a step."""
-    found = []
-    for file in sorted(folder.glob("chains/*/seed-*/steps/*/compatibility.json")):
-        *_, method, seed, _, step, _ = file.parts
-        where = {"method": method, "seed": int(seed.removeprefix("seed-")), "step": int(step)}
-        for one in json.loads(file.read_text(encoding="utf-8"))["against"]:
-            found.append({**one, **where, "against": one["step"]})
-    return found
-
-
-def summary(folders: Iterable[Path]) -> list[dict[str, Any]]:
+def summary(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[str, Any]]:
     """Each method's figures against the step before and the first step, by operating point.
 
     Figures are {mean, std} over seeds, as shares; ``holds`` counts the seeds where the criterion
@@ -83,7 +75,7 @@ def summary(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """
     groups: dict[tuple[str, str, int, int, str], list[dict[str, Any]]] = defaultdict(list)
     for folder in folders:
-        for found in comparisons(folder):
+        for found in comparisons(folder, damage):
             if found["against"] in (0, found["step"] - 1):
                 where = folder.name, found["method"], found["step"], found["against"]
                 for point in found["points"]:
@@ -92,7 +84,7 @@ def summary(folders: Iterable[Path]) -> list[dict[str, Any]]:
     for (run, method, step, against, point), every in groups.items():
         row: dict[str, Any] = {"run": run, "method": method, "step": step, "against": against}
         row |= {"point": point, "seeds": len(every), "holds": sum(p["holds"] for p in every)}
-        for key in (key for key in _FIGURES if key in every[0]):
+        for key in (key for key in _FIGURES if any(key in point for point in every)):
             row[key] = _over_seeds([p[key] for p in every if key in p])
         row["gain"] = _over_seeds([p["gain"]["value"] for p in every])
         updates = [p["update_gain"]["value"] for p in every if p["update_gain"]]
@@ -154,5 +146,5 @@ def summary_tables(rows: list[dict[str, Any]]) -> Iterator[Table]:
             table.add_column(head, justify="left" if number < 2 else "right", no_wrap=number < 2)
         for row in own:
             method, *cells = summary_cells(row)
-            table.add_row(f"{row['run']}: {method}" if several_runs else method, *cells)
+            table.add_row(Text(f"{row['run']}: {method}" if several_runs else method), *cells)
         yield table

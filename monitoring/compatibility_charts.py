@@ -20,15 +20,15 @@ def matrices(found: Comparisons) -> list[tuple[str, str]]:
     charts = []
     for method in dict.fromkeys(one["method"] for one in found):
         own = _first_seed(found, method)
-        for number, point in enumerate(own[0]["points"]):
+        for point in dict.fromkeys(point["point"] for one in own for point in one["points"]):
             cells: dict[tuple[int, int], float] = {}
             holds: dict[tuple[int, int], bool] = {}
-            for one in own:
-                old, new, figures = one["against"], one["step"], one["points"][number]
+            for one, figures in ((o, p) for o in own for p in o["points"] if p["point"] == point):
+                old, new = one["against"], one["step"]
                 cells[old, old], cells[new, old] = figures["old_old"], figures["new_old"]
                 cells[old, new], cells[new, new] = figures["old_new"], figures["new_new"]
                 holds[new, old] = figures["holds"]
-            charts.append((f"{method}: {in_words(point['point'])}, %", heat_map(cells, holds)))
+            charts.append((f"{method}: {in_words(point)}, %", heat_map(cells, holds)))
     return charts
 
 
@@ -119,7 +119,7 @@ def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], colours: dict[str
             f'<text class="tick" x="{left - 8}" y="{y + 4}" text-anchor="end">'
             f"{escape(mark[0])}, {mark[1]} on {mark[1] - 1}</text>"
         )
-        parts.append(_whisker(mark, y, at, low, f"var(--c{colours[mark[0]]})"))
+        parts.append(_whisker(mark, y, at, low, f"var(--c{colours.get(mark[0], 0)})"))
     return "".join([*parts, "</svg>"])
 
 

@@ -1,5 +1,6 @@
 """Goodput: where a run's time went, what its restarts cost, and what each kind of phase took."""
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from monitoring.results import read_jsonl
+from monitoring.records import Damage, events, ledger, metrics
 
 Record = dict[str, Any]
 
@@ -57,12 +58,15 @@ class Goodput:
         return self.seconds["training"] / self.total if self.total else 0.0
 
 
-def goodput(folder: Path) -> Goodput | None:
+_MEASURED = {"time", "seconds", "iterations", "data_wait_share"}
+
+
+def goodput(folder: Path, damage: Damage | None = None) -> Goodput | None:
     """Of a run folder; none before anything was trained or finished."""
     return account(
-        read_jsonl(folder / "ledger.jsonl"),
-        [record for record in read_jsonl(folder / "metrics.jsonl") if "seconds" in record],
-        read_jsonl(folder / "events.jsonl"),
+        ledger(folder, damage),
+        [record for record in metrics(folder, damage) if record.keys() >= _MEASURED],
+        events(folder, damage),
     )
 
 
@@ -124,7 +128,14 @@ def _starts(ledger: Sequence[Record], training: Sequence[Record]) -> list[float]
 
 
 def _last_before(times: Sequence[float], moment: float) -> float:
-    return max((time for time in times if time < moment), default=moment)
+    """Of ascending `times`; `moment` itself where none is before it."""
+    place = bisect_left(times, moment)
+    return times[place - 1] if place else moment
+
+
+def _first_from(times: Sequence[float], moment: float, otherwise: float) -> float:
+    place = bisect_left(times, moment)
+    return times[place] if place < len(times) else otherwise
 
 
 def _restarting(
@@ -137,10 +148,7 @@ def _restarting(
     were started again, to the next piece of work."""
     stretches = [(moment, moment) for moment in attempts]
     stretches += [(_last_before(signs, moment), moment) for moment in restarted]
-    ends = [
-        (begin, min((start for start in starts if start >= moment), default=signs[-1]))
-        for begin, moment in stretches
-    ]
+    ends = [(begin, _first_from(starts, moment, signs[-1])) for begin, moment in stretches]
     joined: list[tuple[float, float]] = []
     for begin, end in sorted(ends):
         if joined and begin < joined[-1][1]:

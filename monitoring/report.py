@@ -1,10 +1,9 @@
 """Draws a run's report.html from the files of its folder: one page that needs nothing else."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
@@ -12,7 +11,6 @@ from monitoring.charts import Line, Span, line_chart, timeline
 from monitoring.compatibility import (
     SUMMARY_HEADS,
     by_point,
-    comparisons,
     in_words,
     summary,
     summary_cells,
@@ -20,14 +18,13 @@ from monitoring.compatibility import (
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
 from monitoring.goodput import USES, goodput, summary_line
-from monitoring.results import (
-    LOWER_IS_BETTER,
-    compare,
-    evaluations,
-    metrics,
-    ordered_methods,
-    read_jsonl,
-)
+from monitoring.live.extent import Damaged, extent
+from monitoring.records import Damage, comparisons, evaluations, examples, ledger, step_files, told
+from monitoring.records import metrics as training
+from monitoring.results import LOWER_IS_BETTER, compare, metrics, ordered_methods
+from monitoring.schemas import phase_of
+from untrusted.errors import InputError
+from untrusted.text import printable
 
 _PHASE_COLOURS = {
     "adopt": 0,
@@ -37,18 +34,29 @@ _PHASE_COLOURS = {
     "prototypes": 3,
     "compatibility": 4,
 }
+_CHAINS = 500
+"""Rows of the timeline, and lines of a chart, at most."""
+_PICTURES = 1 << 28
+"""Bytes of pictures in a page, at most."""
+_DRAWABLE = 1e30
 
 
-def draw(folder: Path) -> Path:
+def draw(folder: Path, damage: Damage | None = None) -> Path:
     """Writes ``report.html`` into a run folder and returns its path.
 
-    Parts that the run has not reached yet are left out.
+    Parts that the run has not reached yet are left out, and what is `damage`d: the page says so.
+    Raises InputError.
     """
-    rows = compare([folder])
+    damage = {} if damage is None else damage
+    try:
+        asked = extent(folder.resolve(), folder)
+    except Damaged as error:
+        raise InputError(f"{folder}: {error}: restore it from a copy") from error
+    rows = compare([folder], damage)
     methods = [method for _, method in ordered_methods(rows)][::-1]
     colours = {method: number % 10 for number, method in enumerate(sorted(methods))}
-    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-    ledger = read_jsonl(folder / "ledger.jsonl")
+    done = ledger(folder, damage)
+    spans = _spans(done, damage)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape()
     )
@@ -56,25 +64,27 @@ def draw(folder: Path) -> Path:
         name=folder.name,
         methods=methods,
         colours=colours,
-        config=config,
-        config_text=(folder / "run.yaml").read_text(encoding="utf-8"),
-        seeds=len(config["seeds"]),
+        config=asked,
+        config_text=printable(asked.text, keep="\n"),
+        seeds=len(asked.seeds),
         steps=sorted({row["step"] for row in rows}),
         tables=_tables(rows, methods),
         curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, colours)],
         tradeoffs=[
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
-            for name, charts in tradeoffs(evaluations(folder), methods, colours).items()
+            for name, charts in tradeoffs(evaluations(folder, damage), methods, colours).items()
         ],
-        compatibility=_compatibility(folder, colours),
-        losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours)],
-        timeline=Markup(timeline(_spans(ledger))),
-        goodput=_goodput(folder),
-        hours=sum(r["finished"] - r["started"] for r in ledger) / 3600,
-        examples=_examples(folder, methods, "examples.json"),
-        neighbourhoods=_examples(folder, methods, "neighbour_examples.json"),
+        compatibility=_compatibility(folder, colours, damage),
+        losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours, damage)],
+        timeline=Markup(timeline(spans)),
+        goodput=_goodput(folder, damage),
+        hours=sum(r["finished"] - r["started"] for r in done) / 3600,
+        examples=_examples(folder, methods, "examples.json", damage),
+        neighbourhoods=_examples(folder, methods, "neighbour_examples.json", damage),
+        damage=list(told(damage)),
     )
     part = folder / ".report.html.part"
+    part.unlink(missing_ok=True)  # a link there would lead the page elsewhere
     part.write_text(page, encoding="utf-8")
     part.rename(folder / "report.html")
     return folder / "report.html"
@@ -121,9 +131,9 @@ def _curves(
     return charts
 
 
-def _compatibility(folder: Path, colours: dict[str, int]) -> dict[str, Any] | None:
+def _compatibility(folder: Path, colours: dict[str, int], damage: Damage) -> dict[str, Any] | None:
     """The page's part on compatibility; none where the run does not compare its models."""
-    found = comparisons(folder)
+    found = comparisons(folder, damage)
     if not found:
         return None
     charts = {
@@ -143,46 +153,50 @@ def _compatibility(folder: Path, colours: dict[str, int]) -> dict[str, Any] | No
     }
 
 
-def _losses(folder: Path, colours: dict[str, int]) -> list[tuple[str, str]]:
+def _losses(folder: Path, colours: dict[str, int], damage: Damage) -> list[tuple[str, str]]:
     """The training loss and the throughput of each method's first seed, step after step."""
     records = {}
-    for record in read_jsonl(folder / "metrics.jsonl"):
+    for record in training(folder, damage):
         records[record["phase"], record["iteration"]] = record
     of_method: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
-    for (phase, iteration), record in records.items():
-        method, _, step, _ = phase.split("/")
-        of_method.setdefault(method, {}).setdefault(
-            (int(step.removeprefix("step-")), iteration), record
-        )
+    for (name, iteration), record in records.items():
+        method, _, step, _ = phase_of(name) or ("", 0, 0, "")
+        if method in of_method or len(of_method) < _CHAINS:
+            of_method.setdefault(method, {}).setdefault((step, iteration), record)
     charts = []
     for key, title in (("classify", "Classification loss"), ("images_per_second", "Images/s")):
         lines = []
         for method, found in of_method.items():
             points = []
             for (step, iteration), record in sorted(found.items()):
-                if key in record:
-                    points.append((step + iteration / record["of"], float(record[key])))
+                if abs(record.get(key, math.inf)) < _DRAWABLE:  # a loss may be infinite or NaN
+                    points.append((step + min(1.0, iteration / record["of"]), float(record[key])))
             lines.append(Line(method, colours.get(method, 0), points))
         charts.append((title, line_chart(lines, "learning step", title, points=False)))
     return [(title, chart) for title, chart in charts if chart]
 
 
-def _spans(ledger: list[dict[str, Any]]) -> list[Span]:
+def _spans(done: list[dict[str, Any]], damage: Damage) -> list[Span]:
+    rows = dict.fromkeys(f"{record['method']}, seed {record['seed']}" for record in done)
+    shown = set(list(rows)[:_CHAINS])
+    if len(rows) > len(shown):
+        damage["ledger.jsonl"] = f"{len(rows):,} chains, of which the first {_CHAINS} are drawn"
     return [
         Span(
-            f"{record['method']}, seed {record['seed']}",
+            row,
             record["phase"],
-            _PHASE_COLOURS[record["kind"]],
+            _PHASE_COLOURS.get(record["kind"], 8),
             record["started"],
             record["finished"],
         )
-        for record in ledger
+        for record in done
+        if (row := f"{record['method']}, seed {record['seed']}") in shown
     ]
 
 
-def _goodput(folder: Path) -> dict[str, Any] | None:
+def _goodput(folder: Path, damage: Damage) -> dict[str, Any] | None:
     """The page's part on where the time went."""
-    found = goodput(folder)
+    found = goodput(folder, damage)
     if found is None:
         return None
     shares = {use: seconds / (found.total or 1) for use, seconds in found.seconds.items()}
@@ -193,15 +207,21 @@ def _goodput(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _examples(folder: Path, methods: list[str], name: str) -> list[dict[str, Any]]:
+def _examples(folder: Path, methods: list[str], name: str, damage: Damage) -> list[dict[str, Any]]:
     """The pictures that each method left under `name` in its newest step, first seed found."""
-    shown = []
-    for method in methods:
-        files = sorted(
-            (folder / "chains" / method).glob(f"seed-*/steps/*/{name}"),
-            key=lambda path: (-int(path.parent.name), path.parts),
-        )
-        if files:
-            queries = json.loads(files[0].read_text(encoding="utf-8"))
-            shown.append({"method": method, "step": files[0].parent.name, "queries": queries})
+    newest: dict[str, tuple[tuple[int, int], Path]] = {}
+    for where, file in step_files(folder, name, damage):
+        order = (-where["step"], where["seed"])
+        if where["method"] not in newest or order < newest[where["method"]][0]:
+            newest[where["method"]] = order, file
+    shown, room = [], _PICTURES
+    for method in (method for method in methods if method in newest):
+        (step, _), file = newest[method]
+        searches = examples(file, damage, folder)
+        room -= sum(len(p["jpeg"]) for row in searches for p in [row["query"], *row["found"]])
+        if room < 0:
+            damage[name] = f"the pictures from {method} on are left out: they are too large"
+            break
+        if searches:
+            shown.append({"method": method, "step": -step, "queries": searches})
     return shown

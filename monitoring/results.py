@@ -1,6 +1,5 @@
 """What the methods reached: read from the evaluation files of finished steps."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
+
+from monitoring.records import Damage, evaluations
 
 METRICS = {
     "top1": "top-1 on unseen identities",
@@ -36,8 +38,9 @@ def parts(evaluation: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The results of each test set of an evaluation, by name; raw and cleaned lists apart."""
     found: dict[str, dict[str, Any]] = {}
     for name, test in evaluation.get("tests", {}).items():
-        if "raw" in test:
-            found |= {f"{name} {part}": test[part] for part in ("raw", "cleaned")}
+        if "raw" in test or "cleaned" in test:
+            lists = (part for part in ("raw", "cleaned") if part in test)
+            found |= {f"{name} {part}": test[part] for part in lists}
         else:
             found[name] = test
     return found
@@ -61,28 +64,18 @@ def figures(evaluation: dict[str, Any]) -> dict[str, tuple[str, float]]:
     return found
 
 
-def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Every evaluation of a run folder, with its method, seed and step."""
-    files = sorted(folder.glob("chains/*/seed-*/steps/*/evaluation.json"))
-    found = []
-    for file in files:
-        *_, method, seed, _, step, _ = file.parts
-        where = {"method": method, "seed": int(seed.removeprefix("seed-")), "step": int(step)}
-        found.append({**json.loads(file.read_text(encoding="utf-8")), **where})
-    return found
-
-
-def compare(folders: Iterable[Path]) -> list[dict[str, Any]]:
+def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds of each metric, for each run, method and step."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for folder in folders:
-        for evaluation in evaluations(folder):
+        for evaluation in evaluations(folder, damage):
             groups[folder.name, evaluation["method"], evaluation["step"]].append(evaluation)
     rows = []
     for (run, method, step), found in groups.items():
         row: dict[str, Any] = {"run": run, "method": method, "step": step, "seeds": len(found)}
         of_seeds = [figures(evaluation) for evaluation in found]
-        for metric, (title, _) in of_seeds[0].items():
+        titles = {metric: title for own in of_seeds for metric, (title, _) in own.items()}
+        for metric, title in titles.items():
             values = [figure[metric][1] for figure in of_seeds if metric in figure]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             row[metric] = {"title": title, "mean": statistics.fmean(values), "std": deviation}
@@ -108,12 +101,6 @@ def ordered_methods(rows: list[dict[str, Any]], metric: str | None = None) -> li
     return sorted(last, key=lambda key: (last[key][0], worse * last[key][1]))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSON lines file; none where there is no file."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
     """One table a metric: methods down, learning steps across, percent."""
     steps = sorted({row["step"] for row in rows})
@@ -121,7 +108,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     found = {(r["run"], r["method"], r["step"]): r for r in rows}
     drawn = []
     for metric, title in metrics(rows).items():
-        table = Table(title=f"{title} (%)", title_justify="left", title_style="bold")
+        table = Table(title=Text(f"{title} (%)"), title_justify="left", title_style="bold")
         table.add_column("method")
         for step in steps:
             table.add_column(f"step {step}", justify="right")
@@ -130,7 +117,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             for step in steps:
                 row = found.get((run, method, step))
                 cells.append(_cell(row[metric], row["seeds"]) if row and metric in row else "–")
-            table.add_row(f"{run}: {method}" if several_runs else method, *cells)
+            table.add_row(Text(f"{run}: {method}" if several_runs else method), *cells)
         drawn.append(table)
     return drawn
 

@@ -1,15 +1,56 @@
 """How much a run's configuration asks for."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from monitoring.live.values import Chain
+from monitoring.records import reason
+from monitoring.schemas import MOST_STEPS, NAME
 from untrusted.files import read_bytes
 
 _CONFIG_BYTES, _MOST_STEPS, _DEPTH = 1 << 16, 100_000, 50
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+_Method = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
+def _given(value: Any) -> bool | None:
+    """Whether there is something: what it is, nobody looks at."""
+    return None if value is None else True
+
+
+_Given = Annotated[bool | None, BeforeValidator(_given)]
+
+
+@with_config(ConfigDict(strict=True))
+class _Benchmark(TypedDict):
+    steps: Annotated[int, Field(ge=0, lt=MOST_STEPS)]
+    evaluate: NotRequired[Annotated[str, Field(max_length=100)]]
+
+
+@with_config(ConfigDict(strict=True))
+class _Evaluation(TypedDict):
+    compatibility: NotRequired[_Given]
+
+
+@with_config(ConfigDict(strict=True))
+class Asked(TypedDict):
+    """What is looked at of a run.yaml."""
+
+    dataset: Annotated[str, Field(max_length=4096)]
+    methods: Annotated[dict[_Method, _Given], Field(min_length=1, max_length=10_000)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=10_000)]
+    benchmark: _Benchmark
+    evaluation: _Evaluation
+    continues: NotRequired[_Given]
+
+
+_SCHEMA = TypeAdapter(Asked)
 
 
 class Damaged(ValueError):
@@ -19,38 +60,38 @@ class Damaged(ValueError):
 class Extent:
     """How much a run's configuration asks for."""
 
-    def __init__(self, config: Any) -> None:
-        """Raises Damaged."""
+    def __init__(self, config: Any, text: str = "") -> None:
+        """`text` is the configuration as it was written. Raises Damaged."""
         try:
-            methods, seeds = list(config["methods"]), list(config["seeds"])
-            given = config.get("continues") is not None  # step 0, which another run learned
-            self.steps = int(config["benchmark"]["steps"]) + given
-            self.compared = config["evaluation"].get("compatibility") is not None
-            self.dataset = str(config["dataset"])
-        except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
-            raise Damaged(f"run.yaml lacks what every run has ({error!r})") from error
-        self.methods = [str(method) for method in methods]
-        self.chains = [(m, s) for s in seeds for m in self.methods if isinstance(s, int)]
-        if not 0 <= self.steps * len(self.chains) <= _MOST_STEPS:
+            asked: Asked = _SCHEMA.validate_python(config)
+        except ValidationError as error:
+            raise Damaged(f"run.yaml lacks what every run has ({reason(error)})") from error
+        self.text, self.dataset = text, asked["dataset"]
+        self.asked, self.evaluate = asked["benchmark"]["steps"], asked["benchmark"].get("evaluate")
+        self.steps = self.asked + (asked.get("continues") is not None)
+        self.compared = asked["evaluation"].get("compatibility") is not None
+        self.methods, self.seeds = list(asked["methods"]), list(dict.fromkeys(asked["seeds"]))
+        if self.steps * len(self.methods) * len(self.seeds) > _MOST_STEPS:
             raise Damaged("run.yaml asks for more learning steps than any run has")
-        self.wanted = self._wanted()
+        self.chains = {(method, seed) for seed in self.seeds for method in self.methods}
 
-    def _wanted(self) -> set[tuple[Chain, int, str]]:
-        """The phases that end each learning step."""
-        kinds = ("evaluate", "compatibility") if self.compared else ("evaluate",)
-        return {
-            (chain, step, kind)
-            for chain in self.chains
-            for step in range(self.steps)
-            for kind in kinds
-            if step or kind == "evaluate"
-        }
+    def wants(self, chain: Chain, step: int, kind: str) -> bool:
+        """Whether such a phase ends a learning step of the run."""
+        kinds = ("evaluate", "compatibility") if self.compared and step else ("evaluate",)
+        return chain in self.chains and 0 <= step < self.steps and kind in kinds
+
+    @property
+    def wanted(self) -> int:
+        """The number of phases that `wants` is true of."""
+        compared = max(0, self.steps - 1) if self.compared else 0
+        return len(self.chains) * (self.steps + compared)
 
 
 def extent(root: Path, folder: Path) -> Extent:
     """That of a run folder. Raises Damaged."""
     try:
-        return Extent(_read(read_bytes(folder / "run.yaml", _CONFIG_BYTES, root)))
+        content = read_bytes(folder / "run.yaml", _CONFIG_BYTES, root)
+        return Extent(_read(content), content.decode())
     except OSError as error:
         raise Damaged(f"run.yaml cannot be read ({error.strerror or error})") from error
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:

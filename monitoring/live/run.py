@@ -3,20 +3,26 @@
 import math
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from monitoring.live.endpoints import Answer, Target, read_targets
 from monitoring.live.extent import Damaged, Extent, extent
-from monitoring.live.files import Records, Stamp, last_record, parsed, stamp
+from monitoring.live.files import Records, Stamp, last_record, stamp
 from monitoring.live.state import judge
 from monitoring.live.thinning import Curve
 from monitoring.live.timeline import layout
-from monitoring.live.values import Chain, finite, moment, number, phase_of, printable, shown, text
+from monitoring.live.values import Chain, finite, moment, number, printable, shown, text
+from monitoring.records import MOST_STEPS_FILES, checked
 from monitoring.results import figures
-from untrusted.files import open_regular, read_bytes
+from monitoring.schemas import EVALUATION, phase_of
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
 
-_EVALUATION_BYTES = 1 << 26
+_EVALUATION_BYTES, _REPORT_BYTES = 1 << 26, 1 << 27
+_MOST_PHASES, _MOST_CURVES, _MOST_SPANS = 100_000, 2000, 5000
+"""Of one run: a stranger's may name as many as its files have lines."""
 _CURVES = ("loss", "images_per_second")
 
 
@@ -30,7 +36,8 @@ class LiveRun:
         self.extent: Extent | None = None
         self.damage = ""
         self._ledger = Records(root, folder / "ledger.jsonl")
-        self.finished: dict[str, dict[str, Any]] = {}
+        self.finished: dict[str, tuple[float | None, float | None]] = {}
+        """When each phase was begun and ended."""
         self._ended: set[tuple[Chain, int, str]] = set()
         self.newest: dict[str, Any] | None = None
         self.driver: Target | None = None
@@ -62,8 +69,10 @@ class LiveRun:
                 self.finished.clear()
                 self._ended.clear()
             for record in records:
-                if (phase := phase_of(record.get("phase"))) is not None:
-                    self.finished[record["phase"]] = record
+                phase = phase_of(record.get("phase"))
+                if phase is not None and len(self.finished) < _MOST_PHASES:
+                    times = moment(record.get("started")), moment(record.get("finished"))
+                    self.finished[record["phase"]] = times
                     self._ended.add((phase[:2], phase[2], phase[3]))
         if self._changed("metrics.jsonl"):
             self.newest = last_record(self._root, self.folder / "metrics.jsonl")
@@ -85,10 +94,10 @@ class LiveRun:
         records, anew = self._events.read()
         if anew:
             self.events.clear()
-        self.events.extend(records)
+        self.events.extend(map(_event, records))
         self._measure()
         try:
-            files = sorted((self.folder / "targets").glob("*.json"))[:4096]
+            files = sorted(islice((self.folder / "targets").glob("*.json"), 4096))
         except OSError:
             files = []
         self.targets = read_targets(self._root, files)
@@ -104,15 +113,19 @@ class LiveRun:
         if phase is None or iteration is None or of is None or not 0 <= iteration <= of or of < 1:
             return
         method, seed, step, _ = phase
-        self._heard.setdefault(record["phase"], moment(record.get("time")) or 0.0)
+        if len(self._heard) < _MOST_PHASES:
+            self._heard.setdefault(record["phase"], moment(record.get("time")) or 0.0)
         for key in _CURVES:
+            place = key, (method, seed)
+            if place not in self._curves and len(self._curves) >= _MOST_CURVES:
+                continue
             if (value := number(record.get(key))) is not None:
-                curve = self._curves.setdefault((key, (method, seed)), Curve())
-                curve.add(step + iteration / of, value)
+                self._curves.setdefault(place, Curve()).add(step + iteration / of, value)
 
     def _measure(self) -> None:
         """Reads the evaluations that are new or changed."""
-        for file in self.folder.glob("chains/*/seed-*/steps/*/evaluation.json"):
+        files = self.folder.glob("chains/*/seed-*/steps/*/evaluation.json")
+        for file in islice(files, MOST_STEPS_FILES):
             *_, method, seed, _, step, _ = file.parts
             where = phase_of(f"{method}/{seed}/step-{step}/evaluate")
             now = stamp(file)
@@ -122,23 +135,24 @@ class LiveRun:
             if key in self._reached and self._reached[key][0] == now:
                 continue
             try:
-                found = figures(parsed(read_bytes(file, _EVALUATION_BYTES, self._root)) or {})
-            except (OSError, ValueError, TypeError, KeyError, AttributeError):
+                content = read_bytes(file, _EVALUATION_BYTES, self._root)
+                found = figures(checked(parse_json(content), EVALUATION))
+            except (OSError, ValueError):
                 found = {}
-            measured = {m: (t, v) for m, (t, v) in found.items() if _is_share(v)}
-            self._reached[key] = now, measured
+            self._reached[key] = now, found
             self._drawn += 1
 
     def done(self) -> tuple[int, int]:
         """Learning steps evaluated, and those of the whole run over all chains."""
         if self.extent is None:
             return 0, 0
-        wanted = [one for one in self.extent.wanted if one[2] == "evaluate"]
-        return sum(one in self._ended for one in wanted), len(wanted)
+        done = sum(one[2] == "evaluate" and self.extent.wants(*one) for one in self._ended)
+        return done, len(self.extent.chains) * self.extent.steps
 
     def complete(self) -> bool:
         """Whether nothing is left to do."""
-        return self.extent is not None and self.extent.wanted <= self._ended
+        extent = self.extent
+        return extent is not None and sum(extent.wants(*e) for e in self._ended) == extent.wanted
 
     def overview(self, driver: Answer | None, now: float) -> dict[str, Any]:
         """A line of the list. `driver` is what its endpoint said, `now` in Unix seconds."""
@@ -194,10 +208,10 @@ class LiveRun:
             **view,
             "dataset": asked.dataset if asked else None,
             "methods": asked.methods if asked else [],
-            "seeds": sorted({seed for _, seed in asked.chains}) if asked else [],
+            "seeds": sorted(asked.seeds) if asked else [],
             "steps": asked.steps if asked else 0,
             "timeline": layout(list(self._spans(view["phase"], driver, view["state"], now))),
-            "events": [_event(event) for event in reversed(self.events)],
+            "events": list(reversed(self.events)),
             "behind": self.behind,
             "damaged_lines": {
                 name: records.damaged
@@ -216,12 +230,13 @@ class LiveRun:
     ) -> Iterator[dict[str, Any]]:
         """The finished phases and the one at work, or where the run broke off."""
         last = 0.0
-        for name, record in self.finished.items():
-            start, end = moment(record.get("started")), moment(record.get("finished"))
-            found = phase_of(name)
-            if found and start is not None and end is not None:
+        chains = self.extent.chains if self.extent else set()
+        known = ((phase_of(name), *times) for name, times in self.finished.items())
+        own = ((one, start, end) for one, start, end in known if one and one[:2] in chains)
+        for one, start, end in islice(own, _MOST_SPANS):
+            if start is not None and end is not None:
                 last = max(last, end)
-                yield _span(found, start, max(start, end), "done")
+                yield _span(one, start, max(start, end), "done")
         found = phase_of(phase)
         if found is None or phase in self.finished or state == "finished":
             return
@@ -234,13 +249,16 @@ class LiveRun:
     def curves(self, seed: int) -> dict[str, Any]:
         """Loss, speed and accuracy of one seed's chains, each a line of at most 500 points."""
         charts: dict[str, dict[str, Any]] = {}
+        chains = self.extent.chains if self.extent else set()
         for (key, (method, own)), curve in self._curves.items():
-            if own == seed:
+            if own == seed and (method, own) in chains:
                 line = {"method": method, "points": list(curve.points()), "lost": curve.lost}
                 charts.setdefault(key, {"key": key, "lines": []})["lines"].append(line)
         measures: dict[str, dict[str, Any]] = {}
         for ((method, own), step), (_, found) in sorted(self._reached.items()):
-            for metric, (title, value) in found.items() if own == seed else ():
+            if own != seed or (method, own) not in chains:
+                continue
+            for metric, (title, value) in found.items():
                 chart = measures.setdefault(metric, {"key": metric, "title": title, "lines": {}})
                 chart["lines"].setdefault(method, []).append((step, 100 * value))
         accuracy = [
@@ -259,17 +277,12 @@ def _span(phase: tuple[str, int, int, str], start: float, end: float, state: str
 def _event(record: dict[str, Any]) -> dict[str, Any]:
     message = text(record.get("message"))
     if message is None:
-        message = f"{text(record.get('phase')) or ''}: rank {record.get('rank')} starts"
+        rank = finite(record.get("rank"))
+        message = f"{text(record.get('phase')) or ''}: rank {rank or 0:.0f} starts"
     kind = text(record.get("event")) or "event"
     return {"time": moment(record.get("time")), "event": kind, "message": message}
 
 
-def _is_share(value: Any) -> bool:
-    found = finite(value)
-    return found is not None and abs(found) <= 1
-
-
 def report_of(root: Path, folder: Path) -> bytes:
-    """A run's ``report.html``. Raises OSError."""
-    with open_regular(folder / "report.html", root) as file:
-        return file.read()
+    """A run's ``report.html``. Raises OSError, also where it is larger than 128 MiB."""
+    return read_bytes(folder / "report.html", _REPORT_BYTES, root)

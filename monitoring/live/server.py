@@ -24,6 +24,7 @@ from monitoring.live.access import (
 from monitoring.live.alerts import Alerts
 from monitoring.live.endpoints import Answer, Endpoints, processes
 from monitoring.live.run import LiveRun, report_of
+from untrusted.files import Refused
 
 _SCRIPTS = ("page.js", "list.js", "run.js", "charts.js", "words.js")
 _PAGE = {
@@ -126,7 +127,8 @@ class Server:
         try:
             body = await asyncio.to_thread(report_of, self._root, run.folder)
         except OSError as error:
-            raise web.HTTPNotFound(text="this run has no report yet") from error
+            why = str(error) if isinstance(error, Refused) else "this run has no report yet"
+            raise web.HTTPNotFound(text=why) from error
         headers = {"Content-Security-Policy": REPORT_POLICY}
         return web.Response(body=body, content_type="text/html", charset="utf-8", headers=headers)
 

@@ -2,10 +2,8 @@
 
 import math
 import os
-import re
 from typing import Any
 
-_PHASE = re.compile(r"(.+)/seed-(\d{1,9})/step-(\d{1,9})/(\w+)")
 Chain = tuple[str, int]
 
 
@@ -45,9 +43,3 @@ def moment(value: Any) -> float | None:
     """A time in Unix seconds; None where it cannot be one."""
     found = finite(value)
     return found if found is not None and 0 <= found < 1e11 else None
-
-
-def phase_of(name: Any) -> tuple[str, int, int, str] | None:
-    """Method, seed, step and kind of a phase's name, METHOD/seed-S/step-T/KIND."""
-    found = _PHASE.fullmatch(name) if isinstance(name, str) else None
-    return (found[1], int(found[2]), int(found[3]), found[4]) if found else None

@@ -21,7 +21,7 @@ from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 from launch.config import RunConfig, load_config
 from launch.folder import Run
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 from tests.chaos.test_processes import worker
 from tests.conftest import source
 from tests.data_shards.servers import serving

@@ -15,7 +15,7 @@ import torch
 from launch.config import load_config
 from launch.folder import Chain, Run
 from monitoring.metrics import Metrics
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 from tests.integration.test_resume import finish, kill_everything, ledger, start, wait_for
 from tests.ranks import on_ranks
 from trainer.heads.collectives import Ranks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 from tests.chaos.test_processes import undisturbed_rank
 from tests.chaos.two_hosts import PORT, PYTHON, WATCHFUL, two_hosts, why_not
 from tests.integration.test_resume import finish, wait_for

@@ -19,7 +19,7 @@ from launch.phases import pending, phases
 from launch.publishing import settle
 from launch.run import execute
 from launch.withheld import Withheld
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.vectors import Embedded
 from trainer.model import Model

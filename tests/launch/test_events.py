@@ -5,7 +5,7 @@ from rich.console import Console
 
 from launch.events import Records
 from monitoring.progress import RunProgress
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 from monitoring.run_metrics import RunMetrics
 
 

@@ -5,7 +5,13 @@ import pytest
 from data_shards.settings import InputError
 from launch.ledger import Ledger
 
-RECORD = {"phase": "fkd/seed-0/step-1/train", "fingerprint": "abc", "output": "x"}
+RECORD = {
+    "phase": "fkd/seed-0/step-1/train",
+    "fingerprint": "abc",
+    "output": "chains/fkd/seed-0/steps/1/model",
+    "started": 1.0,
+    "finished": 2.0,
+}
 
 
 def test_what_is_recorded_is_found_again(tmp_path):

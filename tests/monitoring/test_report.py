@@ -1,5 +1,7 @@
 """The report and its parts: complete, self-contained, and safe against hostile names."""
 
+import base64
+import io
 import json
 import statistics
 import xml.etree.ElementTree as ET
@@ -9,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from monitoring.charts import Line, Span, line_chart, log_ticks, ticks, timeline
 from monitoring.curves import tradeoffs
@@ -16,6 +19,12 @@ from monitoring.report import draw
 from monitoring.results import METRICS, compare, evaluations, ordered_methods, tables
 
 HOSTILE = '<script>alert("x")</script>'
+
+
+def jpeg(side: int = 8) -> str:
+    """A picture in base64."""
+    Image.new("RGB", (side, side), "red").save(content := io.BytesIO(), "JPEG")
+    return base64.b64encode(content.getvalue()).decode()
 
 
 def write_run(folder: Path, methods=("finetune", "fkd"), seeds=(0, 1), steps=2) -> None:
@@ -26,20 +35,23 @@ def write_run(folder: Path, methods=("finetune", "fkd"), seeds=(0, 1), steps=2) 
                 target.mkdir(parents=True)
                 value = 0.5 + 0.1 * m + 0.01 * seed + 0.05 * step
                 (target / "evaluation.json").write_text(json.dumps(dict.fromkeys(METRICS, value)))
-                picture = {"identity": HOSTILE, "jpeg": "AAAA"}
+                picture = {"identity": HOSTILE, "jpeg": jpeg()}
                 (target / "examples.json").write_text(
                     json.dumps([{"query": picture, "found": [picture]}])
                 )
     config = {
+        "methods": {method: {"kind": "fkd"} for method in methods or ["fkd"]},
         "seeds": list(seeds),
+        "evaluation": {},
         "dataset": HOSTILE,
         "benchmark": {"steps": steps, "evaluate": "test"},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     record = {"phase": "fkd/seed-0/step-1/train", "iteration": 10, "of": 20, "classify": 1.5}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n" + '{"torn')
-    done = {"kind": "train", "method": "fkd", "seed": 0, "started": 0.0, "finished": 60.0}
-    (folder / "ledger.jsonl").write_text(json.dumps({**done, "phase": HOSTILE}) + "\n")
+    done = {"phase": "fkd/seed-0/step-0/train", "fingerprint": "f"}
+    done |= {"started": 0.0, "finished": 60.0}
+    (folder / "ledger.jsonl").write_text(json.dumps(done) + "\n")
 
 
 def test_means_and_deviations_are_over_seeds(tmp_path):
@@ -59,7 +71,7 @@ def test_the_report_holds_everything_and_runs_nothing(tmp_path):
     page = draw(tmp_path).read_text()
     assert "<script" not in page
     assert "&lt;script&gt;" in page
-    for text in ("65.5", "± 0.7", "finetune", "data:image/jpeg;base64,AAAA", "Phases"):
+    for text in ("65.5", "± 0.7", "finetune", f"data:image/jpeg;base64,{jpeg()}", "Phases"):
         assert text in page
     assert 'src="http' not in page
     assert page.count("<svg") == len(METRICS) + 2
