@@ -10,6 +10,7 @@ from data_shards.order import rank_slice
 from data_shards.pipeline import Batch
 from trainer.engine import discard_gradients
 from trainer.guard import Fault
+from trainer.heads.classifier import Part
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
@@ -59,7 +60,8 @@ class Stepper:
         """The global batches' samples of the updates skipped in a row."""
 
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Returns each term's mean over the global batch, and their weighted sum as ``loss``."""
+        """Returns each term's mean over the samples of the global batch that it counts, and the
+        means' weighted sum as ``loss``."""
         state = self._state
         rate = learning_rate(self._training, state.iteration)
         set_learning_rate(state.embedder_optimizer, rate)
@@ -83,15 +85,20 @@ class Stepper:
         Returns the mean losses, and the loss that all ranks agree on.
         """
         state, mean, seen = self._state, dict[str, torch.Tensor](), 0.0
+        self._pulse.turn("gathering labels")
+        # of all parts at once: a term must know how many samples it counts before its first part
+        every = self._ranks.gather(batch.labels, self._counts)
+        by_rank = every.split(self._counts)
         for number, slices in enumerate(self._parts):
             last = number + 1 == len(self._parts)
             state.engine.set_gradient_accumulation_boundary(last)
             counts = [part.stop - part.start for part in slices]
-            losses = self._losses(batch.part(slices[self._ranks.rank]), counts, rate)
+            labels = torch.cat([own[part] for own, part in zip(by_rank, slices, strict=True)])
+            part = Part(number, every) if len(self._parts) > 1 else None
+            own = batch.part(slices[self._ranks.rank])
+            losses = self._losses(own, counts, labels, part, rate)
             for name, value in losses.items():
-                share = value * (sum(counts) / self._training.batch)
-                mean[name] = mean.get(name, 0) + share.detach()
-                losses[name] = share
+                mean[name] = mean.get(name, 0) + value.detach()
             seen += self._agree(losses["loss"])
             self.fault = state.guard.judge(seen) if last or not math.isfinite(seen) else None
             if self.fault is not None:
@@ -102,10 +109,19 @@ class Stepper:
             self.fault = self._judge_gradients()
         return mean, seen
 
-    def _losses(self, batch: Batch, counts: list[int], rate: float) -> dict[str, torch.Tensor]:
-        """Each term's mean over a part of the global batch; their sum, with autograd, as ``loss``.
+    def _losses(
+        self,
+        batch: Batch,
+        counts: list[int],
+        labels: torch.Tensor,
+        part: Part | None,
+        rate: float,
+    ) -> dict[str, torch.Tensor]:
+        """What a part of the global batch adds to each term's mean; their weighted sum, with
+        autograd, as ``loss``.
 
-        `batch` are this rank's images of the part, `counts` every rank's number of them.
+        `batch` are this rank's images of the part, `counts` every rank's number of them, `labels`
+        all of theirs; `part` is none where there is but one.
         """
         state, half = self._state, _HALF.get(self._training.precision)
         self._pulse.turn("teacher")
@@ -116,9 +132,8 @@ class Stepper:
         embeddings = state.gradients.enter(embeddings.float())
         self._pulse.turn("gathering embeddings")
         gathered = gather_embeddings(embeddings, self._ranks, counts)
-        labels = self._ranks.gather(batch.labels, counts)
         # a float16 overflow shows after the rows' gradients only: they must not be used up by then
-        whole = len(self._parts) == 1 and not state.gradients.scale
+        whole = part is None and not state.gradients.scale
         fused = Update(state.row_optimizers["current"], rate) if whole else None
         self._pulse.turn("loss")
         forward = Forward(
@@ -131,13 +146,14 @@ class Stepper:
             state.iteration,
             fused,
             self._anchor,
+            part,
         )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:
             numerator, denominator = term(forward)
-            mean = numerator / denominator
-            losses[type(term).__name__.lower()] = mean.detach()
-            total = total + term.weight * mean
+            share = numerator / denominator
+            losses[type(term).__name__.lower()] = share.detach()
+            total = total + term.weight * share
         return {**losses, "loss": total}
 
     def _agree(self, total: torch.Tensor) -> float:

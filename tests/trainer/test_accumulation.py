@@ -1,4 +1,7 @@
-"""A batch in parts trains as the whole does: the mean over all samples, at any ZeRO stage."""
+"""A batch in parts trains as the whole does: the mean over all samples, at any ZeRO stage.
+
+Of every method: a term that counts some samples only must not weigh them by where they fall.
+"""
 
 import numpy as np
 import pytest
@@ -7,22 +10,33 @@ import torch
 from data_shards.order import rank_slice
 from data_shards.pipeline import Batch
 from tests.ranks import on_ranks
+from tests.trainer.loops import ALL
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
-from trainer.engine import build_engine
+from trainer.engine import build_engine, ensure_process_group
 from trainer.gradients import Gradients
 from trainer.guard import Guard
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margins import AdaFace, CosFace
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
+from trainer.methods import METHODS
+from trainer.methods.combination import Combination
 from trainer.methods.plain import Finetune
+from trainer.methods.recipe import OldClassifier
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.state import State
 from trainer.stepper import Stepper
-from trainer.teacher import NoTeacher
+from trainer.teacher import NoTeacher, OnlineTeacher
 
 ROWS, WORLD = 11, 2
+OLD = 5
+EVERY = {
+    **ALL,
+    "l2+bct-kd": Combination(of={"l2": {}, "bct-kd": {}}, data="all"),
+    "lfl+bct": Combination(of={"lfl": {}, "bct": {}}, data="all"),
+}
 
 
 def batch(parts):
@@ -64,6 +78,83 @@ def test_accumulated_parts_train_as_the_whole_batch_does(tmp_path):
     for whole, accumulated, repeated in on_ranks(WORLD, on_rank, folder=tmp_path):
         for other in [*accumulated, repeated]:
             torch.testing.assert_close(other, whole, rtol=1e-4, atol=1e-5)
+
+
+def rows_from(first, last, seed):
+    return ShardedRows.new(first, last, 4, seed, Ranks())
+
+
+def updated(method, settings, accumulate):
+    """One update of rate 1: what moved, the running statistics and each term's mean.
+
+    The old identities' images all lie in the first part, and batch normalisation is as it is, so
+    that parts have no statistics of their own.
+    """
+    torch.set_num_threads(1)
+    ensure_process_group()
+    recipe, device, count = EVERY[method].recipe().at(1, OLD), torch.device("cpu"), 12
+    whole = recipe.data == "all"
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    known = torch.arange(3) % OLD if whole else torch.full((3,), OLD)
+    new = torch.randint(OLD, ROWS, (count - 3,), generator=generator)
+    training = TrainingSettings(
+        batch=count, accumulate=accumulate, learning_rate=1.0, warmup=0, momentum=0, weight_decay=0
+    )
+    embedder = build_embedder(EmbedderSettings(width=2, dimension=4), seed=1).eval()
+    gradients, guard = Gradients(embedder.parameters(), None), Guard(training.guard)
+    optimizer = make_optimizer(embedder.parameters(), training)
+    engine = build_engine(embedder, optimizer, count, Ranks())
+    current, previous = rows_from(0 if whole else OLD, ROWS, 2), None
+    optimizers = {"current": RowOptimizer(current, training)}
+    if not whole:
+        previous = rows_from(0, OLD, 2)
+        optimizers["previous"] = RowOptimizer(previous, training)
+    frozen = rows_from(0, ROWS if recipe.needs.prototypes else OLD, 3).requires_grad_(False)
+    anchor = OldClassifier(frozen, Classifier(settings, 5, device), OLD)
+    old = build_embedder(EmbedderSettings(width=2, dimension=4), seed=3)
+    teacher = NoTeacher()
+    if recipe.needs.answers:
+        teacher = OnlineTeacher(old, anchor.trained(), recipe.needs)
+    classifier = Classifier(settings, 7, device)
+    state = State(engine, classifier, current, previous, optimizer, optimizers, gradients, guard)
+    before = [p.detach().clone() for p in embedder.parameters()]
+    step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor)
+    labels = torch.cat([known, new])
+    losses = step(Batch(images, labels, np.arange(count), np.zeros(count, dtype=bool)))
+    assert step.fault is None
+    moved = [p.detach() - b for p, b in zip(embedder.parameters(), before, strict=True)]
+    blocks = {name: rows.weight.detach() for name, rows in state.blocks().items()}
+    return {"embedder": moved, **blocks, "running": classifier.running, "losses": losses}
+
+
+def test_every_method_is_tried():
+    assert {type(method) for method in EVERY.values()} == set(METHODS.values())
+
+
+@pytest.mark.reliability(
+    2, "a batch in two or three parts has the loss and gradients of the whole, for every method"
+)
+@pytest.mark.parametrize("method", EVERY)
+def test_every_methods_gradients_are_those_of_the_whole_batch(method):
+    for settings in (
+        ClassifierSettings(margin=CosFace(scale=4.0, margin=0.1)),
+        ClassifierSettings(sampled=0.4),
+    ):
+        whole = updated(method, settings, 1)
+        for accumulate in (2, 3):
+            parts = updated(method, settings, accumulate)
+            torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.reliability(2, "AdaFace's running statistics move once an update, by the whole batch")
+def test_adafaces_statistics_move_once_an_update():
+    adaface = ClassifierSettings(margin=AdaFace(momentum=0.5))
+    whole = updated("finetune", adaface, 1)["running"]
+    assert whole["norm_mean"] != AdaFace().initial()["norm_mean"]
+    for accumulate in (2, 3):
+        parts = updated("finetune", adaface, accumulate)["running"]
+        torch.testing.assert_close(parts, whole)
 
 
 def test_a_part_without_an_image_is_refused():

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -43,6 +43,15 @@ class ClassifierSettings(Settings):
         return weight if self.scale is None else F.normalize(weight)
 
 
+class Part(NamedTuple):
+    """Which part of a global batch is looked at, where one does not go through in one piece."""
+
+    number: int
+    """From 0."""
+    labels: torch.Tensor
+    """[B] int64, of the whole global batch."""
+
+
 class Classifier:
     """The classification losses of `ClassifierSettings`, and the margin's running statistics."""
 
@@ -53,6 +62,8 @@ class Classifier:
         self.running: dict[str, torch.Tensor] = {}
         if not isinstance(margin, Softmax):
             self.running = {name: value.to(device) for name, value in margin.initial().items()}
+        self._before = self.running
+        self._norms: list[torch.Tensor] = []
 
     def restore(self, running: Mapping[str, torch.Tensor]) -> None:
         """Puts running statistics back; those of another margin are not taken."""
@@ -67,18 +78,22 @@ class Classifier:
         rows: ShardedRows,
         iteration: int = 0,
         update: Update | None = None,
+        part: Part | None = None,
     ) -> torch.Tensor:
         """Each sample's softmax cross-entropy with the margin, over the rows of all ranks: [B].
 
         `embeddings` [B, d] and `labels` [B] int64 (global row ids within `rows`) are equal on every
-        rank. Rows that require no gradient get none, and cost none. Raises ValueError for a label
-        beyond `rows`; on a GPU, when the device gets there.
+        rank. Rows that require no gradient get none, and cost none. Where they are a `part` of the
+        batch, the rows drawn are those of the whole batch. Raises ValueError for a label beyond
+        `rows`; on a GPU, when the device gets there.
         """
         check_labels(labels, rows)
         place, owned = rows.local(labels)
         chosen = valid = None
         if self.settings.sampled < 1:
-            chosen, valid, place = self._draw(rows, place, owned, iteration)
+            targets = (place, owned) if part is None else rows.local(part.labels)
+            chosen, valid, places = self._draw(rows, *targets, iteration)
+            place = places[place] if len(places) else place
         margin, scale = self.settings.margin, self.settings.scale
         if isinstance(margin, Softmax):
 
@@ -88,7 +103,7 @@ class Classifier:
         else:
             norms = torch.linalg.vector_norm(embeddings.detach(), dim=1)
             if rows.weight.requires_grad:  # a finished model's statistics stay
-                margin.observe(norms, self.running)
+                self._observe(norms, part)
             assert scale is not None
 
             def target(logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,6 +125,19 @@ class Classifier:
         )
         return cross_entropy(self.settings.inputs(embeddings), rows.weight, shard)
 
+    def _observe(self, norms: torch.Tensor, part: Part | None) -> None:
+        """Moves the running statistics by a batch's norms [B], or those of its parts until now.
+
+        Either way they move once an update, from where they were before it.
+        """
+        if part is None or part.number == 0:
+            self._before = {name: value.clone() for name, value in self.running.items()}
+            self._norms = []
+        self._norms.append(norms)
+        for name, value in self._before.items():
+            self.running[name].copy_(value)
+        self.settings.margin.observe(torch.cat(self._norms), self.running)
+
     def _draw(
         self, rows: ShardedRows, place: torch.Tensor, owned: torch.Tensor, iteration: int
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
@@ -117,7 +145,7 @@ class Classifier:
 
         Whether a row is drawn depends on (seed, iteration, row id) alone: another draw on every
         rank, and the same draw at any world size and after any resume. Returns the rows [n], which
-        of them are valid (none: all), and every target's place among them [B].
+        of them are valid (none: all), and the place among them of each row that takes part [own].
         """
         ids, rate = rows.own_ids().to(place.device), self.settings.sampled
         count = ids.new_full((1,), (self._seed * 1_000_003 + iteration) % 2**31)
@@ -125,14 +153,13 @@ class Classifier:
         taken[:-1] = noise(ids, count, 1)[:, 0] < rate * 2**16
         taken[torch.where(owned, place, len(ids))] = True
         taken = taken[:-1]
-        order = taken.cumsum(0)
-        place = (order - 1)[place] if len(ids) else place
+        places = taken.cumsum(0) - 1
         if not place.is_cuda:
-            return taken.nonzero()[:, 0], None, place
+            return taken.nonzero()[:, 0], None, places
         # a GPU would have to wait for the number of rows: take room for six standard deviations
         room = len(ids) * rate + 6 * math.sqrt(len(ids) * rate * (1 - rate)) + len(place)
         chosen = torch.argsort(~taken, stable=True)[: math.ceil(room)]
-        return chosen, taken[chosen], place
+        return chosen, taken[chosen], places
 
 
 def check_labels(labels: torch.Tensor, rows: ShardedRows) -> None:

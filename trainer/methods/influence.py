@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from trainer.heads.classifier import Part
 from trainer.heads.distillation import distillation
 from trainer.heads.precision import product
 from trainer.losses import leading
@@ -47,18 +48,27 @@ class Influence:
         old = forward.anchor
         assert old is not None
         embeddings = leading(forward.embeddings, old.rows.weight.shape[1])
-        place = places(forward.labels, forward.current.first, old.known)
-        has_row = place < old.rows.last
-        total = embeddings.new_zeros(())
-        counted = torch.zeros_like(has_row)
+        has_row, target = self._targets(forward.labels, forward, old)
+        every_has_row, every_target = self._targets(forward.every, forward, old)
+        part = forward.part and Part(forward.part.number, every_target)
+        total, counted = embeddings.new_zeros(()), torch.zeros_like(every_has_row)
         if self.known:
-            target = torch.where(has_row, place, old.rows.first)
-            losses = old.classifier.losses(embeddings, target, old.rows, forward.iteration)
-            total, counted = total + (losses * has_row).sum(), has_row
+            losses = old.classifier.losses(
+                embeddings, target, old.rows, forward.iteration, part=part
+            )
+            total, counted = total + (losses * has_row).sum(), every_has_row
         if self.unknown == "distil":
             divergence = self._distilled(embeddings, forward.teacher, old)
-            total, counted = total + (divergence * ~has_row).sum(), counted | ~has_row
+            total, counted = total + (divergence * ~has_row).sum(), counted | ~every_has_row
         return total, counted.sum().clamp_min(1)
+
+    def _targets(
+        self, labels: torch.Tensor, forward: Forward, old: OldClassifier
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which labels [B] have an old row, and that row; its first one for those without."""
+        place = places(labels, forward.current.first, old.known)
+        has_row = place < old.rows.last
+        return has_row, torch.where(has_row, place, old.rows.first)
 
     def _distilled(
         self, embeddings: torch.Tensor, teacher: Teacher, old: OldClassifier

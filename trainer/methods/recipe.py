@@ -8,7 +8,7 @@ import torch
 from data_shards.files import fingerprint
 from data_shards.settings import Settings
 from trainer.backbones import EmbedderSettings
-from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.heads.classifier import Classifier, ClassifierSettings, Part
 from trainer.heads.cross_entropy import Update
 from trainer.heads.rows import ShardedRows, own_ids
 
@@ -60,7 +60,8 @@ class Forward:
     """Everything a Term may look at in one iteration."""
 
     embeddings: torch.Tensor
-    """[B, d] the global batch's embeddings, gathered over the ranks, with autograd."""
+    """[B, d] the embeddings of the global batch, or of a part of it, gathered over the ranks, with
+    autograd."""
     labels: torch.Tensor
     """[B] int64 classifier rows."""
     current: ShardedRows
@@ -74,6 +75,13 @@ class Forward:
     """Update the current rows in the backward pass; none: leave their gradient."""
     anchor: OldClassifier | None = None
     """Of the model to stay compatible with, for Terms that ask for a classifier."""
+    part: Part | None = None
+    """Where this is a part of the global batch only."""
+
+    @property
+    def every(self) -> torch.Tensor:
+        """The labels of the whole global batch, of which `labels` may be a part."""
+        return self.labels if self.part is None else self.part.labels
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ class Term(Protocol):
         """The Term to use when there are `old_rows` old identities."""
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
-        """The loss summed over the global batch, and the number of samples in the sum."""
+        """The loss summed over the samples at hand, and how many of the *whole* global batch's
+        samples have one: so that what the parts of a batch give can be added up."""
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,14 @@ class Classify:
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
         losses = forward.classifier.losses(
-            forward.embeddings, forward.labels, forward.current, forward.iteration, forward.update
+            forward.embeddings,
+            forward.labels,
+            forward.current,
+            forward.iteration,
+            forward.update,
+            forward.part,
         )
-        return losses.sum(), len(losses)
+        return losses.sum(), len(forward.every)
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class MatchEmbeddings:
         assert old is not None
         losses = embedding_distance(leading(forward.embeddings, old.shape[1]), old)
         if not self.known:
-            return losses.sum(), len(losses)
+            return losses.sum(), len(forward.every)
         counted = forward.labels < forward.teacher.known
-        return (losses * counted).sum(), counted.sum().clamp_min(1)
+        return (losses * counted).sum(), (forward.every < forward.teacher.known).sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -91,5 +96,5 @@ class Distill:
             pair = neighbourhood_distillation(own, teacher.activations, self.temperature)
         crossed, entropy = pair
         if self.divergence == "cross_entropy":
-            return crossed.sum(), len(crossed)
-        return relaxed(crossed, entropy, self.relaxation).sum(), len(crossed)
+            return crossed.sum(), len(forward.every)
+        return relaxed(crossed, entropy, self.relaxation).sum(), len(forward.every)
