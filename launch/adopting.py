@@ -44,17 +44,19 @@ def run_adopt(
     bgr: bool,
     margin: str,
     console: Console,
+    trust: bool = False,
 ) -> None:
     """Writes the model folder `out` and says what it holds. Raises InputError.
 
     `scale` is the mean and the standard deviation, for pixels from 0 to 1 if `unit`, else 255.
+    With `trust` a program may be run, once, to be converted.
     """
     if out.exists():
         raise InputError(f"--out {out} exists: give another folder, or delete it")
     mean, std = (_channels(*each, unit) for each in zip(("mean", "std"), scale, strict=True))
     pixels = Pixels(size=parse_size(size), mean=mean, std=std, bgr=bgr)
     loss = _margin(margin)
-    settings, tensors = read_embedder(given.file, given.architecture, given.layer, pixels)
+    settings, tensors = read_embedder(given.file, given.architecture, given.layer, pixels, trust)
     weight, names = _classifier(given.classifier, given.names, settings.dimension)
     save_adopted(out, settings, tensors, loss, weight, names)
     model = Model.open(out)

@@ -22,7 +22,7 @@ Address = Annotated[str | None, typer.Option(help="Of a Ray cluster; default: th
 def adopt(
     file: Annotated[
         Path,
-        typer.Argument(help="TorchScript (.pt, .ts), torch.export (.pt2), .onnx or .safetensors."),
+        typer.Argument(help=".onnx or .safetensors; with --trust TorchScript (.pt, .ts) or .pt2."),
     ],
     out: Annotated[Path, typer.Option(help="Model folder to write; must not exist.")],
     size: Annotated[str, typer.Option(help="HxW that the model expects, such as 112x112.")],
@@ -50,18 +50,22 @@ def adopt(
     names: Annotated[
         Path | None, typer.Option(help="The identities of these rows: text, one name a line.")
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option("--trust", help="Run the program in FILE, once, to convert it to ONNX."),
+    ] = False,
     margin: Annotated[
         str, typer.Option(help="Its loss, such as kind=cosface,scale=64,margin=0.4.")
     ] = "kind=norm_softmax,scale=32",
 ) -> None:
     """Register an embedder that was not trained here, with or without its classifier.
 
-    TorchScript and torch.export files are programs: adopt only what you would run.
+    TorchScript and torch.export files are programs: --trust only what you would run.
     """
     from launch.adopting import Outside, run_adopt
 
     given = Outside(file, architecture, layer, classifier, names)
-    run_adopt(given, out, size, (mean, std), unit, bgr, margin, console)
+    run_adopt(given, out, size, (mean, std), unit, bgr, margin, console, trust)
 
 
 def embed(

@@ -1,7 +1,8 @@
 """Embedders that this product did not train: how they are run, tried, and kept.
 
-A model folder of an adopted embedder holds the program's bytes, or a torchvision network's weights,
-in ``embedder.safetensors``, and in its card what images it expects.
+A model folder of an adopted embedder holds an ONNX graph's bytes, or a torchvision network's
+weights, in ``embedder.safetensors``, and in its card what images it expects: data alone. Programs
+are converted when they are adopted, and only then run (`trainer.conversion`).
 """
 
 import difflib
@@ -16,14 +17,14 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from data_shards.settings import InputError, Settings
-from trainer.programs import Kind, Program, first_line, load_program
+from trainer.conversion import Kind, converted
+from trainer.onnx_graphs import Program, checked, first_line, load_graph
+from untrusted.files import read_bytes
 
-KINDS: dict[str, Kind] = {
-    ".pt": "torchscript",
-    ".ts": "torchscript",
-    ".pt2": "exported",
-    ".onnx": "onnx",
-}
+PROGRAMS: dict[str, Kind] = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "exported"}
+_FILE_BYTES = 1 << 34
+"""The largest file of weights, 16 GiB; of a graph, protobuf reads 2 GiB."""
+_GRAPH_BYTES = (1 << 31) - 1
 Triple = tuple[float, float, float]
 _BATCHES = (None, 1, 2, 4, 8, 16, 32, 64, 128)
 _ALIKE = 1e-4  # of a vector's length: sums of other batch sizes are rounded in another order
@@ -46,8 +47,10 @@ class Pixels(Settings):
 class AdoptedSettings(Settings):
     """An embedder that this product did not train."""
 
-    source: Literal["torchscript", "exported", "onnx", "torchvision"]
-    """A program of PyTorch's or ONNX, or the weights of a torchvision network."""
+    source: Literal["onnx", "torchvision"]
+    """An ONNX graph, or the weights of a torchvision network."""
+    converted: Kind | None = None
+    """The kind of program that the graph was made of; none: it was given as it is."""
     architecture: str | None = None
     """The torchvision network."""
     layer: str | None = None
@@ -57,11 +60,11 @@ class AdoptedSettings(Settings):
     dimension: int = 0
     """d, length of the embedding."""
     batch: int | None = None
-    """Images that a program takes at a time, where only one number works."""
+    """Images that a graph takes at a time, where only one number works."""
 
 
 class AdoptedEmbedder(nn.Module):
-    """Prepares images as an adopted network or program expects them, and runs it."""
+    """Prepares images as an adopted network or graph expects them, and runs it."""
 
     _mean: torch.Tensor
     _std: torch.Tensor
@@ -99,8 +102,8 @@ class AdoptedEmbedder(nn.Module):
         return vectors.flatten(1).float()
 
 
-class _Program(nn.Module):
-    """A program, which runs on the CPU wherever its images are."""
+class _Graph(nn.Module):
+    """A graph, which runs on the CPU wherever its images are."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -115,8 +118,9 @@ def build_adopted(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -
     if settings.source == "torchvision":
         network = _torchvision(settings, tensors)
     else:
-        content = tensors["program"].numpy().tobytes()
-        network = _Program(load_program(settings.source, content, "the adopted program"))
+        if (content := tensors.get("graph")) is None or content.dtype != torch.uint8:
+            raise InputError("the adopted model holds no graph: adopt it again")
+        network = _Graph(load_graph(content.numpy().tobytes(), "the adopted model's graph"))
     return AdoptedEmbedder(network, settings).eval()
 
 
@@ -182,9 +186,10 @@ def read_weights(
     if layer not in (None, *names) or layer == "" or not linear:
         raise InputError(f"--layer: give a layer of {architecture}, such as {names[-1]}, or none")
     try:
-        tensors = load(file.read_bytes())
+        tensors = load(_read(file, _FILE_BYTES))
     except SafetensorError as error:
         raise InputError(f"{file} is no safetensors file, or is damaged: {error}") from error
+    tensors = _without_prefix(tensors, set(network.state_dict()))
     kept = {k: t for k, t in tensors.items() if layer is None or not k.startswith(f"{layer}.")}
     settings = AdoptedSettings(
         source="torchvision", architecture=architecture, layer=layer, pixels=pixels
@@ -192,21 +197,52 @@ def read_weights(
     return settings, kept
 
 
-def read_program(file: Path, pixels: Pixels) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
-    """A program's settings, and its bytes [n] uint8 as `program`. Raises InputError."""
-    kind = KINDS[file.suffix]
-    content = file.read_bytes()
-    load_program(kind, content, str(file))
-    held = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return AdoptedSettings(source=kind, pixels=pixels), {"program": held}
+def _without_prefix(tensors: dict[str, torch.Tensor], known: set[str]) -> dict[str, torch.Tensor]:
+    """`tensors` without a first part that all names share and the network's do not.
+
+    DistributedDataParallel calls it ``module.``, other trainers ``backbone.`` or ``model.``.
+    """
+    first = {name.partition(".")[0] for name in tensors}
+    if len(first) != 1 or known & tensors.keys():
+        return tensors
+    return {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+
+
+def read_graph(
+    file: Path, pixels: Pixels, trust: bool
+) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
+    """A graph's settings, and its bytes [n] uint8 as `graph`; of a program, converted if `trust`.
+
+    Raises InputError.
+    """
+    kind = PROGRAMS.get(file.suffix)
+    if kind is None:
+        content = _read(file, _GRAPH_BYTES)
+    elif trust:
+        content = converted(kind, file, pixels.size)
+    else:
+        raise InputError(
+            f"{file} is a program, and reading it runs it: give the network as .onnx or its "
+            "weights as .safetensors, or say --trust if you would run this file"
+        )
+    held = torch.frombuffer(bytearray(checked(content, str(file))), dtype=torch.uint8)
+    return AdoptedSettings(source="onnx", converted=kind, pixels=pixels), {"graph": held}
+
+
+def _read(file: Path, limit: int) -> bytes:
+    try:
+        return read_bytes(file, limit)
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 def read_embedder(
-    file: Path, architecture: str | None, layer: str | None, pixels: Pixels
+    file: Path, architecture: str | None, layer: str | None, pixels: Pixels, trust: bool = False
 ) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
     """What to keep of a model from outside, tried: its settings, and `build_adopted`'s tensors.
 
-    Raises InputError naming the file and the remedy.
+    A program is run, and converted to a graph, only with `trust`. Raises InputError naming the file
+    and the remedy.
     """
     if not file.is_file():
         raise InputError(f"{file} does not exist: give a model's file")
@@ -214,14 +250,14 @@ def read_embedder(
         if architecture is None:
             raise InputError(f"{file} holds weights alone: say whose, by --architecture resnet50")
         settings, tensors = read_weights(file, architecture, layer, pixels)
-    elif file.suffix in KINDS:
+    elif file.suffix in (".onnx", *PROGRAMS):
         if architecture is not None or layer is not None:
             raise InputError(f"{file} is a whole network: leave out --architecture and --layer")
-        settings, tensors = read_program(file, pixels)
+        settings, tensors = read_graph(file, pixels, trust)
     else:
         raise InputError(
             f"{file}: {file.suffix or 'no'} files are not read, pickles least of all: save the "
-            f"weights as .safetensors, or the network as {', '.join(KINDS)}"
+            "weights as .safetensors, or the network as .onnx"
         )
     return tried(settings, tensors, str(file)), tensors
 

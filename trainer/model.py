@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from data_shards.files import fingerprint
+from data_shards.settings import InputError
 from trainer.adopted import AdoptedEmbedder, AdoptedSettings, build_adopted
 from trainer.backbones import Embedder, EmbedderSettings, build_embedder
 from trainer.checkpoint import Fence, Folder, save_folder, unfenced
@@ -43,6 +44,11 @@ class Model:
         saved.verify()
         card = saved.card("model")
         adopted = "source" in card["embedder"]
+        if adopted and card["embedder"]["source"] in ("torchscript", "exported"):
+            raise InputError(
+                f"{folder} holds a program, as older versions kept it, and opening a model runs "
+                "none: adopt the original file again, with --trust"
+            )
         kind = AdoptedSettings if adopted else EmbedderSettings
         settings: EmbedderSettings | AdoptedSettings = kind.model_validate(card["embedder"])
         classifier = ClassifierSettings.model_validate(card.get("classifier", {}))

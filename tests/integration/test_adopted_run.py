@@ -34,12 +34,13 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    """A small network as TorchScript."""
+    """A small network as ONNX."""
     torch.manual_seed(0)
-    layers = (torch.nn.Conv2d(3, 6, 3, 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2))
+    layers = (torch.nn.Conv2d(3, 6, 3, 2), torch.nn.ReLU(), torch.nn.AvgPool2d(3))
     net = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(24, 6))
-    path = tmp_path_factory.mktemp("program") / "net.pt"
-    torch.jit.script(net).save(path)
+    path = tmp_path_factory.mktemp("program") / "net.onnx"
+    given, free = (torch.randn(2, 3, 16, 16),), {"pixels": {0: "images"}}
+    torch.onnx.export(net, given, path, dynamo=False, input_names=["pixels"], dynamic_axes=free)
     return path
 
 

@@ -25,7 +25,7 @@ from launch.embedding import Images, run_embed
 from launch.neighbourhoods import OldModel, embed
 from tests.data_shards.import_kills import die_at
 from tests.integration.test_resume import kill_everything, wait_for
-from trainer.adopted import AdoptedSettings, Pixels, tried
+from trainer.adopted import Pixels, read_embedder
 from trainer.gallery import Gallery, chosen, crowding, upgraded
 from trainer.heads.classifier import ClassifierSettings
 from trainer.model import Model, save_adopted
@@ -35,14 +35,14 @@ QUIET = Console(quiet=True)
 
 
 def adopted(folder: Path, seed: int, dimension: int) -> Model:
-    """A random network of one layer, as TorchScript."""
+    """A random network of one layer, as ONNX."""
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, dimension))
-    torch.jit.script(net).save(folder.with_suffix(".pt"))
-    content = folder.with_suffix(".pt").read_bytes()
-    tensors = {"program": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+    given, file = (torch.randn(2, 3, 8, 8),), folder.with_suffix(".onnx")
+    free = {"pixels": {0: "images"}}
+    torch.onnx.export(net, given, file, dynamo=False, input_names=["pixels"], dynamic_axes=free)
     pixels = Pixels(size=(8, 8), mean=(127.5,) * 3, std=(127.5,) * 3)
-    settings = tried(AdoptedSettings(source="torchscript", pixels=pixels), tensors, "net")
+    settings, tensors = read_embedder(file, None, None, pixels)
     save_adopted(folder, settings, tensors, ClassifierSettings(), torch.empty(0, dimension), [])
     return Model.open(folder)
 

@@ -1,0 +1,193 @@
+"""Embedders from outside as ONNX graphs: data, looked through before onnxruntime sees it.
+
+A graph that is let through has one standard operator a node, holds all of its weights, and can
+neither name a file nor bring code. What is kept, and what onnxruntime reads, is written anew from
+what was looked at: a field that this reader does not know does not reach the other.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from data_shards.settings import InputError
+from untrusted.text import printable
+
+if TYPE_CHECKING:
+    import onnx
+
+Program = Callable[[torch.Tensor], torch.Tensor]
+"""Pixels [b, 3, H, W] float32, as the model expects them, to its output [b, ...]."""
+
+_NAMES = """
+Abs Add And ArgMax ArgMin Attention AveragePool BatchNormalization Cast CastLike Ceil Celu Clip
+Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos CumSum DepthToSpace
+DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike
+Flatten Floor Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool
+GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HardSigmoid HardSwish
+Identity InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Less LessOrEqual Log
+LogSoftmax LpNormalization LpPool MatMul MatMulInteger Max MaxPool Mean
+MeanVarianceNormalization Min Mish Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul
+QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize
+RotaryEmbedding Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Size Slice Softmax
+Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tanh ThresholdedRelu Tile TopK
+Transpose Trilu Unsqueeze Upsample Where Xor
+"""
+OPERATORS = frozenset(_NAMES.split())
+"""Of the standard domain. None has a graph within, makes text, draws numbers or decodes images."""
+_NODES = 100_000
+"""More than any embedder has; each costs memory before it runs."""
+_MEMORY = 8 << 30
+"""Bytes that all graphs of a process may use while they run: many times a batch of a large one."""
+_ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_registered = False
+
+
+def checked(content: bytes, name: str) -> bytes:
+    """The graph in `content`, written anew without metadata.
+
+    Raises InputError that names `name` and the remedy for anything but a graph as described above.
+    """
+    onnx = _package("onnx", name)
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except Exception as error:  # protobuf's error is of a package below
+        raise InputError(f"{name} cannot be read: it is no ONNX file, or damaged") from error
+    if reason := _reason(model, onnx):
+        raise InputError(
+            f"{name} is refused: {reason}; export the bare network, as standard operators and "
+            "with its weights in the same file"
+        )
+    model.DiscardUnknownFields()
+    del model.metadata_props[:]
+    return model.SerializeToString()
+
+
+def _reason(model: "onnx.ModelProto", onnx: Any) -> str:
+    """Why a model is not taken; empty: it is."""
+    if domains := {o.domain for o in model.opset_import} - {"", "ai.onnx"}:
+        return f"it needs operators of {_shown(domains)}"
+    if model.functions or model.training_info:
+        return "it brings functions or training of its own"
+    graph = model.graph
+    if graph.sparse_initializer or graph.quantization_annotation:
+        return "it has sparse or annotated weights"
+    if not graph.node or len(graph.node) > _NODES:
+        return f"it has {len(graph.node):,} nodes, and 1 to {_NODES:,} can be"
+    kinds = onnx.AttributeProto
+    plain = {kinds.FLOAT, kinds.INT, kinds.STRING, kinds.TENSOR}
+    plain |= {kinds.FLOATS, kinds.INTS, kinds.STRINGS}
+    for node in graph.node:
+        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
+            return f"it has the operator {_shown({f'{node.domain}.{node.op_type}'.strip('.')})}"
+        for given in node.attribute:
+            # the type is only said: what counts is which fields are there
+            if given.type not in plain or given.HasField("g") or given.graphs:
+                return f"a {node.op_type} has a graph within, or an attribute of a kind of its own"
+            if given.ref_attr_name or given.HasField("sparse_tensor") or given.sparse_tensors:
+                return f"a {node.op_type} has an attribute of a kind of its own"
+    return next((why for tensor in _tensors(graph) if (why := _odd(tensor, onnx))), "")
+
+
+def _shown(words: set[str]) -> str:
+    return ", ".join(repr(word[:60]) for word in sorted(words))
+
+
+def _tensors(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
+    """Every tensor of a graph: its weights and those in attributes."""
+    yield from graph.initializer
+    for node in graph.node:
+        for given in node.attribute:
+            yield from given.tensors
+            if given.HasField("t"):
+                yield given.t
+
+
+def _odd(tensor: "onnx.TensorProto", onnx: Any) -> str:
+    """Why a tensor is not taken; empty: it is."""
+    if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
+        return "its weights are in another file"
+    if tensor.HasField("segment"):
+        return "a weight is given in segments"
+    if any(size < 0 for size in tensor.dims) or len(tensor.dims) > 16:
+        return "a weight has an impossible shape"
+    # a value takes four bits at least, so that the file bounds what a shape may ask for
+    if math.prod(tensor.dims) > 2 * tensor.ByteSize():
+        return "a weight is larger than what the file holds of it"
+    return ""
+
+
+def load_graph(content: bytes, name: str) -> Program:
+    """The graph in `content` on the CPU, after `checked`. Raises InputError."""
+    kept = checked(content, name)
+    runtime = _package("onnxruntime", name)
+    _bound_memory(runtime)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    try:
+        session = runtime.InferenceSession(kept, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has an exception for each of its states
+        raise InputError(f"{name} cannot be read: {first_line(error)}") from error
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(outputs) > 1:  # some give the norm of each vector beside it
+        outputs = [output for output in outputs if output.shape[-1:] != [1]]
+    if len(inputs) != 1 or len(outputs) != 1 or inputs[0].type not in _ELEMENTS:
+        raise InputError(
+            f"{name} takes {_described(session.get_inputs())} and gives "
+            f"{_described(session.get_outputs())}: export it with one input of float images and "
+            "one output, a vector for each"
+        )
+    kind, channels_last = _ELEMENTS[inputs[0].type], _channels_last(inputs[0].shape)
+
+    def run(pixels: torch.Tensor) -> torch.Tensor:
+        given = pixels.permute(0, 2, 3, 1) if channels_last else pixels
+        images = np.ascontiguousarray(given.numpy(), dtype=kind)
+        try:
+            (vectors,) = session.run([outputs[0].name], {inputs[0].name: images})
+        except Exception as error:
+            raise InputError(f"{name} cannot be run: {first_line(error)}") from error
+        return torch.from_numpy(vectors)
+
+    return run
+
+
+def _channels_last(shape: list[Any]) -> bool:
+    """Whether an input's shape is [b, H, W, 3], as TensorFlow exports it."""
+    return len(shape) == 4 and shape[3] == 3 and shape[1] != 3
+
+
+def _described(values: list[Any]) -> str:
+    return ", ".join(f"{v.name[:40]!r} {v.type} {v.shape}" for v in values[:4]) or "nothing"
+
+
+def _package(name: str, of: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise InputError(f"{of} needs {name}: pip install 'perennial-id[onnx]'") from error
+
+
+def _bound_memory(runtime: Any) -> None:
+    """Lets the graphs of this process use `_MEMORY` bytes in all, once.
+
+    A few nodes can ask for any amount (Expand, Tile), and the kernel would end the process.
+    """
+    global _registered
+    if not _registered:
+        kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+        info = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
+        # extended by what is asked for: doubling would reach the bound at half of it
+        arena = runtime.OrtArenaCfg({"max_mem": _MEMORY, "arena_extend_strategy": 1})
+        runtime.create_and_register_allocator(info, arena)
+        _registered = True
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's words."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
