@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from untrusted.pictures import open_picture
+
 SIDE = 112
 REFERENCE = np.array(
     [
@@ -56,7 +58,7 @@ def align(image: Image.Image, landmarks: NDArray[Any]) -> Image.Image:
 
 def aligned_png(image: bytes, landmarks: NDArray[Any]) -> bytes:
     """`align` for encoded bytes. Raises OSError or ValueError when they cannot be decoded."""
-    with Image.open(io.BytesIO(image)) as opened:
+    with open_picture(image) as opened:
         crop = align(opened, landmarks)
     return png(crop)
 

@@ -12,9 +12,8 @@ from pydantic import Field
 
 from data_shards.settings import Settings
 from data_shards.sources import MAX_ENCODED_BYTES
+from untrusted.pictures import FORMATS, MAX_PIXELS, TooLarge, open_picture
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-"""What Pillow is let try; some of its other readers start programs (EPS) or know no limits."""
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
 
@@ -27,7 +26,7 @@ class ImageSettings(Settings):
     images stay as large as they are."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of images that had to be encoded anew; colour is not subsampled."""
-    max_pixels: int = Field(default=64_000_000, ge=1, le=178_000_000)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=178_000_000)
     """Images with more pixels than this are refused: decoded they would fill the memory."""
 
 
@@ -87,10 +86,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _opened(image: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(image), formats=FORMATS)
-
-
 def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
     """Decodes `image` whole and says what to store for it, or why it cannot be taken.
 
@@ -102,11 +97,8 @@ def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
     if len(image) > MAX_ENCODED_BYTES:
         return Unfit("too large", f"{len(image):,} bytes, more than {MAX_ENCODED_BYTES:,}")
     try:
-        with warnings.catch_warnings(action="ignore"), _opened(image) as opened:
-            if opened.width * opened.height > settings.max_pixels:
-                pixels = f"{opened.width} × {opened.height} pixels"
-                limit = f"max_pixels = {settings.max_pixels:,}"
-                return Unfit("too large", f"{pixels}, more than {limit}")
+        opening = open_picture(image, settings.max_pixels)
+        with warnings.catch_warnings(action="ignore"), opening as opened:
             jpeg = opened.format in ("JPEG", "MPO")
             if not jpeg and (frames := getattr(opened, "n_frames", 1)) > 1:
                 return Unfit("several pictures", f"{frames} frames or pages: which one is meant?")
@@ -116,8 +108,8 @@ def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
             if as_it_is and _orientation(opened) == 1 and _has_plain_header(image):
                 return Checked(None, opened.height, opened.width, zlib.crc32(image))
             return _encoded(opened, settings)
-    except Image.DecompressionBombError:
-        return Unfit("too large", f"more pixels than max_pixels = {settings.max_pixels:,}")
+    except TooLarge as error:
+        return Unfit("too large", str(error))
     except UnidentifiedImageError:
         return Unfit("not an image", f"no {', '.join(FORMATS)}; it begins {image[:8]!r}")
     except Exception as error:  # Pillow's readers raise whatever they run into

@@ -1,6 +1,5 @@
 """A contact sheet: some identities as rows, their images with cameras beside them."""
 
-import io
 from pathlib import Path
 
 import matplotlib
@@ -8,8 +7,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_shards.counter import shuffled, stream_key
-from data_shards.dataset import ShardDataset
+from data_shards.dataset import SampleError, ShardDataset
 from data_shards.sources import ROLES, UNKNOWN_CAMERA
+from untrusted.pictures import open_picture
 
 _CELL, _CAPTION, _NAMES, _GAP = 112, 16, 200, 6
 _INK, _PALE = (20, 20, 20), (110, 110, 110)
@@ -30,6 +30,19 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return text[: kept // 2] + "…" + text[-(kept // 2) :]
 
 
+def _loaded(dataset: ShardDataset, sample: int) -> Image.Image:
+    """A sample's picture, decoded. Raises SampleError: a stranger's shard may hold anything."""
+    try:
+        image = open_picture(dataset.image(sample))
+        image.load()
+    except SampleError:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever they run into
+        why = " ".join(str(error).split())
+        raise SampleError(f"sample {sample} is no picture that can be shown: {why}") from error
+    return image
+
+
 def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> Image.Image:
     """Up to `rows` identities drawn by `seed`, in the order of their ids, with up to `columns`
     images each, spread over all of its images. Raises SampleError for a damaged image."""
@@ -48,8 +61,7 @@ def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> 
         spread = np.linspace(0, len(samples) - 1, min(columns, len(samples))).astype(int)
         for column, sample in enumerate(samples[spread].tolist()):
             left = _NAMES + column * (_CELL + _GAP)
-            with Image.open(io.BytesIO(dataset.image(sample))) as image:
-                image.load()
+            with _loaded(dataset, sample) as image:
                 scale = min(_CELL / image.width, _CELL / image.height)
                 size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
                 shown = image.convert("RGB").resize(size)

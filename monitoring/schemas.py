@@ -5,16 +5,14 @@ are dropped, but for those of logs.
 """
 
 import base64
-import binascii
-import io
 import re
 from typing import Annotated, Any, NotRequired
 
-from PIL import Image
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from untrusted.pictures import open_picture
 from untrusted.text import printable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,199}")
@@ -43,10 +41,9 @@ def _phase(name: str) -> str:
 def _jpeg(text: str) -> str:
     """Base64 of a JPEG that a browser can show without harm: nothing else goes into a page."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=["JPEG"]) as one:
-            if one.width * one.height <= _PICTURE_PIXELS:
-                return text
-    except (binascii.Error, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        with open_picture(base64.b64decode(text, validate=True), _PICTURE_PIXELS, ["JPEG"]):
+            return text
+    except (OSError, ValueError, SyntaxError):
         pass
     raise PydanticCustomError("jpeg", "it is no JPEG")
 

@@ -62,3 +62,14 @@ def test_nothing_unpickles():
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                     assert (node.value.id, node.attr) not in forbidden, path
+
+
+@pytest.mark.reliability(9, "pictures are opened in one place, by formats that start no program")
+def test_pictures_are_opened_in_one_place():
+    calls = {
+        str(path.relative_to(ROOT))
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if "Image.open(" in path.read_text(encoding="utf-8")
+    }
+    assert calls == {"untrusted/pictures.py"}

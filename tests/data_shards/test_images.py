@@ -1,6 +1,7 @@
 """Whatever images come as, what is stored is a JPEG that DALI decodes to the same picture."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -12,7 +13,11 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
+from data_shards.dataset import SampleError, ShardDataset
 from data_shards.images import Checked, ImageSettings, Unfit, normalise
+from data_shards.sheet import contact_sheet
+from data_shards.sources import SourceImage
+from data_shards.writer import write_dataset
 from tests.conftest import jpeg
 
 PLAIN = ImageSettings()
@@ -189,6 +194,44 @@ def test_huge_dimensions_are_refused_before_decoding(side, recwarn):
     assert "max_pixels = 64,000,000" in found.why and not recwarn.list
     small = normalise(jpeg(0, 0), ImageSettings(max_pixels=255))
     assert small == Unfit("too large", "16 × 16 pixels, more than max_pixels = 255")
+
+
+@pytest.mark.reliability(10, "a JPEG of more scans than any encoder writes is refused undecoded")
+def test_a_picture_of_very_many_scans_is_refused_before_decoding():
+    out = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(out, "JPEG", progressive=True)
+    plain = out.getvalue()
+    assert isinstance(normalise(plain, PLAIN), Checked)
+    last = plain.rindex(b"\xff\xda")
+    scans = plain[:last] + plain[last:-2] * 150 + plain[-2:]
+    found = normalise(scans, PLAIN)
+    assert isinstance(found, Unfit) and found.reason == "too large" and "scans" in found.why
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "PPM", "JPEG2000"])
+def test_what_pillow_decodes_by_itself_is_taken(kind):
+    out = io.BytesIO()
+    Image.new("RGB", (20, 16), (200, 30, 30)).save(out, kind)
+    found = normalise(out.getvalue(), PLAIN)
+    assert isinstance(found, Checked) and found.jpeg is not None
+    assert (found.height, found.width) == (16, 20)
+
+
+@pytest.mark.reliability(9, "PostScript in a shard is no picture: `shards show` starts no program")
+def test_postscript_starts_no_program(tmp_path, monkeypatch):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+    for program in ("gs", "gswin64c"):
+        (tmp_path / program).write_text(f"#!/bin/sh\ntouch {tmp_path}/RAN\n", encoding="utf-8")
+        (tmp_path / program).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert isinstance(normalise(eps, PLAIN), Unfit)
+    write_dataset([SourceImage(jpeg(0, 0), "a", "", "k")], tmp_path / "d", {})
+    dataset = ShardDataset.open(tmp_path / "d")
+    monkeypatch.setattr(ShardDataset, "image", lambda dataset, sample: memoryview(eps))
+    with pytest.raises(SampleError, match="sample 0 is no picture"):
+        contact_sheet(dataset, 1, 1, 0)
+    assert not (tmp_path / "RAN").exists()
 
 
 class Dali:
