@@ -41,7 +41,7 @@ def _phase(name: str) -> str:
 def _jpeg(text: str) -> str:
     """Base64 of a JPEG that a browser can show without harm: nothing else goes into a page."""
     try:
-        with open_picture(base64.b64decode(text, validate=True), _PICTURE_PIXELS, ["JPEG"]):
+        with open_picture(base64.b64decode(text, validate=True), _PICTURE_PIXELS, ("JPEG",)):
             return text
     except (OSError, ValueError, SyntaxError):
         pass

@@ -2,7 +2,6 @@
 
 import io
 import warnings
-from collections.abc import Sequence
 
 from PIL import Image
 
@@ -24,7 +23,7 @@ class TooLarge(ValueError):
 def open_picture(
     content: bytes | memoryview,
     max_pixels: int = MAX_PIXELS,
-    formats: Sequence[str] = FORMATS,
+    formats: tuple[str, ...] = FORMATS,
 ) -> Image.Image:
     """The picture in `content`, not decoded yet (``load`` does, and raises whatever it runs into).
 

@@ -3,12 +3,17 @@
 A pickle is a program. This machine knows the instructions that build lists, tuples, dictionaries,
 bytes, texts, numbers and truth values, and takes down what numpy's arrays are made of; it never
 calls anything and gives an allow-list of names meanings of its own. Everything else is refused.
+
+A few bytes can describe values of any size, each part being used twice by the next. So values are
+never compared, hashed or shown as a whole: keys and names are texts, and what is copied is counted.
 """
 
 import math
 import struct
 from collections.abc import Callable
 from typing import Any
+
+from untrusted.text import printable
 
 _ENCODE = ("_codecs", "encode")
 _RECONSTRUCT, _SCALAR, _FROM_BUFFER = "_reconstruct", "scalar", "_frombuffer"
@@ -24,7 +29,11 @@ ALLOWED = frozenset(
     ]
 )
 """What a pickle may name."""
+_LONGEST_CODE, _DIMENSIONS = 16, 8
+"""Characters of an element type, and of an array: more than numpy writes of pictures."""
 _MARK = object()
+_COPIES = 4
+"""Bytes that instructions may copy, as a multiple of the file's: numpy's way of old copies once."""
 
 
 class Refused(ValueError):
@@ -36,9 +45,9 @@ class Global:
 
     def __init__(self, module: str, name: str) -> None:
         if (module, name) not in ALLOWED:
+            asked = printable(f"{module[:60]}.{name[:60]}")
             raise Refused(
-                f"it asks for {module}.{name}, which could run code when it is unpickled; nothing "
-                "was run"
+                f"it asks for {asked}, which could run code when it is unpickled; nothing was run"
             )
         self.module, self.name = module, name
 
@@ -47,7 +56,9 @@ class Dtype:
     """A numpy element type, by its code, such as u1."""
 
     def __init__(self, code: Any) -> None:
-        text = code.decode("latin-1") if isinstance(code, bytes) else str(code)  # Python 2's
+        if not isinstance(code, str | bytes) or len(code) > _LONGEST_CODE:
+            raise Refused("it names an element type by something that is no text")
+        text = code.decode("latin-1") if isinstance(code, bytes) else code  # Python 2's
         self.code = text.lstrip("|<>=")
 
 
@@ -61,13 +72,15 @@ class Array:
 
     def describe(self, shape: Any, dtype: Any, content: Any) -> "Array":
         """Fills it in. Raises Refused when the parts do not fit."""
-        if not isinstance(dtype, Dtype) or not isinstance(shape, tuple):
+        whole = isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+        if not isinstance(dtype, Dtype) or not whole or len(shape) > _DIMENSIONS:
             raise Refused("it holds a malformed array")
         if isinstance(content, bytes) and dtype.code in ("u1", "b1"):
             if math.prod(shape) != len(content):
                 raise Refused("it holds an array whose size is not that of its content")
         elif not (isinstance(content, list) and dtype.code.startswith("O")):
-            raise Refused(f"it holds an array of {dtype.code}, not of bytes or truth values")
+            code = printable(dtype.code)
+            raise Refused(f"it holds an array of {code}, not of bytes or truth values")
         self.shape, self.code, self.content = shape, dtype.code, content
         return self
 
@@ -108,6 +121,7 @@ class _Machine:
         self.data, self.at = data, 0
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.copied = 0
 
     def bytes_of(self, size: int) -> bytes:
         if size < 0 or self.at + size > len(self.data):
@@ -152,7 +166,12 @@ class _Machine:
         return found
 
     def reduce(self) -> None:
-        self.stack.append(_call(*self.pop(2)))
+        value = _call(*self.pop(2))
+        if isinstance(value, bytes):
+            self.copied += len(value)
+            if self.copied > _COPIES * len(self.data):
+                raise Refused("it copies its content over and over")
+        self.stack.append(value)
 
     def build(self) -> None:
         (state,) = self.pop(1)
@@ -162,11 +181,16 @@ class _Machine:
         self.memo[number] = self.stack[-1]
 
     def stack_global(self) -> None:
-        module, name = self.pop(2)
-        self.stack.append(Global(str(module), str(name)))
+        match self.pop(2):
+            case str() as module, str() as name:
+                self.stack.append(Global(module, name))
+            case _:
+                raise Refused("it asks for a name that is no text")
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
+    if not all(isinstance(key, str | bytes | int) for key in items[::2]):
+        raise Refused("it holds a dictionary whose keys are no texts or numbers")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 

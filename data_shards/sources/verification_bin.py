@@ -21,6 +21,8 @@ from data_shards.sources import UNKNOWN_CAMERA, Refusal, SourceImage, named
 from data_shards.sources.pickles import Array, Refused, read_pickle
 
 FOLDS = 10
+_REPEATED = 64
+"""Times that the images of a file may be used on average: a photograph is in several pairs."""
 
 
 class VerificationBinSettings(Settings):
@@ -35,8 +37,8 @@ class VerificationBinSettings(Settings):
 class Pairs(NamedTuple):
     """What a file holds."""
 
-    images: list[object]
-    """[2P] bytes or arrays."""
+    images: list[bytes | None]
+    """[2P] encoded images; None for what is none."""
     same: list[bool]
     """[P] whether a pair shows one person."""
 
@@ -60,15 +62,35 @@ def read_pairs(path: Path) -> Pairs:
         ) from error
     except ValueError as error:
         raise InputError(f"{path} is no whole verification file: {error}; restore it") from error
+    if isinstance(value, dict):
+        names = {_text(key): part for key, part in value.items()}
+        value = [names.get("bins"), names.get("issame_list")]
     parts = value if isinstance(value, list | tuple) and len(value) == 2 else (None, None)
-    images, same = map(_list, parts)
-    if images is None or same is None or any(s not in (0, 1) for s in same):
+    held, same = map(_list, parts)
+    if held is None or same is None or not all(isinstance(s, int) and s in (0, 1) for s in same):
         raise InputError(f"{path} does not hold (images, truth values): is it a verification .bin?")
-    if len(images) != 2 * len(same):
+    if len(held) != 2 * len(same):
         raise InputError(
-            f"{path} holds {len(images)} images for {len(same)} pairs, not two for each: restore it"
+            f"{path} holds {len(held)} images for {len(same)} pairs, not two for each: restore it"
+        )
+    images = [_encoded(image) for image in held]
+    if sum(len(image or b"") for image in images) > _REPEATED * path.stat().st_size:
+        raise InputError(
+            f"{path} is refused: it repeats a few images more than {_REPEATED} times; make folders "
+            "of its images"
         )
     return Pairs(images, [bool(s) for s in same])
+
+
+def _text(key: object) -> object:
+    return key.decode("latin-1") if isinstance(key, bytes) else key
+
+
+def _encoded(image: object) -> bytes | None:
+    """The bytes of an image, of an array of them, too, as (N, 1) from cv2.imencode; else None."""
+    if isinstance(image, Array) and image.code == "u1" and sum(s != 1 for s in image.shape) <= 1:
+        image = image.content
+    return image if isinstance(image, bytes) else None
 
 
 def count_verification_bin(settings: VerificationBinSettings) -> int:
@@ -99,9 +121,7 @@ def read_verification_bin(
         pair, side = divmod(number, 2)
         identity = f"pair-{pair:05d}" + ("" if same[pair] else ("-left", "-right")[side])
         identity, key, image = named(settings.name, identity), f"{number:06d}", images[number]
-        if isinstance(image, Array) and image.code == "u1" and len(image.shape) == 1:
-            image = image.content
-        if isinstance(image, bytes):
-            yield SourceImage(image, identity, UNKNOWN_CAMERA, key, "query")
-        else:
+        if image is None:
             yield Refusal(key, identity, "not an image", "it is no encoded image")
+        else:
+            yield SourceImage(image, identity, UNKNOWN_CAMERA, key, "query")

@@ -117,3 +117,31 @@ def test_flipped_bytes_give_a_value_or_a_value_error(seed, protocol):
         del content[draw.randrange(len(content)) :]
     with suppress(ValueError):
         read_pickle(bytes(content))
+
+
+# a tuple of itself twice, again and again: 2^100 parts in 300 bytes
+DOUBLED = b"K\x01" + b"q\x00h\x00\x86" * 100
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"}" + DOUBLED + b"K\x01s.",  # as a dictionary's key
+        DOUBLED + b"X\x01\x00\x00\x00x\x93.",  # as a module's name
+        b"cnumpy\ndtype\n" + DOUBLED + b"\x85R.",  # as an element type
+        b"}" + b")" + b"\x85" * 200_000 + b"K\x01s.",  # deep, as a key
+        b"cnumpy._core.numeric\n_frombuffer\n(C\x01xcnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
+        b"X\x01\x00\x00\x00x\x85X\x01\x00\x00\x00CtR.",  # a shape of text
+    ],
+)
+@pytest.mark.reliability(10, "a pickle's values are never hashed, compared or shown as a whole")
+def test_a_few_bytes_cannot_ask_for_endless_work(program):
+    with pytest.raises(ValueError):
+        read_pickle(program)
+
+
+def test_copies_are_counted():
+    text = b"X\x10\x27\x00\x00" + b"a" * 10_000 + b"q\x00"
+    copy = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    with pytest.raises(Refused, match="over and over"):
+        read_pickle(b"(" + text + copy * 1000 + b"t.")

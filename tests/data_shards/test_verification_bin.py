@@ -63,11 +63,18 @@ FILES = {
     **{f"arrays, protocol {p}": pickle.dumps(arrays(IMAGES, SAME), p) for p in range(6)},
     **{f"copied arrays, protocol {p}": pickle.dumps(copied(IMAGES, SAME), p) for p in (2, 4, 5)},
     "an array of objects": pickle.dumps((np.array(IMAGES, dtype=object), [int(s) for s in SAME])),
+    "as cv2.imencode gives them": pickle.dumps(
+        ([i.reshape(-1, 1) for i in arrays(IMAGES, SAME)[0]], [np.bool_(s) for s in SAME])
+    ),
+    "a dictionary": pickle.dumps({"bins": IMAGES, "issame_list": [int(s) for s in SAME]}),
     "a list of tuples": pickle.dumps([tuple(IMAGES), tuple(SAME)]),
 }
 
 
 @pytest.mark.parametrize("kind", FILES)
+@pytest.mark.reliability(
+    19, "verification files of arrays from cv2.imencode, and dictionaries, are read"
+)
 def test_files_of_every_age_hold_the_same_pairs(tmp_path, kind):
     items = read(tmp_path / "lfw.bin", FILES[kind])
     assert [item.image for item in items] == IMAGES
@@ -194,3 +201,9 @@ def test_no_damage_crashes_the_reader_or_makes_up_pairs(tmp_path_factory, kind, 
 def test_random_programs_end_in_an_error(tmp_path_factory, codes):
     with suppress(InputError):
         read(tmp_path_factory.getbasetemp() / "random.bin", b"(]K\x01" + b"".join(codes) + b".")
+
+
+def test_a_file_that_repeats_its_images_without_end_is_refused(tmp_path):
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(([IMAGES[0] * 9] * 2000, [True] * 1000)))
+    with pytest.raises(InputError, match="repeats a few images"):
+        read(tmp_path / "x.bin", (tmp_path / "x.bin").read_bytes())
