@@ -1,30 +1,30 @@
 """WebDataset shards that others wrote: local tars, named by a path, a glob or a brace pattern."""
 
-import bz2
 import glob
-import gzip
-import json
-import lzma
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import NamedTuple
 
 from braceexpand import braceexpand
 
 from data_shards.settings import InputError, Settings
 from data_shards.sources import MAX_ENCODED_BYTES, UNKNOWN_CAMERA, Refusal, SourceImage, named
+from data_shards.sources.guarded_tar import Tar, is_packed, open_tar
+from untrusted.json_text import parse_json
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
-_OPENERS: dict[str, Any] = {
-    ".gz": gzip.open, ".tgz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open
-}  # fmt: skip
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
-_BLOCK = 512
+_TARS = 1_000_000
+"""Tars of one import."""
+_FIRST = 100
+"""Members that tell whether those of a sample are neighbours."""
+_INDEXED = 5_000_000
+"""Members whose names and places are kept in memory at most, about a gigabyte."""
+Problem = tuple[str, str]
 
 
 class WebDatasetSettings(Settings):
@@ -63,7 +63,7 @@ class _Sample:
         content = self.members[extension].decode()
         if not field:
             return content.strip()
-        found = json.loads(content)
+        found = parse_json(content)
         value = found.get(field) if isinstance(found, dict) else None
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise ValueError(f"{field!r} of its .{extension} is no name or number")
@@ -71,7 +71,12 @@ class _Sample:
 
 
 def _matches(name: str) -> list[str]:
-    return sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207
+    if Path(name).exists() or not glob.has_magic(name):
+        return [name]
+    folder, _, last = name.rpartition("/")
+    # a folder's own name may have brackets
+    literal = f"{glob.escape(folder)}/{last}" if folder else name
+    return sorted({*glob.glob(name), *glob.glob(literal)})  # noqa: PTH207
 
 
 def tar_files(pattern: str) -> list[Path]:
@@ -79,10 +84,14 @@ def tar_files(pattern: str) -> list[Path]:
     if re.match(r"[a-z0-9+.-]+:", pattern):
         why = "would run a command" if pattern.startswith("pipe:") else "is not read from"
         raise InputError(f"{pattern!r} {why}: give a path, glob or brace pattern of local tars")
+    if Path(pattern).is_file():
+        return [Path(pattern)]
     try:
-        names = list(braceexpand(pattern))
+        names = list(islice(braceexpand(pattern), _TARS + 1))
     except ValueError as error:
         raise InputError(f"{pattern!r}: {error}") from error
+    if len(names) > _TARS:
+        raise InputError(f"{pattern!r} names more than {_TARS:,} tars: give a smaller range")
     found: list[Path] = []
     for name in names:
         matches = _matches(name)
@@ -100,51 +109,127 @@ def _wanted(settings: WebDatasetSettings) -> frozenset[str]:
     return frozenset([*texts, *([settings.image] if settings.image else PICTURES)]) - {""}
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = tar.extractfile(member)
-    content = file.read() if file is not None else b""
-    if len(content) != member.size:
-        raise EOFError(f"{member.name} is cut off")
-    return content
+class _Place(NamedTuple):
+    """Where a member's bytes are."""
+
+    offset: int
+    size: int
 
 
-def _samples(tar: tarfile.TarFile, wanted: frozenset[str], skip: int) -> Iterator[_Sample]:
+def _named(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """A member's key and extension; None of files that other programs leave behind."""
+    name = member.name.removeprefix("./")
+    if name.rpartition("/")[2].startswith(".") or name.startswith("__MACOSX/"):
+        return None
+    matched = _MEMBER.fullmatch(name)
+    return (matched[1], matched[2].lower()) if matched else (name, "")
+
+
+def _problem(key: str, extension: str, member: tarfile.TarInfo, wanted: frozenset[str]) -> Problem:
+    """What is wrong with a member: a reason and words for people; empty: nothing."""
+    if not extension and "." not in member.name.rpartition("/")[2]:
+        return "not of a sample", "its name has no extension"
+    if key.startswith("/") or ".." in key.split("/"):
+        return "unsafe name", "its name leads out of the archive"
+    if extension in wanted:
+        if not member.isreg() or member.issparse():
+            return "unreadable", f"its .{extension} is a link or a device"
+        if member.size > MAX_ENCODED_BYTES:
+            return "too large", f"its .{extension} has {member.size:,} bytes"
+    return "", ""
+
+
+def _samples(tar: Tar, wanted: frozenset[str], skip: int) -> Iterator[_Sample]:
     """Samples one after the other; those before `skip` without their members' content."""
     sample: _Sample | None = None
     number = -1
     for member in tar:
-        tar.members = []  # type: ignore[attr-defined] # tarfile would remember them all
-        if member.isdir():
+        if (found := _named(member)) is None:
             continue
-        matched = _MEMBER.fullmatch(member.name)
-        key, extension = matched.groups() if matched else (member.name, "")
+        key, extension = found
         if sample is None or key != sample.key:
             if sample is not None:
                 yield sample
             sample, number = _Sample(key), number + 1
-        if not matched:
-            sample.problem = ("not of a sample", "its name has no extension, or is hidden")
-        elif key.startswith("/") or ".." in key.split("/"):
-            sample.problem = ("unsafe name", "its name leads out of the archive")
-        elif (extension := extension.lower()) in wanted:
-            if not member.isreg() or member.issparse():
-                sample.problem = ("unreadable", f"its .{extension} is a link or a device")
-            elif member.size > MAX_ENCODED_BYTES:
-                sample.problem = ("too large", f"its .{extension} has {member.size:,} bytes")
-            else:
-                sample.add(extension, b"" if number < skip else _content(tar, member))
+        problem = _problem(key, extension, member, wanted)
+        if problem[0]:
+            sample.problem = problem
+        elif extension in wanted:
+            sample.add(extension, b"" if number < skip else tar.content(member))
     if sample is not None:
         yield sample
 
 
-def _check_end(file: BinaryIO, tar: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header for the end: behind the real one stands a block of zeros."""
-    file.seek(tar.offset)
-    block = file.read(_BLOCK)
-    if len(block) < _BLOCK:
-        raise EOFError("it ends without a tar's end mark")
-    if block.strip(b"\0"):
-        raise EOFError(f"the member at byte {tar.offset:,} has a damaged header")
+def _apart(path: Path, settings: WebDatasetSettings, wanted: frozenset[str]) -> bool:
+    """Whether samples' members are no neighbours, as of ``tar cf x.tar *.jpg *.cls``.
+
+    It is told from the first members: there a sample goes on after another one began, or none
+    has both an identity and a picture.
+    """
+    identity = settings.identity.partition(":")[0]
+    held: dict[str, set[str]] = {}
+    newest = ""
+    with open_tar(path) as tar:
+        for member in islice(tar, _FIRST):
+            if (found := _named(member)) is None or found[1] not in wanted:
+                continue
+            key, extension = found
+            if key in held and key != newest and extension not in held[key]:
+                return True
+            held.setdefault(key, set()).add(extension)
+            newest = key
+    whole = any(identity in has and has - {identity} for has in held.values())
+    return len(held) > 1 and not whole
+
+
+def _samples_apart(path: Path, wanted: frozenset[str], skip: int) -> Iterator[_Sample]:
+    """The samples of a tar whose members are in any order, by where the first of each lies."""
+    places: dict[str, dict[str, _Place]] = {}
+    samples: dict[str, _Sample] = {}
+    count = 0
+    with open_tar(path) as tar:
+        for member in tar:
+            if (found := _named(member)) is None:
+                continue
+            key, extension = found
+            sample = samples.setdefault(key, _Sample(key))
+            problem = _problem(key, extension, member, wanted)
+            if problem[0]:
+                sample.problem = problem
+            elif extension in wanted:
+                if extension in places.setdefault(key, {}):
+                    sample.problem = ("duplicate key", f"it has two members .{extension}")
+                places[key][extension] = _Place(member.offset_data, member.size)
+            if (count := count + 1) > _INDEXED:
+                raise InputError(
+                    f"{path} has more than {_INDEXED:,} members, and those of a sample are no "
+                    "neighbours: pack it anew by tar --sort=name"
+                )
+    with path.open("rb") as file:
+        for number, sample in enumerate(samples.values()):
+            for extension, place in places.get(sample.key, {}).items():
+                content = b""
+                if number >= skip:
+                    file.seek(place.offset)
+                    content = file.read(place.size)
+                sample.members[extension] = content
+            yield sample
+            sample.members.clear()
+
+
+def _of_tar(
+    path: Path, settings: WebDatasetSettings, wanted: frozenset[str], skip: int
+) -> Iterator[_Sample]:
+    if _apart(path, settings, wanted):
+        if is_packed(path):
+            raise InputError(
+                f"{path} is packed, and the members of its samples are no neighbours: unpack it, "
+                "or pack it anew by tar --sort=name"
+            )
+        yield from _samples_apart(path, wanted, skip)
+    else:
+        with open_tar(path) as tar:
+            yield from _samples(tar, wanted, skip)
 
 
 def _item(sample: _Sample, shard: str, settings: WebDatasetSettings) -> SourceImage | Refusal:
@@ -155,7 +240,7 @@ def _item(sample: _Sample, shard: str, settings: WebDatasetSettings) -> SourceIm
     try:
         identity = named(settings.name, sample.text(settings.identity))
         camera = sample.text(settings.camera) if settings.camera else UNKNOWN_CAMERA
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         return Refusal(key, identity, "label", str(error))
     extensions = (settings.image,) if settings.image else PICTURES
     for extension in extensions:
@@ -176,16 +261,7 @@ def read_webdataset(
     number = 0
     for path in paths:
         shard = os.path.relpath(path.absolute(), common)
-        opener = _OPENERS.get(path.suffix.lower(), open)
-        try:
-            with opener(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-                for sample in _samples(tar, wanted, start - number):
-                    if number >= start:
-                        yield _item(sample, shard, settings)
-                    number += 1
-                _check_end(file, tar)
-        except _DAMAGE as error:
-            raise InputError(
-                f"{path} is damaged or truncated ({error}): restore it, or leave it out of the "
-                "pattern"
-            ) from error
+        for sample in _of_tar(path, settings, wanted, start - number):
+            if number >= start:
+                yield _item(sample, shard, settings)
+            number += 1

@@ -4,13 +4,18 @@ import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
+import tracemalloc
 from contextlib import suppress
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nvidia.dali import fn, pipeline_def
 
 from data_shards.dataset import ShardDataset
 from data_shards.importing import import_source
@@ -241,3 +246,108 @@ def test_pax_and_gnu_long_names_are_read(tmp_path):
                 out.addfile(info, io.BytesIO(content))
         ((key, identity, _),) = taken(read(tmp_path / f"{kind}.tar"))
         assert key.endswith("é" * 80) and identity == "7"
+
+
+def test_files_that_a_mac_leaves_behind_cut_no_sample_in_two(tmp_path):
+    twin = b"\0\5\26\7" + bytes(60)
+    content = b""
+    for n in range(3):
+        content += member(f"./._{n:04d}.cls", twin) + member(f"./{n:04d}.cls", b"7")
+        content += member("./.DS_Store", b"x") + member(f"__MACOSX/{n:04d}.jpg", twin)
+        content += member(f"./._{n:04d}.jpg", twin) + member(f"./{n:04d}.jpg", IMAGES[n])
+    (tmp_path / "mac.tar").write_bytes(content + END)
+    items = read(tmp_path / "mac.tar")
+    assert taken(items) == [(f"mac.tar/{n:04d}", "7", IMAGES[n]) for n in range(3)]
+    assert len(items) == 3
+
+
+@pytest.mark.reliability(19, "samples whose members are no neighbours in the tar are put together")
+def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
+    order = [(n, "jpg") for n in range(6)] + [(n, "cls") for n in (5, 4, 2, 1, 0)]
+    contents = {"jpg": lambda n: IMAGES[n], "cls": lambda n: str(n // 2).encode()}
+    members = [member(f"{n:04d}.{kind}", contents[kind](n)) for n, kind in order]
+    (tmp_path / "x.tar").write_bytes(b"".join(members) + END)
+    items = read(tmp_path / "x.tar")
+    found = [(f"x.tar/{n:04d}", str(n // 2), IMAGES[n]) for n in (0, 1, 2, 4, 5)]
+    assert taken(items) == found
+    assert refused(items) == {"x.tar/0003": "label"}
+    for start in range(7):
+        assert read(tmp_path / "x.tar", start) == items[start:]
+    (tmp_path / "y.tar").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    with pytest.raises(InputError, match=r"no neighbours: unpack it, or pack it anew"):
+        read(tmp_path / "y.tar")
+
+
+def zstd(content):
+    out = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(out, "zstd") as packed:
+        packed.write(content)
+    return out.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
+def test_packed_tars_are_known_by_their_first_bytes(tmp_path, pack):
+    for name in ("x.tar", "x.tar.zst", "x.bin"):
+        (tmp_path / name).write_bytes(pack(tar(*range(6))))
+        assert [image for _, _, image in taken(read(tmp_path / name))] == IMAGES
+
+
+@pytest.mark.parametrize("pattern", ["faces[2024]/a.tar", "faces[2024]/*.tar"])
+def test_a_folders_name_may_have_brackets(tmp_path, pattern):
+    (tmp_path / "faces[2024]").mkdir()
+    (tmp_path / "faces[2024]" / "a.tar").write_bytes(tar(0, 1))
+    assert len(taken(read(tmp_path / pattern))) == 2
+
+
+def negative():
+    head = bytearray(member("a.jpg"))
+    head[124:136] = (-1024).to_bytes(12, "big", signed=True)
+    head[148:156] = b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head[:512])
+    return bytes(head)
+
+
+HARMFUL = {
+    "a negative size": negative() + END,
+    "a long PAX header": gzip.compress(member("p", bytes(1 << 30), b"x") + END, 1),
+    "a long name": member("p", bytes(1 << 22), b"L") + sample(0, 0) + END,
+    "a chain of long names": member("p", b"x", b"L") * 100_000 + END,
+    "zeros": gzip.compress(member("a.txt", bytes(1 << 30)) + END, 1),
+    "a size beyond the file": member("a.jpg", size=8**11 - 1) + END,
+}
+
+
+@pytest.mark.parametrize("kind", HARMFUL)
+@pytest.mark.reliability(10, "tars of negative sizes, endless headers or zeros: one line")
+def test_a_harmful_tar_is_one_line_and_takes_no_memory(tmp_path, kind):
+    (tmp_path / "x.tar").write_bytes(HARMFUL[kind])
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match=r"x.tar is damaged") as caught:
+            read(tmp_path / "x.tar")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    assert most < 64 << 20
+
+
+@pytest.mark.reliability(19, "our shards are read by webdataset's own loader and by DALI's reader")
+def test_our_shards_are_read_by_webdataset_and_by_dali(small_folder, small):
+    tars = sorted(small_folder.glob("*.tar"))
+    expected = [bytes(small.image(n)) for n in range(len(small))]
+    loader = webdataset.WebDataset([str(path) for path in tars], shardshuffle=False)
+    assert [sample["jpg"] for sample in loader] == expected
+
+    @pipeline_def(batch_size=len(small), num_threads=1, device_id=None)
+    def reading():
+        indices = [str(path.with_suffix(".idx")) for path in tars]
+        paths = [str(path) for path in tars]
+        return tuple(fn.readers.webdataset(paths=paths, index_paths=indices, ext=["jpg", "cls"]))
+
+    pipeline = reading()
+    pipeline.build()
+    pictures, labels = pipeline.run()
+    assert [np.asarray(pictures[n]).tobytes() for n in range(len(small))] == expected
+    read_labels = [int(np.asarray(labels[n]).tobytes()) for n in range(len(small))]
+    assert read_labels == small.identity.tolist()
