@@ -20,11 +20,15 @@ from numpy.typing import NDArray
 
 from data_shards.settings import InputError, Settings
 from data_shards.sources import MAX_ENCODED_BYTES, UNKNOWN_CAMERA, Refusal, SourceImage, named
+from untrusted.files import read_bytes
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 _HEADER = struct.Struct("<IfQQ")
 _LABEL_BYTES = 8 + _HEADER.size + 8  # up to two labels that follow the header
 _EXACT = 1 << 24
+_PROPERTY_BYTES = 1 << 12
+_MISSING, _MOST = 0.1, 2
+"""The share of the announced images that a file may lack; with more, its .idx is another's."""
 _LIMIT = (
     "labels are float32 in this format, which tells whole numbers apart only below 2^24 = "
     "16,777,216: its identities are mixed up in the file itself; make it anew with smaller labels, "
@@ -55,6 +59,8 @@ class Layout(NamedTuple):
     """Positions in the above at which another identity begins; none in shuffled files."""
     classes: int | None
     """Labels are below this, if the file says so."""
+    missing: Ints = np.empty(0, dtype=np.int64)
+    """Numbers of images that the file announces and lacks."""
 
 
 def read_payload(raw: bytes) -> bytes:
@@ -131,9 +137,11 @@ def _indexed(idx: Path, size: int) -> tuple[Ints, Ints]:
         raise InputError(
             f"{idx} is damaged ({error}): delete it, and the .rec is scanned"
         ) from error
-    repeated = len(np.unique(keys)) < len(keys) or len(np.unique(offsets)) < len(offsets)
+    repeated = len(np.unique(offsets)) < len(offsets)
     if table["key"].null_count or table["offset"].null_count or repeated:
         raise InputError(f"{idx} names a record twice, or none: delete it, and the .rec is scanned")
+    if len(np.unique(keys)) < len(keys):  # some tools write the same number for every record
+        keys = np.argsort(np.argsort(offsets))
     if len(offsets) and not (offsets.min() >= 0 and offsets.max() <= size - 8):
         raise InputError(
             f"{idx} points beyond the {size:,} bytes of its .rec: the .rec is truncated or another "
@@ -165,8 +173,8 @@ def _classes(rec: Path) -> int | None:
     if not path.exists():
         return None
     try:
-        classes = int(path.read_text(encoding="utf-8").split(",")[0])
-    except ValueError as error:
+        classes = int(read_bytes(path, _PROPERTY_BYTES).split(b",")[0])
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} must read classes,height,width: mend or delete it") from error
     if classes > _EXACT:
         raise InputError(f"{path} names {classes:,} classes: {_LIMIT}")
@@ -217,8 +225,12 @@ def layout(rec: Path) -> Layout:
         if counts is None:
             return Layout(keys, starts, ends, None, classes)
         last, behind = counts
+        if not idx.exists() and len(keys) != behind:
+            # one is left out somewhere, so that what follows was numbered wrongly by the scan
+            return Layout(keys, starts, ends, None, classes)
         images, people = (keys > 0) & (keys < last), (keys >= last) & (keys < behind)
-        if last == 1 or images.sum() != last - 1:
+        missing = np.setdiff1d(np.arange(1, last), keys) if last <= _MOST * len(keys) else None
+        if last == 1 or missing is None or len(missing) > _MISSING * last:
             raise InputError(
                 f"{rec} announces {last - 1} images, but {images.sum()} are indexed: its .idx is "
                 "stale or the file truncated; restore both"
@@ -231,13 +243,14 @@ def layout(rec: Path) -> Layout:
         boundaries = _boundaries(file, starts[people], ends[people])
     in_key_order = np.argsort(keys[images])
     keys, starts, ends = (a[images][in_key_order] for a in (keys, starts, ends))
-    groups = np.unique(np.clip(np.append(boundaries, 1), 1, last) - 1)
-    return Layout(keys, starts, ends, groups[groups < len(keys)], classes)
+    groups = np.unique(np.searchsorted(keys, np.append(boundaries, 1)))
+    return Layout(keys, starts, ends, groups[groups < len(keys)], classes, missing)
 
 
 def count_recordio(settings: RecordIOSettings) -> int:
-    """The number of images."""
-    return len(layout(_find(settings.path)).keys)
+    """The number of images, of those that are missing, too."""
+    found = layout(_find(settings.path))
+    return len(found.keys) + len(found.missing)
 
 
 def _agreed(file: BinaryIO, found: Layout, first: int, last: int) -> float | None:
@@ -290,3 +303,6 @@ def read_recordio(settings: RecordIOSettings, start: int = 0) -> Iterator[Source
             agreed = None if found.groups is None else _agreed(file, found, first, last)
             for number in range(max(first, start), last):
                 yield _image(file, found, number, agreed, settings.name)
+    for key in found.missing[max(0, start - count) :].tolist():
+        why = f"{rec.name} announces it, and the .idx does not have it"
+        yield Refusal(str(key), "", "missing record", why, counts=False)

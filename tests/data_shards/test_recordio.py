@@ -244,3 +244,28 @@ def test_garbage_is_an_error_or_refused(tmp_path, content, index):
     (tmp_path / "train.idx").write_bytes(index)
     with suppress(InputError):
         assert taken(read(tmp_path)) == []
+
+
+@pytest.mark.parametrize("idx", [True, False])
+@pytest.mark.parametrize("hole", [1, 4, 7, 19])
+@pytest.mark.reliability(19, "a RecordIO file that lacks an image gives all of the others")
+def test_a_file_that_lacks_an_image_gives_the_others_with_their_labels(tmp_path, idx, hole):
+    payloads = rec.identity_sorted(PEOPLE)
+    del payloads[hole]
+    rec.write(tmp_path, payloads, len(PEOPLE), idx)
+    items = read(tmp_path)
+    assert taken(items) == expected([one for key, one in enumerate(FLAT, 1) if key != hole])
+    assert refused(items) == []
+    if idx:
+        assert [(i.key, i.reason) for i in items[-1:]] == [(str(hole), "missing record")]
+    for start in range(len(items) + 1):
+        assert read(tmp_path, start) == items[start:]
+    assert count_recordio(RecordIOSettings(path=tmp_path)) == len(items)
+
+
+def test_an_index_that_gives_every_record_the_same_number_is_read_by_its_offsets(tmp_path):
+    path = rec.write(tmp_path, rec.shuffled(MIXED), len(PEOPLE))
+    lines = path.with_suffix(".idx").read_text(encoding="utf-8").splitlines()
+    same = "".join(f"1\t{line.split()[1]}\n" for line in lines)
+    path.with_suffix(".idx").write_text(same, encoding="utf-8")
+    assert taken(read(tmp_path)) == expected(MIXED)

@@ -17,9 +17,10 @@ from data_shards.sheet import contact_sheet
 from data_shards.writer import write_dataset
 from launch.config import load_config
 from launch.ledger import Ledger
-from monitoring.results import read_jsonl
+from monitoring import records
 from tests.conftest import source
 from tests.fuzz.harness import Target
+from tests.fuzz.source_targets import SOURCE_TARGETS
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.gallery import Gallery
 from trainer.heads.classifier import Classifier, ClassifierSettings
@@ -186,6 +187,7 @@ def gallery(folder: Path) -> Path:
 
 
 TARGETS: dict[str, Target] = {
+    **SOURCE_TARGETS,
     "manifest": Target(dataset_with("manifest.json"), read_dataset),
     "samples": Target(dataset_with("samples.parquet"), read_dataset, rehashed),
     "identities": Target(dataset_with("identities.parquet"), read_dataset, rehashed),
@@ -196,7 +198,7 @@ TARGETS: dict[str, Target] = {
     "names": Target(model_with("names.safetensors"), read_model, forged),
     "rows": Target(model_with("rows-00000-of-00001.safetensors"), read_model, forged),
     "ledger": Target(text("ledger.jsonl", LEDGER), lambda at: Ledger(at / "ledger.jsonl")),
-    "metrics": Target(text("metrics.jsonl", METRICS), lambda at: read_jsonl(at / "metrics.jsonl")),
+    "metrics": Target(text("metrics.jsonl", METRICS), lambda at: records.metrics(at)),
     "configuration": Target(text("run.yaml", CONFIG), lambda at: load_config(at / "run.yaml")),
     "benchmark": Target(text("b.json", BENCHMARK), lambda at: read_benchmark(at / "b.json")),
     "features": Target(feature, lambda at: read_feature(at / "x.bin")),
