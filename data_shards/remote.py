@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from data_shards.files import fingerprint, sha256, write_atomically
 from data_shards.settings import InputError, Settings
+from untrusted.text import holds_secret
 
 Event = Literal["hit", "miss", "evicted", "retry", "mismatch", "downloaded"]
 """What a cache counts; `downloaded` in bytes."""
@@ -118,11 +119,24 @@ def retried(
 
 
 def is_remote(location: str | Path) -> bool:
-    """Whether a dataset's location is a URL of fsspec; raises InputError for ``pipe:``."""
+    """Whether a dataset's location is a URL of fsspec.
+
+    Raises InputError for ``pipe:``, and for a URL with a password: it would be kept and shown.
+    """
     text = str(location)
+    check_no_secret(text)
     if any(part.strip().startswith("pipe:") for part in text.split("::")):
         raise InputError(f"{text}: pipe: URLs run commands and are refused; give a path or a URL")
     return "://" in text and not text.startswith("file://")
+
+
+def check_no_secret(url: str) -> None:
+    """Raises InputError for a URL that tells a password."""
+    if holds_secret(url):
+        raise InputError(
+            f"{url} holds a password, which would be written to files: leave it out, and give it "
+            "in the environment or the file system's own configuration (docs/security.md)"
+        )
 
 
 def normal(location: str | Path) -> str:
@@ -139,6 +153,7 @@ def anywhere(location: str) -> str:
 
 def file_system(url: str) -> tuple[Any, str]:
     """The file system and path of a URL. Raises InputError when its package is not there."""
+    check_no_secret(url)
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

@@ -3,11 +3,12 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from data_shards.settings import InputError
 from launch.cluster_settings import ClusterSettings
+from launch.private import check_token, own_token, private_folder
 
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -36,6 +37,9 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         # Ray takes 127.0.0.1 for a mistake and listens everywhere, unless it believes that this
         # machine cannot be part of a cluster; see docs/decisions.md
         os.environ[_ALONE] = "0"
+        own_token()
+    else:
+        check_token()
     import ray  # reads RAY_AUTH_MODE when it is imported
 
     environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}
@@ -46,27 +50,29 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         "logging_level": logging.ERROR,
         "runtime_env": environment,
     }
-    if settings.address is None:
-        local: dict[str, Any] = {
-            "address": "local",
-            "num_cpus": settings.workers + settings.actor_count() + 2,
-            "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
-        }
-        ray.init(**options, **local)
-    else:
+    with ExitStack() as ending:
+        if settings.address is None:
+            local: dict[str, Any] = {
+                "address": "local",
+                "num_cpus": settings.workers + settings.actor_count() + 2,
+                "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",
+                "_temp_dir": str(ending.enter_context(private_folder())),
+            }
+            ray.init(**options, **local)
+        else:
+            try:
+                ray.init(**options, address=settings.address)
+            except ConnectionError as error:
+                raise InputError(
+                    f"no Ray cluster answers at cluster.address = {settings.address}: start one, "
+                    "or leave the key out to use this machine"
+                ) from error
         try:
-            ray.init(**options, address=settings.address)
-        except ConnectionError as error:
-            raise InputError(
-                f"no Ray cluster answers at cluster.address = {settings.address}: start one, or "
-                "leave the key out to use this machine"
-            ) from error
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
-        os.environ.pop(_ALONE, None)  # else what this process starts later cannot be part of one
+            yield ray
+        finally:
+            ray.shutdown()
+            os.environ.pop(_ALONE, None)  # else what this process starts later is in no cluster
 
 
 def _worker_environment(settings: ClusterSettings) -> dict[str, str]:

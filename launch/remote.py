@@ -26,7 +26,7 @@ from launch.environment import installed, own_version
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
-_CODE = ("data_shards", "trainer", "launch", "monitoring")
+_CODE = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STARTED = "Ray runtime started"
 _PATIENCE_SECONDS = 20.0
 """How long Ray may take to end in peace."""

@@ -13,9 +13,11 @@ from typing import Any
 
 import fsspec
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from data_shards.remote import check_no_secret
 from data_shards.settings import InputError
 
 VERSIONS = {"model": 1, "checkpoint": 2}
@@ -180,8 +182,11 @@ class Folder:
 
 def file_system(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and the path on it of a path or URL. Raises InputError."""
+    if isinstance(location, Path):  # whatever it is called: fsspec would read more into "a::b"
+        return LocalFileSystem(), str(location.absolute())
+    check_no_secret(location)
     try:
-        files, path = fsspec.core.url_to_fs(str(location))
+        files, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot open {location}: {error}") from error
     return files, path
