@@ -34,12 +34,11 @@ from data_shards.images import ImageSettings
 from data_shards.intake import Intake, Item, checked, chunks, items_behind
 from data_shards.journal import JOURNAL_ROWS, Journal
 from data_shards.keys import key_hash
+from data_shards.manifest import MANIFEST_VERSION
 from data_shards.parallel import in_order
 from data_shards.places import Folder, Place
 from data_shards.samples import write_samples
 from data_shards.settings import InputError
-
-MANIFEST_VERSION = 2
 
 
 def refusals(out: Path) -> Counter[tuple[str, bool]]:

@@ -14,7 +14,7 @@ from data_shards.settings import InputError
 _TOKEN = "RAY_AUTH_TOKEN"
 _SOCKET_BYTES = 107
 """Linux takes no longer path of a socket."""
-_SOCKET = "perennial-ray-xxxxxxxx/session_2026-01-31_09-00-00_000000_4194304/sockets/plasma_store"
+_SOCKET = "perennial-xxxxxxxx/r/session_2026-01-31_09-00-00_000000_4194304/sockets/plasma_store"
 
 
 def own_token() -> None:
@@ -52,11 +52,11 @@ def private_folder() -> Iterator[Path]:
     fitting = [p for p in places if len(os.fsencode(p / _SOCKET)) <= _SOCKET_BYTES]
     for place in fitting:
         try:
-            folder = Path(tempfile.mkdtemp(prefix="perennial-ray-", dir=place))
+            folder = Path(tempfile.mkdtemp(prefix="perennial-", dir=place))
         except OSError:
             continue
         try:
-            yield folder
+            yield folder / "r"  # Ray lets everybody into the one that it is given
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return
