@@ -32,6 +32,8 @@ from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
 from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
 
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
@@ -167,14 +169,19 @@ def run_embed(
     )
 
 
+_PLAN_BYTES = 1 << 20
+
+
 def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
     """Writes a plan, or checks that the one which was begun here is the same. Raises InputError."""
     if not path.exists():
         write_json(path, plan)
         return
     try:
-        begun = json.loads(path.read_text())
-    except ValueError as error:
+        begun = parse_json(read_bytes(path, _PLAN_BYTES))
+        if not isinstance(begun, dict):
+            raise ValueError("no mapping")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {remedy}") from error
     for key, value in plan.items():
         if begun.get(key) != value:

@@ -49,8 +49,5 @@ def columns(table: pa.Table, *names: str) -> list[NDArray[Any]]:
     """Columns of a table as arrays. Raises InputError when there is none of a name."""
     for name in names:
         if name not in table.column_names:
-            raise InputError(
-                f"a table of the dataset has no column {name}, only {', '.join(table.column_names)}: "
-                "import it again"
-            )
+            raise InputError(f"a table of the dataset has no column {name}: import it again")
     return [table[name].to_numpy() for name in names]
