@@ -87,13 +87,12 @@ def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: O
     settle(work / PLAN, plan, "finish it first, by the same command as before")
     if stored_model(work / SAMPLES) != gallery.fingerprint:
         return np.empty(0, np.int64)
-    samples = read_stored(work / SAMPLES).get("samples")
-    count = len(images.dataset)
-    if samples is None or samples.dtype != np.int64 or samples.ndim != 1:
+    begun, count = read_stored(work / SAMPLES).get("samples"), len(images.dataset)
+    if begun is None or begun.dtype != np.int64 or begun.ndim != 1:
         raise InputError(f"{work / SAMPLES} holds no samples: delete {work}")
-    if ((samples < 0) | (samples >= count)).any() or (np.diff(samples) <= 0).any():
+    if ((begun < 0) | (begun >= count)).any() or (np.diff(begun) <= 0).any():
         raise InputError(f"{work / SAMPLES} holds other samples than there are: delete {work}")
-    return samples
+    return begun
 
 
 def _tell(gallery: Gallery, model: Model, console: Console) -> None:
