@@ -44,7 +44,7 @@ class _Manifest(BaseModel):
     identities: Count
     cameras: list[Annotated[str, Field(max_length=4096)]] = Field(max_length=1 << 20)
     refused: Count
-    tables: list[Name] = Field(default=[], max_length=1000)
+    tables: list[Name] = Field(max_length=1000)
     shards: list[Name]
     files: dict[Name, _Facts]
 

@@ -1,5 +1,6 @@
 """Datasets that a stranger wrote, with hashes that are right: each ends in one line of error."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from data_shards.dataset import ShardDataset
+from data_shards.dataset import SampleError, ShardDataset
 from data_shards.journal import JOURNAL_ROWS
 from data_shards.remote import CacheSettings, RemoteFile
 from data_shards.settings import InputError
@@ -274,9 +277,9 @@ def test_a_remote_sha256_is_no_path(copy, tmp_path, digest):
     for name in manifest["shards"]:
         manifest["files"][name]["sha256"] = digest
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    settings = CacheSettings(folder=tmp_path / "cache", wait=0, attempts=1)
+    cache = CacheSettings(folder=tmp_path / "cache", wait=0, attempts=1)
     with serving(copy) as server:
-        refused(server.url, settings)
+        refused(server.url, cache)
         assert not [name for name in server.requests if name.endswith(".tar")]
     assert [path.name for path in victim.iterdir()] == ["kept"]
     assert (victim / "kept").stat().st_atime_ns == before.st_atime_ns
@@ -287,11 +290,11 @@ def test_a_remote_sha256_is_no_path(copy, tmp_path, digest):
 @pytest.mark.reliability(8, "a download ends when more than the declared bytes come")
 @pytest.mark.parametrize("name", ["manifest.json", "samples.parquet", "shard-00000.tar"])
 def test_a_server_that_sends_without_end(copy, tmp_path, name):
-    settings = CacheSettings(folder=tmp_path / "cache", wait=0, attempts=1)
+    cache = CacheSettings(folder=tmp_path / "cache", wait=0, attempts=1)
     with serving(copy) as server:
         server.faults[name] = ["endless"]
         with pytest.raises(InputError, match=r"more than its .* bytes come"):
-            ShardDataset.open(server.url, settings).image(0)
+            ShardDataset.open(server.url, cache).image(0)
         # it was read a few megabytes beyond what it declared, and no part of it stays
         assert server.sent[name] < 400_000_000
     held = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
@@ -305,3 +308,33 @@ def test_a_table_larger_than_the_cache_is_not_fetched(copy, tmp_path):
     with serving(copy) as server:
         assert "data.cache.bytes" in refused(server.url, CacheSettings(folder=tmp_path / "cache"))
         assert server.requests == ["manifest.json"]
+
+
+@pytest.mark.reliability(8, "bytes changed at random in tables and manifest end in one line")
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(
+        ["samples.parquet", "identities.parquet", "keys.parquet", "manifest.json"]
+    ),
+    changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=6),
+)
+def test_any_change_is_read_or_refused(small_folder, copy, name, changes):
+    """From the end, where a Parquet file has its footer; pyarrow once ended the process."""
+    content = bytearray((small_folder / name).read_bytes())
+    for back, value in changes:
+        content[-1 - back % len(content)] = value
+    (copy / "manifest.json").write_bytes((small_folder / "manifest.json").read_bytes())
+    if name == "manifest.json":
+        (copy / name).write_bytes(content)
+    else:
+        put(copy, name, bytes(content))
+    with contextlib.suppress(InputError, SampleError):
+        read_all(copy)
+    (copy / name).write_bytes((small_folder / name).read_bytes())
+
+
+def test_names_that_are_not_utf8(copy):
+    count = manifest_of(copy)["identities"]
+    names = pa.array([b"\xff"] * count, pa.binary()).cast(pa.string(), safe=False)
+    put_table(copy, "identities.parquet", pa.table({"name": names}))
+    assert "identities.parquet" in refused(copy)
