@@ -71,14 +71,15 @@ def send(config: RunConfig, folder: Path, address: str, console: Console) -> str
     `folder` and the dataset must mean the same there: a shared file system, or URLs. The address
     is remembered outside of `folder` (`launch.remembered`). Raises InputError.
     """
-    job = f"perennial-{folder.name}-{uuid.uuid4().hex[:8]}"
-    with tempfile.TemporaryDirectory() as name, _client(address) as client:
-        pack(config, Path(name))
+    name = re.sub(r"[^A-Za-z0-9+_.-]", "-", folder.name)[:100]
+    job = f"perennial-{name}-{uuid.uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory() as packed, _client(address) as client:
+        pack(config, Path(packed))
         client.submit_job(
             entrypoint=entrypoint(folder.resolve()),
             submission_id=job,
             runtime_env={
-                "working_dir": name,
+                "working_dir": packed,
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
             },
             metadata={"run": str(folder.resolve())},

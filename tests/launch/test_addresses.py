@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 from rich.console import Console
 
 from data_shards.settings import InputError
 from launch import jobs
+from launch.cluster_settings import ClusterSettings
 from launch.config import load_config
 from launch.lease import FOLDER, Lease, Process, ask_to_end, newest
 from launch.remembered import locations, remember, remembered
@@ -83,6 +85,17 @@ def test_the_address_in_a_folder_is_not_asked(tmp_path):
         # the user's own word is enough
         assert "running" in jobs.status(folder, server.url)
         assert server.heard[-1][1].startswith("Bearer ")
+
+
+@pytest.mark.parametrize("address", ["this://x", "os://x", "local", "http://h:1", "h", "h:1/x"])
+def test_a_cluster_is_named_by_host_and_port(address):
+    with pytest.raises(ValidationError, match="must be HOST:PORT"):
+        ClusterSettings(address=address)
+
+
+@pytest.mark.parametrize("address", ["auto", "10.0.0.1:6379", "ray://head:10001", "[::1]:6379"])
+def test_what_ray_takes_for_an_address_stays(address):
+    assert ClusterSettings(address=address).address == address
 
 
 def test_an_address_is_remembered_outside_of_the_folder_for_the_user_alone(tmp_path, state):
