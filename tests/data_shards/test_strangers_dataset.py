@@ -18,7 +18,7 @@ from data_shards.dataset import SampleError, ShardDataset
 from data_shards.journal import JOURNAL_ROWS
 from data_shards.remote import CacheSettings, RemoteFile
 from data_shards.settings import InputError
-from data_shards.writer import write_dataset
+from data_shards.writer import refusals, write_dataset
 from launch.importing import describe
 from tests.conftest import source
 from tests.data_shards.servers import serving
@@ -338,3 +338,35 @@ def test_names_that_are_not_utf8(copy):
     names = pa.array([b"\xff"] * count, pa.binary()).cast(pa.string(), safe=False)
     put_table(copy, "identities.parquet", pa.table({"name": names}))
     assert "identities.parquet" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "line", ["x", "[]", "null", "{}", '{"reason": "a", "reason": "b"}', "[" * 100_000]
+)
+def test_a_list_of_the_refused_that_is_none(tmp_path, line):
+    (tmp_path / "refused.jsonl").write_text('{"reason": "size", "counts": false}\n')
+    assert refusals(tmp_path) == {("size", False): 1}
+    (tmp_path / "refused.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match="damaged"):
+        refusals(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1junkPAR1", b"facts", b"rows", b"paths"])
+def test_the_journal_of_an_import_is_checked(tmp_path, content):
+    """An import into a folder that somebody else began."""
+    place = tmp_path / "d"
+    record = place / ".import" / "shard-00000.parquet"
+    record.parent.mkdir(parents=True)
+    empty = pa.table({field.name: pa.array([], field.type) for field in JOURNAL_ROWS})
+    digest = {"bytes": 1, "sha256": "0" * 64}
+    facts = {"consumed": 1, "last_key": "", "refused_bytes": 0, "identities": [], "cameras": []}
+    facts |= {"sizes": [], "files": {"../../outside": digest} if content == b"paths" else {}}
+    if content == b"rows":
+        empty = empty.drop(["crc32"])
+    if content in (b"facts", b"rows", b"paths"):
+        kept = b"{}" if content == b"facts" else json.dumps(facts).encode()
+        pq.write_table(empty.replace_schema_metadata({b"perennial": kept}), record)
+    else:
+        record.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        write_dataset(source(2, 1), place, {})
