@@ -22,9 +22,12 @@ from data_shards.files import write_atomically
 from data_shards.keys import key_hash
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
 
 Ids = NDArray[np.int64]
 Names = tuple[str, ...]
+_BYTES = 1 << 30
 
 
 class BenchmarkFile(Settings):
@@ -76,15 +79,19 @@ def read_benchmark(path: Path) -> BenchmarkFile:
     """Reads a benchmark file. Raises InputError when it is missing, damaged, or names twice."""
     remedy = "make it with `perennial shards benchmark`"
     try:
-        file = BenchmarkFile.model_validate_json(path.read_bytes())
+        content = read_bytes(path, _BYTES)
+        parse_json(content)  # no key twice, no other encoding
+        file = BenchmarkFile.model_validate_json(content)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): {remedy}") from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise InputError(f"{path} is no benchmark file ({where}: {first['msg']}): {remedy}") from (
             error
         )
+    except ValueError as error:
+        raise InputError(f"{path} is no benchmark file ({error}): {remedy}") from error
     if not file.steps or not all(file.steps):
         raise InputError(f"{path} has no learning step, or one without identities: {remedy}")
     _once(path, "identity", [name for step in file.steps for name in step])

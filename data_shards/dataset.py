@@ -1,9 +1,10 @@
 """Opens a dataset written by `data_shards.writer`: its tables, its hashes, any sample's bytes."""
 
-import json
+import stat
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from data_shards.cache import Cache
 from data_shards.files import fingerprint, sha256
+from data_shards.manifest import MANIFEST_BYTES, parse_manifest, shard_sizes
 from data_shards.remote import (
     CacheSettings,
     Count,
@@ -24,13 +25,30 @@ from data_shards.remote import (
     file_system,
     ignore,
     is_remote,
-    plain_name,
     verify_remote,
 )
 from data_shards.samples import read_samples
 from data_shards.settings import InputError
 from data_shards.shard_files import LocalShards, RemoteShards, ShardFiles
-from data_shards.writer import MANIFEST_VERSION
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
+from untrusted.parquet import Malformed, column_names, read_table
+
+_META_BYTES = 1 << 20
+_FREE_ROWS = 1_000_000
+_SAMPLES = {"pairs": ("left", "right"), "noisy": ("sample",), "templates": ("sample",)}
+"""Columns of extra tables that hold numbers of samples, or -1."""
+_KINDS = {
+    **dict.fromkeys(("left", "right", "sample", "template", "medium"), pa.types.is_int64),
+    "same": pa.types.is_boolean,
+    "fold": pa.types.is_integer,
+    "part": pa.types.is_string,
+}
+
+
+def _plain(kind: pa.DataType) -> bool:
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return numbers or pa.types.is_boolean(kind) or pa.types.is_string(kind)
 
 
 class SampleError(ValueError):
@@ -71,7 +89,7 @@ class ShardDataset:
         folder = Path(str(location).removeprefix("file://"))
         manifest = cls._manifest(folder)
         for name, facts in manifest["files"].items():
-            _check_length(folder / name, facts["bytes"])
+            _check_file(folder / name, facts["bytes"])
         names = manifest["shards"]
         files = LocalShards(folder, names)
         return cls(str(folder), folder, manifest, files, **cls._columns(folder, manifest))
@@ -81,7 +99,7 @@ class ShardDataset:
         folder = fetch_tables(url, settings)
         manifest = cls._manifest(folder)
         system, root = file_system(url)
-        facts = [(plain_name(name, url), manifest["files"][name]) for name in manifest["shards"]]
+        facts = [(name, manifest["files"][name]) for name in manifest["shards"]]
         remote = [RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in facts]
         files = RemoteShards(remote, Cache(settings, count))
         return cls(url, folder, manifest, files, **cls._columns(folder, manifest))
@@ -90,30 +108,23 @@ class ShardDataset:
     def _manifest(folder: Path) -> dict[str, Any]:
         """The manifest in `folder`. Raises InputError when there is none of this version."""
         path = folder / "manifest.json"
-        if not path.exists():
+        try:
+            return parse_manifest(read_bytes(path, MANIFEST_BYTES, folder), str(path))
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{folder} holds no dataset (no manifest.json): build one with "
                 f"`perennial shards glyphs --out {folder}`"
-            )
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            version = manifest["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged: build the dataset again") from error
-        if version != MANIFEST_VERSION:
-            raise InputError(
-                f"{path} has version {version}, this program reads {MANIFEST_VERSION}: "
-                "build the dataset again"
-            )
-        return manifest
+            ) from error
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 
     @staticmethod
     def _columns(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
         """The columns of the samples table."""
-        table = folder / "samples.parquet"
-        if sha256(table) != manifest["files"]["samples.parquet"]["sha256"]:
-            raise InputError(f"{table} was changed: restore it or build the dataset again")
-        return read_samples(table)
+        table = _unchanged(folder, manifest, "samples")
+        counts = manifest["samples"], shard_sizes(manifest)
+        with _intact(table):
+            return read_samples(table, *counts, manifest["identities"], len(manifest["cameras"]))
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -126,18 +137,20 @@ class ShardDataset:
     @cached_property
     def names(self) -> NDArray[np.object_]:
         """The identities' names ([number of identities]), by id."""
-        names = pq.read_table(self.folder / "identities.parquet")["name"]
+        path = _unchanged(self.folder, self.manifest, "identities")
+        count = self.manifest["identities"]
+        with _intact(path):
+            names = read_table(path, {"name": pa.string()}, count, count)["name"]
         return names.to_numpy(zero_copy_only=False)
 
     @cached_property
     def key_hashes(self) -> NDArray[np.uint64]:
         """[n] `key_hash` of each sample's key. Raises InputError when they are not there."""
-        path = self.folder / "keys.parquet"
-        if path.name not in self.manifest["files"]:
+        if "keys.parquet" not in self.manifest["files"]:
             raise InputError(f"{self.location} has no keys.parquet: build the dataset again")
-        if sha256(path) != self.manifest["files"][path.name]["sha256"]:
-            raise InputError(f"{path} was changed: restore it or build the dataset again")
-        return pq.read_table(path)["key"].to_numpy()
+        path = _unchanged(self.folder, self.manifest, "keys")
+        with _intact(path):
+            return read_table(path, {"key": pa.uint64()}, len(self), len(self))["key"].to_numpy()
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
         """The sources' names of `samples` ([b]), from the shards, where each follows its image.
@@ -153,7 +166,12 @@ class ShardDataset:
         start = header + tarfile.BLOCKSIZE
         try:
             member = tarfile.TarInfo.frombuf(view[header:start].tobytes(), "utf-8", "strict")
-            return json.loads(view[start : start + member.size].tobytes())
+            if not 0 <= member.size <= _META_BYTES:
+                raise ValueError("too long")
+            meta = parse_json(view[start : start + member.size].tobytes())
+            if not isinstance(meta, dict) or "key" not in meta:
+                raise ValueError("no key")
+            return meta
         except (tarfile.HeaderError, ValueError) as error:
             where = self.files.name(shard)
             raise SampleError(f"what {where} tells of sample {sample} is damaged") from error
@@ -165,10 +183,15 @@ class ShardDataset:
         held = self.manifest.get("tables", [])
         if name not in held:
             raise InputError(f"{self.location} has no table {name!r}; it has {held or 'none'}")
-        path = self.folder / f"{name}.parquet"
-        if sha256(path) != self.manifest["files"][path.name]["sha256"]:
-            raise InputError(f"{path} was changed: restore it or build the dataset again")
-        return pq.read_table(path)
+        path = _unchanged(self.folder, self.manifest, name)
+        with _intact(path):
+            kinds = {column: _KINDS.get(column, _plain) for column in column_names(path)}
+            table = read_table(path, kinds, None, _FREE_ROWS + 8 * path.stat().st_size)
+            for column in _SAMPLES.get(name, ()):
+                least, most = (f(table[column].to_numpy(), initial=0) for f in (np.min, np.max))
+                if least < -1 or most >= len(self):
+                    raise Malformed(f"{column} names samples that are not there")
+        return table
 
     def image(self, sample: int) -> memoryview:
         """The encoded JPEG of a sample, straight from the memory-mapped shard.
@@ -215,11 +238,33 @@ class ShardDataset:
             progress(done := done + facts["bytes"])
 
 
-def _check_length(path: Path, wanted: int) -> None:
-    """Raises InputError unless a file is there at full length."""
-    if not path.exists():
-        raise InputError(f"{path} is missing: restore it or build the dataset again")
-    if (found := path.stat().st_size) != wanted:
+@contextmanager
+def _intact(path: Path) -> Iterator[None]:
+    """What is wrong with a table is an InputError."""
+    try:
+        yield
+    except (OSError, Malformed, KeyError) as error:
+        why = f"has no column {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{path} is damaged ({why}): build the dataset again") from error
+
+
+def _unchanged(folder: Path, manifest: Mapping[str, Any], table: str) -> Path:
+    """The file of a table, which is as the manifest says. Raises InputError."""
+    path = folder / f"{table}.parquet"
+    if sha256(path) != manifest["files"][path.name]["sha256"]:
+        raise InputError(f"{path} was changed: restore it or build the dataset again")
+    return path
+
+
+def _check_file(path: Path, wanted: int) -> None:
+    """Raises InputError unless a regular file is there at full length: no link, no device."""
+    try:
+        facts = path.lstat()
+    except OSError as error:
+        raise InputError(f"{path} is missing: restore it or build the dataset again") from error
+    if not stat.S_ISREG(facts.st_mode):
+        raise InputError(f"{path} is no regular file: put the file itself in its place")
+    if (found := facts.st_size) != wanted:
         raise InputError(
             f"{path} has {found} bytes instead of {wanted}: it is truncated or was changed; "
             "restore it or build the dataset again"

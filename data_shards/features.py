@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from data_shards.settings import InputError
 from data_shards.sources.listing import leads_outside
+from untrusted.files import read_bytes
 
 _HEADER = struct.Struct("<4i")
 _COLUMNS, _BYTES, _FLOAT32 = 1, 4, 5
+_MOST_BYTES = 1 << 24
 _COLLECTIONS = ("facescrub/", "megaface/")
 """What our keys begin with and the benchmark's lists do not."""
 
@@ -52,9 +54,10 @@ def read_feature(path: Path) -> NDArray[np.float32]:
     Raises InputError when it is missing, damaged or holds anything but finite float32 numbers.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, _MOST_BYTES)
     except OSError as error:
-        raise InputError(f"feature file {path} cannot be read: {error.strerror}") from error
+        why = error.strerror or error
+        raise InputError(f"feature file {path} cannot be read: {why}") from error
     if len(content) < _HEADER.size:
         raise InputError(f"{path} has {len(content)} bytes, too few for a feature file")
     dimension, *kind = _HEADER.unpack_from(content)

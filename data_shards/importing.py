@@ -1,7 +1,6 @@
 """Imports a source: from its original files to a dataset folder, going on after a kill."""
 
 import difflib
-import json
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources.registry import SOURCES, Source
 from data_shards.writer import write_dataset
+from untrusted.json_text import parse_json
 
 
 def source_named(name: str) -> Source:
@@ -58,7 +58,7 @@ def source_settings(name: str, path: str, options: Iterable[str]) -> Settings:
 def finished(place: Place, source: dict[str, Any]) -> bool:
     """Whether a place holds the whole dataset of just this import; if so, it is tidied up."""
     try:
-        manifest = json.loads(place.manifest() or b"")
+        manifest = parse_json(place.manifest() or b"")
     except ValueError:
         return False
     if not isinstance(manifest, dict) or manifest.get("source") != source:

@@ -8,21 +8,27 @@ table and all that the next shard depends on, so the result does not depend on i
 import fcntl
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from data_shards.files import write_atomically, write_json
+from data_shards.manifest import Name, check_facts
 from data_shards.places import FOLDER, Place
 from data_shards.samples import ROWS
 from data_shards.settings import InputError
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
+from untrusted.parquet import read_table, written_beside
 
 JOURNAL_ROWS = ROWS.append(pa.field("key", pa.uint64()))
 """The samples table's, and the hash of each sample's key."""
 _FACTS = b"perennial"
+_BYTES = 1 << 26
 
 
 class ShardFacts(BaseModel):
@@ -39,8 +45,23 @@ class ShardFacts(BaseModel):
     cameras: list[str]
     sizes: list[tuple[int, int]]
     """Heights and widths of its images: at most two, which is as good as many."""
-    files: dict[str, dict[str, Any]]
+    files: dict[Name, Annotated[dict[str, Any], AfterValidator(check_facts)]]
     """Manifest entries of the tar and its index."""
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path} is damaged: delete the folder that holds it and import again"
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    with _whole(path):
+        return parse_json(read_bytes(path, _BYTES))
 
 
 class Journal:
@@ -58,7 +79,7 @@ class Journal:
             raise InputError(f"{place.name} already holds a dataset: delete it or write elsewhere")
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("w", encoding="utf-8")
+        self._lock = (self.folder / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -74,9 +95,7 @@ class Journal:
     def _recalled(self, path: Path, deciding: dict[str, Any]) -> list[ShardFacts]:
         """The finished shards of an earlier attempt, which was decided alike."""
         self.place.recall()
-        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != json.loads(
-            json.dumps(deciding)
-        ):
+        if path.exists() and _read(path) != json.loads(json.dumps(deciding)):
             raise InputError(
                 f"{self.place.name} holds the beginning of another import (see {path}): give "
                 "the same source and options to go on with it, or delete the folder"
@@ -96,7 +115,8 @@ class Journal:
 
     @staticmethod
     def _facts(record: Path) -> ShardFacts:
-        return ShardFacts.model_validate_json(pq.read_schema(record).metadata[_FACTS])
+        with _whole(record):
+            return ShardFacts.model_validate_json(written_beside(record)[_FACTS])
 
     def add(self, rows: pa.Table, facts: ShardFacts) -> None:
         """Puts the next shard, which is on disk, in its place, and records it."""
@@ -114,7 +134,11 @@ class Journal:
     def rows(self) -> Iterator[pa.Table]:
         """The rows of one finished shard after the other, with the hashes of their keys."""
         for shard in range(len(self.shards)):
-            yield pq.ParquetFile(self._record(shard)).read().replace_schema_metadata(None)
+            record = self._record(shard)
+            kinds = {field.name: field.type for field in JOURNAL_ROWS}
+            with _whole(record):
+                rows = read_table(record, kinds, None, record.stat().st_size)
+            yield rows.replace_schema_metadata(None)
 
     def delete(self) -> None:
         """The dataset is whole."""

@@ -5,7 +5,7 @@ old identities with the highest activations and those activations, or the old em
 are safetensors and are read through memory maps, so a look-up by sample touches only its rows.
 """
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from safetensors.numpy import save
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from untrusted.files import open_regular
+from untrusted.safetensors import read_header
 
 VIEWS = ("plain", "flipped")
 _DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32}
@@ -34,25 +36,35 @@ def write_teacher_file(path: Path, tensors: Mapping[str, NDArray], model: str) -
 
 
 def _mapped(path: Path, model: str) -> dict[str, NDArray]:
-    """The tensors of a safetensors file as memory maps."""
+    """The tensors of a safetensors file as memory maps: ``samples`` ascends, all are as long."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+        with open_regular(path) as file:
+            tensors, metadata = read_header(file, os.fstat(file.fileno()).st_size)
+        if any(facts.dtype not in _DTYPES for facts in tensors.values()):
+            raise ValueError("of another type")
+        if len({facts.shape[:1] for facts in tensors.values()}) > 1:
+            raise ValueError("of several lengths")
+        if "samples" in tensors and (tensors["samples"].dtype, len(tensors["samples"].shape)) != (
+            "I64",
+            1,
+        ):
+            raise ValueError("samples are no numbers")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is missing or damaged: run again to make it anew") from error
-    if (found := header.pop("__metadata__", {}).get("model")) != model:
+        raise InputError(
+            f"{path} is missing or damaged ({error}): run again to make it anew"
+        ) from error
+    if (found := metadata.get("model")) != model:
         raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
     return {
         name: np.memmap(
             path,
-            dtype=_DTYPES[facts["dtype"]],
+            dtype=_DTYPES[facts.dtype],
             mode="r",
-            offset=8 + length + facts["data_offsets"][0],
-            shape=tuple(facts["shape"]),
+            offset=facts.start,
+            shape=facts.shape,
         )
-        for name, facts in header.items()
-        if np.prod(facts["shape"])
+        for name, facts in tensors.items()
+        if all(facts.shape)
     }
 
 

@@ -1,7 +1,7 @@
 """Files on remote file systems (fsspec): fetched whole, tried again, verified."""
 
-import json
 import os
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import fsspec
+from fsspec.callbacks import Callback
 from pydantic import Field, field_validator
 
 from data_shards.files import fingerprint, sha256, write_atomically
+from data_shards.manifest import MANIFEST_BYTES, parse_manifest
 from data_shards.settings import InputError, Settings
+from untrusted.files import read_bytes
+from untrusted.names import sha256_text
+from untrusted.text import holds_secret
 
 Event = Literal["hit", "miss", "evicted", "retry", "mismatch", "downloaded"]
 """What a cache counts; `downloaded` in bytes."""
@@ -55,7 +60,23 @@ class RemoteFile:
     bytes: int
     """Its size."""
     sha256: str
-    """Of its content, in hexadecimal."""
+    """Of its content, in hexadecimal: it names the copy, and so must lead nowhere else."""
+
+    def __post_init__(self) -> None:
+        sha256_text(self.sha256)
+
+
+class _Most(Callback):
+    """Hears how much of a file has come. Raises OSError when that is more than was declared."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        if self.value > self._most:
+            raise OSError(f"more than its {self._most:,} bytes come")
 
 
 def ignore(event: Event, amount: int) -> None:
@@ -78,10 +99,10 @@ def download(
     """
 
     def fetch() -> None:
-        remote.system.get_file(remote.path, str(path))
+        remote.system.get_file(remote.path, str(path), callback=_Most(remote.bytes))
         found = path.stat().st_size
         count("downloaded", found)
-        if sha256(path) != remote.sha256:
+        if found != remote.bytes or sha256(path) != remote.sha256:
             count("mismatch", 1)
             raise OSError(f"its {found:,} of {remote.bytes:,} bytes do not match its sha256")
 
@@ -118,11 +139,24 @@ def retried(
 
 
 def is_remote(location: str | Path) -> bool:
-    """Whether a dataset's location is a URL of fsspec; raises InputError for ``pipe:``."""
+    """Whether a dataset's location is a URL of fsspec.
+
+    Raises InputError for ``pipe:``, and for a URL with a password: it would be kept and shown.
+    """
     text = str(location)
+    check_no_secret(text)
     if any(part.strip().startswith("pipe:") for part in text.split("::")):
         raise InputError(f"{text}: pipe: URLs run commands and are refused; give a path or a URL")
     return "://" in text and not text.startswith("file://")
+
+
+def check_no_secret(url: str) -> None:
+    """Raises InputError for a URL that tells a password."""
+    if holds_secret(url):
+        raise InputError(
+            f"{url} holds a password, which would be written to files: leave it out, and give it "
+            "in the environment or the file system's own configuration (docs/security.md)"
+        )
 
 
 def normal(location: str | Path) -> str:
@@ -139,6 +173,7 @@ def anywhere(location: str) -> str:
 
 def file_system(url: str) -> tuple[Any, str]:
     """The file system and path of a URL. Raises InputError when its package is not there."""
+    check_no_secret(url)
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -153,18 +188,18 @@ def fetch_tables(url: str, settings: CacheSettings) -> Path:
     """
     system, root = file_system(url)
     content = _manifest(system, root, url, settings)
-    try:
-        files = json.loads(content)["files"]
-        tables = {name: facts for name, facts in files.items() if name.endswith(".parquet")}
-        wanted = [
-            RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in tables.items()
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{url}/manifest.json is damaged: build the dataset again") from error
+    files = parse_manifest(content, f"{url}/manifest.json")["files"]
+    tables = {name: facts for name, facts in files.items() if name.endswith(".parquet")}
+    if (most := max(facts["bytes"] for facts in tables.values())) > settings.bytes:
+        raise InputError(
+            f"{url} has a table of {most:,} bytes, more than data.cache.bytes = {settings.bytes:,}:"
+            " raise it"
+        )
+    wanted = [RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in tables.items()]
     folder = settings.folder / "tables" / fingerprint([url, content.decode()])
     folder.mkdir(parents=True, exist_ok=True)
     for name, remote in zip(tables, wanted, strict=True):
-        path = folder / plain_name(name, url)
+        path = folder / name
         if not path.exists() or sha256(path) != remote.sha256:
             part = path.with_name(f".{name}.{os.getpid()}.part")
             try:
@@ -177,8 +212,15 @@ def fetch_tables(url: str, settings: CacheSettings) -> Path:
 
 
 def _manifest(system: Any, root: str, url: str, settings: CacheSettings) -> bytes:
+    part = settings.folder / f".manifest.{os.getpid()}.{secrets.token_hex(4)}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
+
     def fetch() -> bytes:
-        return system.cat_file(f"{root}/manifest.json")
+        try:
+            system.get_file(f"{root}/manifest.json", str(part), callback=_Most(MANIFEST_BYTES))
+            return read_bytes(part, MANIFEST_BYTES)
+        finally:
+            part.unlink(missing_ok=True)
 
     failed, remedy = f"{url}/manifest.json could not be read", "check the URL and the connection"
     try:
@@ -203,16 +245,9 @@ def verify_remote(
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         for name, facts in files.items():
-            path = f"{root}/{plain_name(name, url)}"
+            path = f"{root}/{name}"
             remote = RemoteFile(system, path, facts["bytes"], facts["sha256"])
             download(remote, part, settings, remedy="restore it or build the dataset again")
             progress(done := done + facts["bytes"])
     finally:
         part.unlink(missing_ok=True)
-
-
-def plain_name(name: str, url: str) -> str:
-    """`name`, a file of the dataset at `url`. Raises InputError when it leads elsewhere."""
-    if name.startswith(".") or set(name) & set("/\\:"):
-        raise InputError(f"the manifest of {url} names a file {name!r}: build the dataset again")
-    return name

@@ -1,6 +1,7 @@
 """The samples table: one row a sample, read into numpy columns without a second copy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from data_shards.sources import ROLES
+from untrusted.parquet import Malformed, read_batches
 
 ROWS = pa.schema(
     [
@@ -37,15 +41,57 @@ def write_samples(parts: Iterable[pa.Table], path: Path) -> None:
             writer.write_table(pa.concat_tables(pending))
 
 
-def read_samples(path: Path) -> dict[str, NDArray[Any]]:
-    """The columns [n] of the table, 33 bytes a sample in all."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        rows = file.metadata.num_rows
-        columns = {field.name: np.empty(rows, field.type.to_pandas_dtype()) for field in ROWS}
-        start = 0
-        for batch in file.iter_batches(1 << 16, columns=ROWS.names):
-            for name, column in columns.items():
-                column[start : start + len(batch)] = batch.column(name).to_numpy()
-            start += len(batch)
+def read_samples(
+    path: Path, rows: int, shards: Sequence[int], identities: int, cameras: int
+) -> dict[str, NDArray[Any]]:
+    """The columns [n] of the table, 33 bytes a sample in all.
+
+    It must have `rows` rows, of `shards` of so many bytes, ids below `identities` and numbers below
+    `cameras`; samples follow each other without overlap, as they are written, so that none can be
+    promised that no byte is there for. Raises OSError and Malformed.
+    """
+    most = path.stat().st_size  # a row has four bytes that nothing compresses
+    kinds = {field.name: field.type for field in ROWS}
+    batches = read_batches(path, kinds, rows, most)
+    first = next(batches, None)  # only now is it known that `rows` are few enough
+    columns = {field.name: np.empty(rows, field.type.to_pandas_dtype()) for field in ROWS}
+    sizes = np.array(shards, dtype=np.int64)
+    start, before = 0, (0, 0)
+    for batch in chain([first] if first else [], batches):
+        for name, column in columns.items():
+            column[start : start + len(batch)] = batch.column(name).to_numpy()
+        end = start + len(batch)
+        part = {name: column[start:end] for name, column in columns.items()}
+        before = _check(part, sizes, (identities, cameras), before)
+        start = end
+    if start != rows:
+        raise Malformed(f"it has {start:,} rows instead of {rows:,}")
     pa.default_memory_pool().release_unused()
     return columns
+
+
+def _check(
+    rows: Mapping[str, NDArray[Any]],
+    shards: NDArray[np.int64],
+    counts: tuple[int, int],
+    before: tuple[int, int],
+) -> tuple[int, int]:
+    """Where the last of `rows` ends, (shard, byte). Raises Malformed naming what is out of range.
+
+    `shards` are their sizes, `counts` those of identities and cameras, `before` is where the rows
+    before these end.
+    """
+    limits = {"identity": counts[0], "camera": counts[1], "role": len(ROLES), "shard": len(shards)}
+    for name, limit in limits.items():
+        if (wrong := (rows[name] < 0) | (rows[name] >= limit)).any():
+            raise Malformed(f"{name} {rows[name][wrong][0]} is none of {limit:,}")
+    shard, offset, size = (rows[name].astype(np.int64) for name in ("shard", "offset", "size"))
+    # the offset first: the sum of two numbers up to 2^63 may be negative
+    room = shards[shard]
+    if ((offset < 0) | (offset > room) | (size <= 0)).any() or (offset + size > room).any():
+        raise Malformed("a sample lies outside of its shard")
+    last_shard = np.concatenate([[before[0]], shard[:-1]])
+    last_end = np.concatenate([[before[1]], (offset + size)[:-1]])
+    if ((shard < last_shard) | ((shard == last_shard) & (offset < last_end))).any():
+        raise Malformed("its samples do not follow each other")
+    return int(shard[-1]), int(offset[-1] + size[-1])

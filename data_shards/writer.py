@@ -16,7 +16,6 @@ with the number of identities. A writer that was killed goes on behind its last 
 (`data_shards.journal`).
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
@@ -34,21 +33,25 @@ from data_shards.images import ImageSettings
 from data_shards.intake import Intake, Item, checked, chunks, items_behind
 from data_shards.journal import JOURNAL_ROWS, Journal
 from data_shards.keys import key_hash
+from data_shards.manifest import MANIFEST_VERSION
 from data_shards.parallel import in_order
 from data_shards.places import Folder, Place
 from data_shards.samples import write_samples
 from data_shards.settings import InputError
-
-MANIFEST_VERSION = 2
+from untrusted.json_text import parse_json
 
 
 def refusals(out: Path) -> Counter[tuple[str, bool]]:
     """How often each (reason, counts as a refused image) stands in a folder's refused.jsonl."""
     found: Counter[tuple[str, bool]] = Counter()
-    with (out / "refused.jsonl").open(encoding="utf-8") as file:
-        for line in file:
-            value = json.loads(line)
-            found[value["reason"], value.get("counts", True)] += 1
+    path = out / "refused.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                value = parse_json(line)
+                found[str(value["reason"]), value.get("counts", True) is not False] += 1
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged: delete the folder and import again") from error
     return found
 
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from safetensors import safe_open
 
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.embedding import Images, Spread, embed_shards, locked, settle
 from trainer.gallery import Gallery, Ids, Order, chosen, upgraded
 from trainer.model import Model
-from trainer.stored import read_embeddings, read_stored, write_stored
+from trainer.stored import read_embeddings, read_stored, stored_model, write_stored
 
 WORK = "upgrade"
 """Folder of a gallery that holds what an upgrade has embedded so far."""
@@ -86,9 +85,14 @@ def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: O
         write_json(work / PLAN, plan)
         return samples
     settle(work / PLAN, plan, "finish it first, by the same command as before")
-    with safe_open(work / SAMPLES, framework="numpy") as file:
-        ended = file.metadata()["model"] != gallery.fingerprint
-    return np.empty(0, np.int64) if ended else read_stored(work / SAMPLES)["samples"]
+    if stored_model(work / SAMPLES) != gallery.fingerprint:
+        return np.empty(0, np.int64)
+    begun, count = read_stored(work / SAMPLES).get("samples"), len(images.dataset)
+    if begun is None or begun.dtype != np.int64 or begun.ndim != 1:
+        raise InputError(f"{work / SAMPLES} holds no samples: delete {work}")
+    if ((begun < 0) | (begun >= count)).any() or (np.diff(begun) <= 0).any():
+        raise InputError(f"{work / SAMPLES} holds other samples than there are: delete {work}")
+    return begun
 
 
 def _tell(gallery: Gallery, model: Model, console: Console) -> None:

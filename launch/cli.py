@@ -4,8 +4,10 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
@@ -20,6 +22,7 @@ from launch.shards import shards
 from launch.terminal import console
 from launch.withheld import EXIT_CODE as WITHHELD
 from launch.withheld import Withheld
+from untrusted.text import redacted
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
@@ -43,6 +46,12 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as training.iterations=100.")
 ]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.")]
+JobAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="The dashboard of the cluster that it was sent to, from another account."
+    ),
+]
 
 
 def _run(config: Path, overrides: list[str] | None, out: Path | None) -> None:
@@ -71,16 +80,16 @@ def run(
 
     folder = out or Path("runs") / config.stem
     send(load_config(config, overrides or []), folder, address, console)
-    attach(folder)
+    attach(folder, address)
 
 
 @app.command()
-def attach(folder: RunFolder) -> None:
+def attach(folder: RunFolder, address: JobAddress = None) -> None:
     """Follow a run that was sent away by --address; Ctrl-C leaves it alone."""
     from launch.jobs import follow
 
     try:
-        code = follow(folder, console)
+        code = follow(folder, console, address)
     except KeyboardInterrupt:
         console.print(
             f"\ndetached, the run goes on: perennial attach {folder}, or stop {folder}",
@@ -91,14 +100,14 @@ def attach(folder: RunFolder) -> None:
 
 
 @app.command()
-def stop(folder: RunFolder) -> None:
+def stop(folder: RunFolder, address: JobAddress = None) -> None:
     """Ask a run, here or sent away by --address, to save a checkpoint and end."""
     from launch.jobs import FILE
     from launch.jobs import stop as ask
     from launch.lease import ask_to_end
 
     if (folder / FILE).exists():
-        ask(folder)
+        ask(folder, address)
         asked = "its job"
     else:
         asked = str(ask_to_end(folder))
@@ -152,14 +161,14 @@ def report(folder: RunFolder) -> None:
 
 
 @app.command()
-def status(folder: RunFolder) -> None:
+def status(folder: RunFolder, address: JobAddress = None) -> None:
     """Show what a run has finished and what it does now."""
     from launch.jobs import FILE
     from launch.jobs import status as of_job
     from launch.status import status_table
 
     if (folder / FILE).exists():
-        console.print(of_job(folder), soft_wrap=True)
+        console.print(of_job(folder, address), soft_wrap=True)
         if not (folder / "run.yaml").exists():
             return
     for part in status_table(folder):
@@ -353,7 +362,11 @@ def main() -> None:
 
 
 def report_errors(command: Callable[[], None]) -> None:
-    """Errors that the user can mend are one line, Ctrl-C and SIGTERM say how to go on."""
+    """Errors that the user can mend are one line, Ctrl-C and SIGTERM say how to go on.
+
+    Of others the stack trace is printed, without the passwords of URLs.
+    """
+    sys.excepthook = _trace
     try:
         command()
     except InputError as error:
@@ -366,6 +379,10 @@ def report_errors(command: Callable[[], None]) -> None:
         if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
             _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)
         raise
+
+
+def _trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
 
 
 def _stop(message: str, code: int) -> None:

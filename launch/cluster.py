@@ -10,6 +10,7 @@ from typing import Any
 from data_shards.settings import InputError
 from launch.cluster_settings import ClusterSettings
 from launch.private_folder import RAY_BYTES, private_folder
+from launch.ray_token import check_token, own_token
 
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -38,6 +39,9 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         # Ray takes 127.0.0.1 for a mistake and listens everywhere, unless it believes that this
         # machine cannot be part of a cluster; see docs/decisions.md
         os.environ[_ALONE] = "0"
+        own_token()
+    else:
+        check_token()
     import ray  # reads RAY_AUTH_MODE when it is imported
 
     environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}

@@ -1,11 +1,14 @@
 """What a configuration says of processes, threads and machines."""
 
 import os
+import re
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_shards.settings import Settings
+
+_ADDRESS = re.compile(r"auto|(?:ray://)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
 
 
 class ClusterSettings(Settings):
@@ -46,6 +49,14 @@ class ClusterSettings(Settings):
     metrics_host: str = "127.0.0.1"
     """Address that the endpoints for Prometheus listen on, at every machine; 0.0.0.0 lets all of
     the network read them, without a password."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_an_address(cls, address: str | None) -> str | None:
+        """Ray imports a module that any other scheme names."""
+        if address is not None and not _ADDRESS.fullmatch(address):
+            raise ValueError("must be HOST:PORT, ray://HOST:PORT or auto")
+        return address
 
     def cores(self) -> int:
         """Cores of this machine that may be used."""

@@ -11,10 +11,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.pipeline import PipelineSettings
-from data_shards.remote import is_remote
+from data_shards.remote import check_no_secret, is_remote
 from data_shards.settings import InputError, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from launch.cluster_settings import ClusterSettings
+from launch.remembered import locations
 from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings
 from trainer.heads.classifier import ClassifierSettings
@@ -287,6 +288,8 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise InputError(f"{path} must hold keys and values, see configs/demo.yaml")
     for override in overrides:
         _set(values, override)
+    for location in locations(values):
+        check_no_secret(location)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -1,11 +1,14 @@
 """Runs that go on from the last models of another run, with identities that have arrived since."""
 
-import json
 from pathlib import Path
 
 from data_shards.settings import InputError
 from launch.config import RunConfig, kept_config
 from trainer.model import row_names
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
+
+_BYTES = 1 << 26
 
 
 def first_model(config: RunConfig, folder: Path, chain: str) -> Path:
@@ -34,6 +37,14 @@ def _chains(config: RunConfig) -> list[str]:
     return [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
 
 
+def _holds(compared: Path) -> bool:
+    """What a comparison found. Raises InputError when it is damaged."""
+    try:
+        return parse_json(read_bytes(compared, _BYTES))["holds"] is True
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{compared} is damaged: compare the models again") from error
+
+
 def _copy(folder: Path, chain: str) -> Path:
     return folder / "chains" / chain / "steps" / "0" / "model"
 
@@ -53,7 +64,7 @@ def _last_model(config: RunConfig, chain: str) -> Path:
         raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
     compared, gate = model.with_name("compatibility.json"), theirs.evaluation.compatibility
     gated = gate is not None and gate.gate and chain.partition("/")[0] != gate.paragon
-    if gated and last and not (compared.exists() and json.loads(compared.read_bytes())["holds"]):
+    if gated and last and not (compared.exists() and _holds(compared)):
         raise InputError(
             f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "
             "what follows it would not be, either"

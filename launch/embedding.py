@@ -32,6 +32,8 @@ from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
 from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
 
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
@@ -121,7 +123,7 @@ def embed_shards(
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder against other processes of this machine. Raises InputError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w", encoding="utf-8") as file:
+    with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -167,14 +169,19 @@ def run_embed(
     )
 
 
+_PLAN_BYTES = 1 << 20
+
+
 def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
     """Writes a plan, or checks that the one which was begun here is the same. Raises InputError."""
     if not path.exists():
         write_json(path, plan)
         return
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        begun = parse_json(read_bytes(path, _PLAN_BYTES))
+        if not isinstance(begun, dict):
+            raise ValueError("no mapping")
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is damaged: {remedy}") from error
     for key, value in plan.items():
         if begun.get(key) != value:
@@ -234,7 +241,7 @@ def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[
     shutil.rmtree(tree, ignore_errors=True)
     for file in files.values():
         _, vectors = read_embeddings(file, plan["model"])
-        with file.with_suffix(".tsv").open(newline="", encoding="utf-8") as lines:
+        with file.with_suffix(".tsv").open(newline="") as lines:
             keys = [key for key, _ in csv.reader(lines, delimiter="\t")]
         for key, vector in zip(keys, vectors, strict=True):
             write_feature(tree / feature_name(key, plan["features"]), vector)

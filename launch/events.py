@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.progress import RunProgress
+from untrusted.text import redacted
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
@@ -17,7 +18,7 @@ def append(folder: Path, file: str, record: dict[str, Any]) -> None:
 
     Raises OSError.
     """
-    line = (json.dumps({"time": time.time(), **record}) + "\n").encode()
+    line = (redacted(json.dumps({"time": time.time(), **record})) + "\n").encode()
     with (folder / file).open("ab", buffering=0) as out:
         before = os.fstat(out.fileno()).st_size
         if out.write(line) != len(line):  # there was room for some of it

@@ -1,8 +1,8 @@
 """Runs on a Ray cluster elsewhere: sent there as jobs, followed, left alone and found again."""
 
 import asyncio
-import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -20,9 +20,17 @@ from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.environment import write_lock
+from launch.ray_token import check_token
+from launch.remembered import locations, remember, remembered
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
+from untrusted.text import holds_secret
 
 FILE = "job.json"
-_PACKAGES = ("data_shards", "trainer", "launch", "monitoring")
+_BYTES = 1 << 16
+_JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,299}")
+_WEB = re.compile(r"https?://[^/?#\s]+/?")
+_PACKAGES = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STOP_SECONDS = 900
 """Ray kills a job that was asked to stop so long ago; a run saves a checkpoint in that time."""
 _RETRY_SECONDS = 2.0
@@ -31,7 +39,9 @@ _RETRY_SECONDS = 2.0
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
     """Ray's client for jobs, with the token that Ray finds. Raises InputError for its errors."""
+    check_address(address)
     os.environ.setdefault("RAY_AUTH_MODE", "token")
+    check_token()
     from ray.exceptions import RayError  # Ray reads RAY_AUTH_MODE when it is imported
     from ray.job_submission import JobSubmissionClient
 
@@ -46,27 +56,41 @@ def _client(address: str) -> Iterator[Any]:
         ) from error
 
 
+def check_address(address: str) -> None:
+    """Raises InputError unless it is http or https: Ray imports a module for any other scheme."""
+    if not _WEB.fullmatch(address) or holds_secret(address):
+        raise InputError(
+            f"{address} is no address of a cluster's dashboard: give one such as http://HEAD:8265, "
+            "and its token in RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        )
+
+
 def send(config: RunConfig, folder: Path, address: str, console: Console) -> str:
     """Sends a run to a cluster, with this code and the names of its packages; returns the job.
 
-    `folder` and the dataset must mean the same there: a shared file system, or URLs. Raises
-    InputError.
+    `folder` and the dataset must mean the same there: a shared file system, or URLs. The address
+    is remembered outside of `folder` (`launch.remembered`). Raises InputError.
     """
-    job = f"perennial-{folder.name}-{uuid.uuid4().hex[:8]}"
-    with tempfile.TemporaryDirectory() as name, _client(address) as client:
-        pack(config, Path(name))
+    name = re.sub(r"[^A-Za-z0-9+_.-]", "-", folder.name)[:100]
+    job = f"perennial-{name}-{uuid.uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory() as packed, _client(address) as client:
+        pack(config, Path(packed))
         client.submit_job(
             entrypoint=entrypoint(folder.resolve()),
             submission_id=job,
             runtime_env={
-                "working_dir": name,
+                "working_dir": packed,
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
             },
             metadata={"run": str(folder.resolve())},
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, {"address": address, "job": job})
+    write_json(folder / FILE, {"job": job})
+    named = tuple(locations(config.model_dump(mode="json")))
+    why = remember(folder, job=job, address=address, locations=named)
     console.print(f"{folder}: sent to {address} as {job}", soft_wrap=True)
+    if why is not None:
+        console.print(f"the address cannot be remembered ({why}): give --address again later")
     return job
 
 
@@ -80,7 +104,7 @@ def pack(config: RunConfig, folder: Path) -> None:
     values = _placed(config.model_dump())
     values["dataset"] = config.dataset_location()
     values["cluster"]["address"] = "auto"
-    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def _placed(value: Any) -> Any:
@@ -98,14 +122,13 @@ def entrypoint(folder: Path) -> str:
     return f"python -m launch.environment packages.lock && exec {run}"
 
 
-def follow(folder: Path, console: Console) -> int:
+def follow(folder: Path, console: Console, address: str | None = None) -> int:
     """Prints what the run's job prints until it ends; returns its exit status.
 
     Raises InputError; KeyboardInterrupt leaves the job alone.
     """
-    address, job = sent(folder)
     printed = 0
-    with _client(address) as client:
+    with _job(folder, address) as (client, job):
         while not (info := client.get_job_info(job)).status.is_terminal():
             try:
                 printed = asyncio.run(_tail(client, job, printed))
@@ -129,31 +152,62 @@ async def _tail(client: Any, job: str, printed: int) -> int:
     return max(seen, printed)
 
 
-def stop(folder: Path) -> None:
+def stop(folder: Path, address: str | None = None) -> None:
     """Asks the run's job to save and end. Raises InputError."""
-    address, job = sent(folder)
-    with _client(address) as client:
+    with _job(folder, address) as (client, job):
         client.stop_job(job)
 
 
-def status(folder: Path) -> str:
+def status(folder: Path, address: str | None = None) -> str:
     """The state of the run's job in a line. Raises InputError."""
-    address, job = sent(folder)
+    if address is None and not known(folder):
+        return f"{folder} was sent to a cluster: give its dashboard by --address to ask about it"
+    with _job(folder, address) as (client, job):
+        state = str(client.get_job_info(job).status.value).lower()
+        return f"job {job} at {client.get_address()}: {state}"
+
+
+def known(folder: Path) -> bool:
+    """Whether this user sent the run in `folder` away, so that its cluster may be asked."""
+    return remembered(folder).job == _named(folder)
+
+
+@contextmanager
+def _job(folder: Path, address: str | None) -> Iterator[tuple[Any, str]]:
+    """A client of the cluster that the run in `folder` was sent to, and its job there.
+
+    Only an `address` that the user gives, now or when he sent the run, is asked: the folder may be
+    a stranger's. So may the job that it names be another run's. Raises InputError.
+    """
+    job = _named(folder)
+    if address is None:
+        if not known(folder):
+            raise InputError(
+                f"{folder} was not sent away from this account: give the address of its cluster's "
+                "dashboard by --address"
+            )
+        address = remembered(folder).address or ""
     with _client(address) as client:
-        info = client.get_job_info(job)
-    return f"job {job} at {address}: {str(info.status.value).lower()}"
+        run = (client.get_job_info(job).metadata or {}).get("run")
+        if run != str(folder.resolve()):
+            raise InputError(
+                f"{job} at {address} is no job of {folder}: look for it by `ray job list`"
+            )
+        yield client, job
 
 
-def sent(folder: Path) -> tuple[str, str]:
-    """Address and job of a run that was sent away. Raises InputError."""
+def _named(folder: Path) -> str:
+    """The job that a run folder names. Raises InputError."""
     try:
-        told = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return told["address"], told["job"]
+        job = parse_json(read_bytes(folder / FILE, _BYTES, folder))["job"]
+        if not isinstance(job, str) or not _JOB.fullmatch(job):
+            raise ValueError("no name of a job")
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} holds no {FILE}: give the --out of a run that was sent by --address"
         ) from error
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder / FILE} is damaged: look for the job by `ray job list`"
         ) from error
+    return job

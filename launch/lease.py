@@ -8,6 +8,7 @@ a sign of life. Whoever finds a higher one than its own writes nothing more to t
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -17,12 +18,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from untrusted.files import Refused, read_bytes
 
 FOLDER = "attempts"
+_BYTES = 1 << 16
+_NUMBERED = re.compile(r"[0-9]{1,18}")
+_Moment = Annotated[float, Field(ge=0, lt=2**33)]
 _RENEWALS = 5
 """Signs of life within the time after which a holder is taken to be dead."""
 _LOOKS = 20
@@ -37,9 +44,9 @@ class Superseded(InputError):
 class Process:
     """A process, known from any host."""
 
-    host: str
+    host: Annotated[str, Field(max_length=300)]
     """For people only: hosts may share a name."""
-    pid: int
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
     born: int
     """Its start in clock ticks since boot: tells it from a later one with the same pid."""
     place: str
@@ -74,26 +81,25 @@ def _born(pid: int) -> int | None:
 class Lease:
     """What an attempt's file says."""
 
-    attempt: int
+    attempt: Annotated[int, Field(ge=0)]
     holder: Process
-    began: float
+    began: _Moment
     """When it took the run: seconds since 1970 by the clock of its host, for people."""
-    renewed: float
+    renewed: _Moment
     """Its newest sign of life, likewise."""
-    clock: float
+    clock: Annotated[float, Field(allow_inf_nan=False)]
     """The same by the monotonic clock of its place."""
-    seconds: float
+    seconds: Annotated[float, Field(gt=0, le=1e8)]
     """It gives a sign of life well within so long."""
     ended: bool = False
     """It has given the run back."""
 
     @classmethod
     def parse(cls, content: bytes) -> "Lease | None":
-        """The lease in a file; None where its holder has not got to writing it."""
+        """The lease in a file; None where its holder has not got to writing it, or it is none."""
         try:
-            values = json.loads(content)
-            return cls(**{**values, "holder": Process(**values["holder"])})
-        except (ValueError, TypeError, KeyError):
+            return TypeAdapter(cls).validate_json(content, strict=True)
+        except ValidationError:
             return None
 
     def content(self) -> bytes:
@@ -140,7 +146,7 @@ class Fence:
         """Raises Superseded when a later attempt holds the run."""
         if self.folder is None or not (later := _file(self.folder, self.attempt + 1)).exists():
             return
-        found = Lease.parse(later.read_bytes())
+        found = Lease.parse(_content(later))
         raise Superseded(
             f"{found or f'attempt {self.attempt + 1}'} has taken over {self.folder.parent}: "
             f"attempt {self.attempt} writes nothing more"
@@ -176,9 +182,18 @@ def _file(folder: Path, attempt: int) -> Path:
     return folder / f"{attempt}.json"
 
 
+def _content(path: Path) -> bytes:
+    """What is in an attempt's file; nothing where it is no file, or far too long for one."""
+    try:
+        return read_bytes(path, _BYTES)
+    except Refused:
+        return b""
+
+
 def newest(folder: Path) -> int:
     """The number of the newest attempt at the run in `folder`; 0 before the first."""
-    numbers = (int(f.stem) for f in (folder / FOLDER).glob("*.json") if f.stem.isdigit())
+    files = (folder / FOLDER).glob("*.json")
+    numbers = (int(file.stem) for file in files if _NUMBERED.fullmatch(file.stem))
     return max(numbers, default=0)
 
 
@@ -188,15 +203,28 @@ def ask_to_end(folder: Path) -> Process:
     Raises InputError where nobody does, or a process elsewhere.
     """
     last = newest(folder)
-    lease = Lease.parse(_file(folder / FOLDER, last).read_bytes()) if last else None
+    lease = Lease.parse(_content(_file(folder / FOLDER, last))) if last else None
     if lease is None or lease.ended:
         raise InputError(f"nobody is running {folder}: there is nothing to stop")
     if lease.holder.place != Process.this().place:
         raise InputError(f"{folder} is being run by {lease}: send that process SIGTERM there")
-    if not lease.holder.alive():
+    if not lease.holder.alive() or not _has_open(lease.holder.pid, folder.resolve() / FOLDER):
         raise InputError(f"{folder} was being run by {lease}, which is gone: nothing to stop")
     os.kill(lease.holder.pid, signal.SIGTERM)
     return lease.holder
+
+
+def _has_open(pid: int, folder: Path) -> bool:
+    """Whether a process has a folder open, as who holds a run has its attempts.
+
+    A stranger's lease may name any process of this machine, and what he names is not to be ended.
+    """
+    with contextlib.suppress(OSError):  # not ours, or it has just ended
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has just closed this one
+                if entry.readlink() == folder:
+                    return True
+    return False
 
 
 @contextmanager
@@ -223,11 +251,13 @@ def holding(
             with contextlib.suppress(OSError):  # a file system that hangs or is full: once more
                 write_atomically(path, attempt.lease.renew().content())
 
+    opened = os.open(attempts, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # see `_has_open`
     renewal = threading.Thread(target=renew, daemon=True)
     renewal.start()
     try:
         yield attempt
     finally:
+        os.close(opened)
         over.set()
         renewal.join()
         with contextlib.suppress(OSError):  # whoever comes next finds this process gone
@@ -262,7 +292,7 @@ def _await_end(
     """
     since, seen, told = time.monotonic(), b"", False
     while True:
-        content = _file(attempts, number).read_bytes()
+        content = _content(_file(attempts, number))
         nobody = Lease(number, Process("an unknown host", 0, 0, ""), time.time(), 0, 0, seconds)
         lease = Lease.parse(content) or nobody
         now = time.monotonic()

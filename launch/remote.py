@@ -26,7 +26,7 @@ from launch.environment import installed, own_version
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
-_CODE = ("data_shards", "trainer", "launch", "monitoring")
+_CODE = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STARTED = "Ray runtime started"
 _PATIENCE_SECONDS = 20.0
 """How long Ray may take to end in peace."""
@@ -70,7 +70,7 @@ def node(
 ) -> None:
     """Make this host part of `head`'s Ray cluster, or the head of one; prints a line when it is."""
     environment = _environment()
-    folder = tempfile.mkdtemp(prefix="perennial-ray-")
+    folder = tempfile.mkdtemp(prefix="perennial-")
     role = [f"--address={head}:{port}"]
     if head is None:
         role = ["--head", f"--port={port}", "--include-dashboard=false"]
@@ -78,7 +78,8 @@ def node(
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     ray = Path(sys.executable).with_name("ray")
     process = subprocess.Popen(
-        [ray, "start", *role, *options, f"--temp-dir={folder}", "--block"],
+        # Ray lets everybody into the folder that it is given: one inside of a private one
+        [ray, "start", *role, *options, f"--temp-dir={folder}/r", "--block"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -26,6 +26,7 @@ from launch.ledger import Ledger
 from launch.phases import pending, phases
 from launch.preemption import Preempted, sigterm
 from launch.publishing import gated, settle
+from launch.remembered import locations, remember
 from launch.withheld import Withheld
 from monitoring.compatibility import summary, summary_tables
 from monitoring.logs import logging_to
@@ -105,6 +106,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         if config.evaluation.compatibility is not None:
             trials_of(run)
         _settle_configuration(config, folder)
+        remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
         ledger = Ledger(folder / "ledger.jsonl")
         todo = pending(run, ledger)
         if todo:

@@ -11,13 +11,19 @@ from launch.config import kept_config
 from launch.folder import Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
+from launch.remembered import check_locations
 from monitoring.goodput import goodput, goodput_tables
 from monitoring.records import read_jsonl
 
 
 def open_run(folder: Path) -> Run:
-    """The run that a folder was made by. Raises InputError."""
-    return Run.open(folder, kept_config(folder))
+    """The run that a folder was made by. Raises InputError.
+
+    A stranger's folder does not decide where this machine looks for images.
+    """
+    config = kept_config(folder)
+    check_locations(folder, config.model_dump(mode="json"))
+    return Run.open(folder, config)
 
 
 def status_table(folder: Path) -> Iterator[Any]:

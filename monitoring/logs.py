@@ -12,26 +12,13 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
+from untrusted.text import redacted
+
 FOLDER = "logs"
 _BYTES, _OLDER = 16 * 2**20, 3
-_SECRETS = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), "***"),  # s3://KEY:SECRET@bucket
-    (
-        re.compile(r"((?:token|secret|password|signature|credential|key)=)[^&\s'\"]+", re.I),
-        r"\1***",
-    ),
-    (re.compile(r"(authorization: *\w+ +)\S+", re.I), r"\1***"),
-)
 
 LOG = logging.getLogger("perennial")
 Context = Callable[[], dict[str, Any]]
-
-
-def redacted(text: str) -> str:
-    """`text` without what looks like credentials: in URLs, in their queries, in headers."""
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
-    return text
 
 
 class LogFile(RotatingFileHandler):

@@ -7,7 +7,9 @@ It listens on localhost only, and needs `prometheus` (Debian: ``apt-get install 
 
 import argparse
 import os
+import re
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +22,24 @@ _PORT = 9090
 
 
 def configuration(runs: Sequence[Path], seconds: float, rules: Sequence[Path]) -> dict[str, Any]:
-    """Prometheus' configuration: every process of `runs` scraped every `seconds`."""
-    every = f"{round(1000 * seconds)}ms"
+    """Prometheus' configuration: every process of `runs` on this machine scraped every `seconds`.
+
+    A run folder may be a stranger's: what it lists elsewhere, or under another path, is not asked.
+    """
+    here = ["localhost", r"127\.[0-9.]+", r"\[::1\]", re.escape(socket.gethostname())]
+    relabel = [
+        {"source_labels": ["__address__"], "regex": f"({'|'.join(here)}):[0-9]+", "action": "keep"},
+        {"target_label": "__scheme__", "replacement": "http"},
+        {"target_label": "__metrics_path__", "replacement": "/metrics"},
+    ]
     files = [str(run.resolve() / "targets" / "*.json") for run in runs]
+    targets = {"file_sd_configs": [{"files": files}], "relabel_configs": relabel}
+    every = f"{round(1000 * seconds)}ms"
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
         "rule_files": [str(file) for file in rules],
         # each target names its own job: driver, trainer or actor
-        "scrape_configs": [{"job_name": "perennial", "file_sd_configs": [{"files": files}]}],
+        "scrape_configs": [{"job_name": "perennial", **targets}],
     }
 
 

@@ -29,6 +29,12 @@ class EmbedderSettings(Settings):
     activation: Literal["none", "relu"] = "none"
     """Applied to the embedding."""
 
+    def least_numbers(self) -> int:
+        """Weights that such a network has at least, told without building it."""
+        if self.architecture != "small":
+            return 512 * self.dimension
+        return 128 * self.width * self.dimension + 9 * self.width * self.width * self.depth
+
 
 class Embedder(nn.Module):
     """Normalises uint8 images on their own device, runs the trunk, embeds: [b,3,H,W] → [b,d]."""

@@ -4,27 +4,31 @@
 lies in the folder does not count, so that replacing this one file changes all of it at once.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch.nn.functional import normalize
 
 from data_shards.counter import bits, stream_key
 from data_shards.files import fingerprint, sha256, write_json
 from data_shards.settings import InputError
 from trainer.stored import read_embeddings, write_embeddings
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
+from untrusted.names import plain_name, sha256_text
 
 Ids = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 Order = Literal["isolated", "random"]
 INDEX = "gallery.json"
 _VERSION = 1
+_INDEX_BYTES = 1 << 28
 _BLOCK = 4096  # identities whose means are compared with as many others at once
 
 
@@ -32,12 +36,32 @@ _BLOCK = 4096  # identities whose means are compared with as many others at once
 class Part:
     """The vectors of some images of one shard by one model: a file of `trainer.stored`."""
 
-    name: str
-    shard: int
+    name: Annotated[str, AfterValidator(plain_name)]
+    shard: Annotated[int, Field(ge=0)]
     model: str
     """The model's fingerprint."""
-    rows: int
-    sha256: str
+    rows: Annotated[int, Field(ge=0, lt=2**40)]
+    sha256: Annotated[str, AfterValidator(sha256_text)]
+
+
+class _Index(BaseModel):
+    """What gallery.json may hold."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    version: Literal[1]
+    dataset: str
+    dimensions: dict[str, Annotated[int, Field(ge=1, le=1 << 20)]]
+    parts: tuple[Part, ...]
+    generation: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _names_what_it_has(self) -> "_Index":
+        if not {part.model for part in self.parts} <= self.dimensions.keys():
+            raise ValueError("a part is of a model that it does not name")
+        if len({part.name for part in self.parts}) < len(self.parts):
+            raise ValueError("a part is there twice")
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,17 +81,16 @@ class Gallery:
     def open(cls, folder: Path) -> "Gallery":
         """Reads the index. Raises InputError when there is none, or it is damaged."""
         try:
-            values = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            if values.pop("version") != _VERSION:
-                raise ValueError("another version")
-            parts = tuple(Part(**part) for part in values.pop("parts"))
-            return cls(folder=folder, parts=parts, **values)
-        except FileNotFoundError as error:
+            content = read_bytes(folder / INDEX, _INDEX_BYTES, folder)
+            parse_json(content)  # no key twice
+            index = _Index.model_validate_json(content)
+            return cls(folder, index.dataset, index.dimensions, index.parts, index.generation)
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{folder} holds no gallery (no {INDEX}): make one with `perennial embed MODEL "
                 f"SHARDS --out {folder}`"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{folder / INDEX} is damaged: embed the dataset anew") from error
 
     @property
@@ -92,13 +115,24 @@ class Gallery:
     def read(self, part: Part) -> tuple[Ids, Vectors]:
         """Samples [n], ascending, and their vectors [n, d]. Raises InputError when damaged."""
         path = self.folder / part.name
-        if not path.exists() or sha256(path) != part.sha256:
+        if not path.is_file() or sha256(path) != part.sha256:
             raise InputError(f"{path} is missing or was changed: embed the dataset anew")
-        return read_embeddings(path, part.model)
+        samples, vectors = read_embeddings(path, part.model)
+        if vectors.shape != (part.rows, self.dimensions[part.model]):
+            raise InputError(f"{path} holds other vectors than {INDEX} says: embed anew")
+        return samples, vectors
 
-    def vectors(self, model: str) -> Iterator[tuple[Ids, Vectors]]:
-        """`read` of each part that is of `model`."""
-        return (self.read(part) for part in self.parts if part.model == model)
+    def vectors(self, model: str, count: int) -> Iterator[tuple[Ids, Vectors]]:
+        """`read` of each part that is of `model`, of a dataset of `count` samples."""
+        for part in self.parts:
+            if part.model == model:
+                samples, vectors = self.read(part)
+                if len(samples) and samples[-1] >= count:
+                    raise InputError(
+                        f"{self.folder / part.name} has vectors of samples that are not there: "
+                        "embed the dataset anew"
+                    )
+                yield samples, vectors
 
     def models(self, count: int) -> list[str]:
         """[count] the fingerprint of the model that each sample's vector is of."""
@@ -212,16 +246,16 @@ def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Orde
     by the vectors of the other model (`crowding`), or in a random order that is always the same.
     `identity` [n] is each sample's.
     """
-    count = int(identity.max()) + 1
+    count, every = int(identity.max()) + 1, len(identity)
     old = gallery.others(model)
     waiting = np.concatenate(
-        [np.empty(0, np.int64), *(s for m in old for s, _ in gallery.vectors(m))]
+        [np.empty(0, np.int64), *(s for m in old for s, _ in gallery.vectors(m, every))]
     )
     begun = np.zeros(count, dtype=bool)
-    for samples, _ in gallery.vectors(model):
+    for samples, _ in gallery.vectors(model, every):
         begun[identity[samples]] = True
     if order == "isolated":
-        key = crowding((part for name in old for part in gallery.vectors(name)), identity)
+        key = crowding((part for name in old for part in gallery.vectors(name, every)), identity)
     else:
         key = bits(stream_key(0, "backfill"), np.arange(count)).astype(np.float64)
     place = np.empty(count, dtype=np.int64)

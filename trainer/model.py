@@ -9,18 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, Field
 
 from data_shards.files import fingerprint
 from data_shards.settings import InputError
 from trainer.adopted import AdoptedEmbedder, AdoptedSettings, build_adopted
 from trainer.backbones import Embedder, EmbedderSettings, build_embedder
 from trainer.checkpoint import Fence, Folder, save_folder, unfenced
+from trainer.checkpoint.format import CARD
 from trainer.checkpoint.rows import load_rows, part_name
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
+
+_Side = Annotated[int, Field(gt=0, le=1 << 16)]
+
+
+class _Facts(BaseModel):
+    """What a card says beside its settings."""
+
+    image_size: tuple[_Side, _Side] | None = None
+    rows: int = Field(ge=0, lt=2**40)
 
 
 @dataclass(frozen=True)
@@ -42,20 +54,20 @@ class Model:
         """Verifies a model folder. Raises DamagedError naming the file and the remedy."""
         saved = Folder.at(folder)
         saved.verify()
-        card = saved.card("model")
-        adopted = "source" in card["embedder"]
-        if adopted and card["embedder"]["source"] in ("torchscript", "exported"):
-            raise InputError(
-                f"{folder} holds a program, as older versions kept it, and opening a model runs "
-                "none: adopt the original file again, with --trust"
-            )
-        kind = AdoptedSettings if adopted else EmbedderSettings
-        settings: EmbedderSettings | AdoptedSettings = kind.model_validate(card["embedder"])
-        classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
-        size = card.get("image_size")
-        image_size = None if size is None else (size[0], size[1])
+        with saved.intact(CARD):
+            card = saved.card("model")
+            adopted = "source" in card["embedder"]
+            if adopted and card["embedder"]["source"] in ("torchscript", "exported"):
+                raise InputError(
+                    f"{folder} holds a program, as older versions kept it, and opening a model "
+                    "runs none: adopt the original file again, with --trust"
+                )
+            kind = AdoptedSettings if adopted else EmbedderSettings
+            settings: EmbedderSettings | AdoptedSettings = kind.model_validate(card["embedder"])
+            classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
+            facts = _Facts.model_validate(card)
         own = fingerprint(saved.hashes)
-        return cls(folder, settings, classifier, image_size, card["rows"], own)
+        return cls(folder, settings, classifier, facts.image_size, facts.rows, own)
 
     @property
     def adopted(self) -> bool:
@@ -64,11 +76,16 @@ class Model:
 
     def embedder(self) -> Embedder | AdoptedEmbedder:
         """Its embedder, in evaluation mode, on the CPU."""
-        tensors = Folder.at(self.folder).tensors("embedder")
+        saved = Folder.at(self.folder)
+        tensors = saved.tensors("embedder")
         if isinstance(self.settings, AdoptedSettings):
             return build_adopted(self.settings, tensors)
-        embedder = build_embedder(self.settings)
-        embedder.load_state_dict(tensors)
+        with saved.intact("embedder.safetensors"):
+            numbers = sum(tensor.numel() for tensor in tensors.values())
+            if self.settings.least_numbers() > numbers:
+                raise ValueError("its card promises a larger network than there are weights for")
+            embedder = build_embedder(self.settings)
+            embedder.load_state_dict(tensors)
         return embedder.eval()
 
     def names(self) -> list[str]:
@@ -93,9 +110,16 @@ class Model:
 
 def row_names(folder: Path) -> list[str]:
     """The identity of each row of the model in `folder`. Raises DamagedError."""
-    saved = Folder.at(folder).tensors("names")
-    text, ends = saved["utf8"].numpy().tobytes(), saved["ends"].tolist()
-    return [text[first:last].decode() for first, last in pairwise([0, *ends])]
+    folder_of = Folder.at(folder)
+    saved = folder_of.tensors("names")
+    with folder_of.intact("names.safetensors"):
+        if (saved["utf8"].dtype, saved["ends"].dtype) != (torch.uint8, torch.int64):
+            raise ValueError("no names")
+        text, ends = saved["utf8"].numpy().tobytes(), saved["ends"].tolist()
+        # each at or behind the one before: else a few bytes would be written out a million times
+        if any(not 0 <= first <= last <= len(text) for first, last in pairwise([0, *ends])):
+            raise ValueError("its names lie outside of its text")
+        return [text[first:last].decode() for first, last in pairwise([0, *ends])]
 
 
 def _text(names: Sequence[str]) -> dict[str, torch.Tensor]:

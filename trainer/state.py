@@ -10,6 +10,7 @@ from data_shards.settings import InputError
 from trainer.backbones import build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.checkpoint import Checkpoints, Folder
+from trainer.checkpoint.format import CARD
 from trainer.checkpoint.optimizer import load_optimizer, optimizer_tensors
 from trainer.checkpoint.rows import load_rows, part_name, parts, rows_tensors
 from trainer.engine import build_engine
@@ -142,15 +143,18 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
     Raises InputError when it was saved by another phase.
     """
     card = folder.card("checkpoint")
-    for key, own in state.origin.items():
-        if card["origin"][key] != own:
-            raise InputError(
-                f"{folder} was saved for {key} {card['origin'][key]}, this phase has {key} {own}: "
-                "use another --out or training.checkpoint_url, or delete it"
-            )
-    state.iteration = card["iteration"]
-    state.engine.module.load_state_dict(folder.tensors("embedder"))
-    state.classifier.restore(folder.tensors("classifier"))
+    with folder.intact(CARD):
+        for key, own in state.origin.items():
+            if card["origin"][key] != own:
+                raise InputError(
+                    f"{folder} was saved for {key} {card['origin'][key]}, this phase has {key} "
+                    f"{own}: use another --out or training.checkpoint_url, or delete it"
+                )
+        state.iteration = int(card["iteration"])
+    with folder.intact("embedder.safetensors"):
+        state.engine.module.load_state_dict(folder.tensors("embedder"))
+    with folder.intact("classifier.safetensors"):
+        state.classifier.restore(folder.tensors("classifier"))
     pieces: dict[str, torch.Tensor] = {}
     for name, _, _ in parts(folder, "optimizer"):
         pieces |= folder.tensors(name)

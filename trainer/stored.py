@@ -1,16 +1,18 @@
 """Arrays that a model gave, in a safetensors file that says which model it was."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from untrusted.files import open_regular
+from untrusted.safetensors import intact, read_header
 
 Ids = NDArray[np.int64]
 
@@ -20,14 +22,29 @@ def write_stored(path: Path, arrays: Mapping[str, NDArray[Any]], model: str) -> 
     write_atomically(path, save(dict(arrays), metadata={"model": model}))
 
 
+def stored_model(path: Path) -> str | None:
+    """The model that gave a file's arrays. Raises InputError when it is missing or damaged."""
+    try:
+        with open_regular(path) as file:
+            return read_header(file, os.fstat(file.fileno()).st_size)[1].get("model")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({error}): delete it and run again"
+        ) from error
+
+
 def read_stored(path: Path, model: str | None = None) -> dict[str, NDArray[Any]]:
     """The arrays by name. Raises InputError when they are damaged, or not of `model`, if given."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            found = (file.metadata() or {}).get("model")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is missing or damaged: delete it and run again") from error
+        with open_regular(path) as file, intact():
+            _, metadata = read_header(file, os.fstat(file.fileno()).st_size)
+            file.seek(0)
+            arrays = load(file.read())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({error}): delete it and run again"
+        ) from error
+    found = metadata.get("model")
     if model not in (None, found):
         raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
     return arrays
@@ -41,4 +58,15 @@ def write_embeddings(path: Path, samples: Ids, embeddings: NDArray[np.float32], 
 def read_embeddings(path: Path, model: str | None = None) -> tuple[Ids, NDArray[np.float32]]:
     """Dataset rows [n], ascending, and their embeddings [n, d]. Raises InputError."""
     arrays = read_stored(path, model)
-    return arrays["samples"], arrays["embeddings"]
+    samples, embeddings = arrays.get("samples"), arrays.get("embeddings")
+    if (
+        samples is None
+        or embeddings is None
+        or (samples.dtype, embeddings.dtype) != (np.int64, np.float32)
+        or (samples.ndim, embeddings.ndim) != (1, 2)
+        or len(samples) != len(embeddings)
+        or (samples[:1] < 0).any()
+        or (np.diff(samples) <= 0).any()
+    ):
+        raise InputError(f"{path} holds no vectors of samples: delete it and run again")
+    return samples, embeddings

@@ -1,5 +1,6 @@
 """A web server of files, and a bucket's, that misbehave as told."""
 
+import contextlib
 import http.client
 import threading
 import time
@@ -24,6 +25,7 @@ class FileServer(ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = defaultdict(list)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[str] = []
+        self.sent: dict[str, int] = defaultdict(int)
         self.seconds = 0.0
 
 
@@ -45,6 +47,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(503 if fault else 404)
             return
         time.sleep(self.server.seconds)
+        if fault == "endless":
+            self._send_without_end(name)
+            return
         content = path.read_bytes()
         half = len(content) // 2
         if fault == "truncate":
@@ -62,6 +67,14 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         self.wfile.write(content)
+
+    def _send_without_end(self, name: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        block = bytes(1 << 20)
+        with contextlib.suppress(ConnectionError):
+            while self.server.sent[name] < 1 << 34:
+                self.server.sent[name] += self.connection.send(block)
 
     def log_message(self, format: str, *args: object) -> None:
         pass

@@ -296,7 +296,7 @@ def test_a_manifest_that_leads_elsewhere_is_refused(settings, folder, tmp_path, 
     manifest["shards"][0], manifest["files"][name] = name, facts
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    with serving(copy) as server, pytest.raises(InputError, match="names a file"):
+    with serving(copy) as server, pytest.raises(InputError, match="not the plain name"):
         ShardDataset.open(server.url, settings)
 
 

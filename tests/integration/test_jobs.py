@@ -18,7 +18,7 @@ import pytest
 from data_shards.settings import InputError
 from launch.config import load_config
 from launch.environment import check_lock, differences, installed, write_lock
-from launch.jobs import pack, sent
+from launch.jobs import pack
 
 BIN = Path(sys.executable).parent
 CONFIG = """
@@ -55,6 +55,7 @@ def cluster(tmp_path_factory):
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "XDG_STATE_HOME": str(tmp_path_factory.mktemp("state")),
     }
     command = [
         *(str(BIN / "ray"), "start", "--head", "--block", f"--port={free_port()}"),
@@ -106,6 +107,9 @@ def test_a_run_is_sent_and_followed_to_its_end(config, cluster, tmp_path):
     assert (out / "report.html").exists()
     code, told, _ = ask(perennial("status", out), environment)
     assert code == 0 and "succeeded" in told and "2 of 2 phases" in told
+    colleague = {**environment, "XDG_STATE_HOME": str(tmp_path / "theirs")}
+    assert ask(perennial("attach", out), colleague)[0] == 2
+    assert ask(perennial("attach", out, "--address", address), colleague)[0] == 0
 
     stranger = {**environment, "RAY_AUTH_TOKEN": "0" * 32}
     code, _, err = ask(perennial("attach", out), stranger)
@@ -182,11 +186,3 @@ def test_other_packages_are_refused_by_name(tmp_path):
     ):
         check_lock(tmp_path / "lock")
     assert differences({"torch": "0.1"})[0].startswith("torch 0.1 is needed, 2.")
-
-
-def test_a_folder_that_was_not_sent(tmp_path):
-    with pytest.raises(InputError, match=r"holds no job\.json"):
-        sent(tmp_path)
-    (tmp_path / "job.json").write_text("{")
-    with pytest.raises(InputError, match="is damaged"):
-        sent(tmp_path)

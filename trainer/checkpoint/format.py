@@ -5,24 +5,32 @@ its hash is checked.
 """
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import fsspec
 import torch
-from safetensors import SafetensorError
+from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load
 
+from data_shards.remote import check_no_secret
 from data_shards.settings import InputError
+from untrusted.files import open_regular
+from untrusted.json_text import parse_json
+from untrusted.names import plain_name, sha256_text
+from untrusted.safetensors import intact, read_header
 
 VERSIONS = {"model": 1, "checkpoint": 2}
 """Of each kind of folder; a card without a kind is from before there were two."""
 MANIFEST, CARD = "manifest.json", "card.json"
 BLOCK = 4 << 20
 """Bytes hashed and written at a time, so that they are still in the cache when written."""
+_MOST_TEXT = 1 << 26
 _DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -110,12 +118,20 @@ class Folder:
     def hashes(self) -> dict[str, str]:
         """The sha256 of each file. Raises DamagedError when there is no readable manifest."""
         try:
-            hashes: dict[str, str] = json.loads(self._files.cat_file(f"{self.path}/{MANIFEST}"))
+            with self._open(MANIFEST) as file:
+                hashes = parse_json(file.read(_MOST_TEXT))
             if not isinstance(hashes, dict):
                 raise ValueError("not a mapping")
+            return {plain_name(name): sha256_text(digest) for name, digest in hashes.items()}
         except (OSError, ValueError) as error:
             raise DamagedError(f"{self} is not complete: delete it and run again") from error
-        return hashes
+
+    def _open(self, name: str) -> BinaryIO:
+        """A file, which on a disk is a regular one of this folder. Raises OSError."""
+        if type(self._files) is LocalFileSystem:
+            return open_regular(Path(self.path) / name, Path(self.path))
+        file: BinaryIO = self._files.open(f"{self.path}/{name}", "rb")
+        return file
 
     def complete(self) -> bool:
         """Whether its manifest was written."""
@@ -129,7 +145,7 @@ class Folder:
         """Whether a file is missing or is not what was written."""
         digest = hashlib.sha256()
         try:
-            with self._files.open(f"{self.path}/{name}", "rb") as file:
+            with self._open(name) as file:
                 while block := file.read(BLOCK):
                     digest.update(block)
         except OSError:
@@ -147,7 +163,8 @@ class Folder:
         if name not in self.hashes:
             raise DamagedError(f"{self} has no {name}: delete it and run again")
         try:
-            content: bytes = self._files.cat_file(f"{self.path}/{name}")
+            with self._open(name) as file:
+                content = file.read()
         except OSError as error:
             raise self._damage(name) from error
         if hashlib.sha256(content).hexdigest() != self.hashes[name]:
@@ -158,21 +175,36 @@ class Folder:
         """The tensors of one safetensors file. Raises DamagedError."""
         content = self.read(tensors_name(name))
         try:
-            return load(content)
-        except SafetensorError as error:
+            with intact():
+                read_header(io.BytesIO(content), len(content))
+                return load(content)
+        except ValueError as error:
             raise self._damage(tensors_name(name)) from error
 
     def card(self, kind: str) -> dict[str, Any]:
         """Its card. Raises DamagedError when it is of another version or not of this `kind`."""
-        card: dict[str, Any] = json.loads(self.read(CARD))
-        version, reads = card["version"], VERSIONS[kind]
+        with self.intact(CARD):
+            card = parse_json(self.read(CARD))
+            version, reads, found = card["version"], VERSIONS[kind], card.get("kind", kind)
+            if type(version) is not int or not isinstance(found, str):
+                raise ValueError("no version or kind")
         if version != reads:
             raise DamagedError(
                 f"{self} has version {version}, this program reads {reads}: delete it"
             )
-        if card.get("kind", kind) != kind:
-            raise DamagedError(f"{self} is a {card['kind']}, not a {kind}: give another folder")
+        if found != kind:
+            raise DamagedError(f"{self} is a {found[:40]}, not a {kind}: give another folder")
         return card
+
+    @contextmanager
+    def intact(self, name: str) -> Iterator[None]:
+        """Whatever the content of a file makes us stumble over is a DamagedError naming it."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise self._damage(name) from error
 
     def _damage(self, name: str) -> DamagedError:
         return DamagedError(f"{self}/{name} is missing or damaged: delete {self}, run again")
@@ -180,8 +212,11 @@ class Folder:
 
 def file_system(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and the path on it of a path or URL. Raises InputError."""
+    if isinstance(location, Path):  # whatever it is called: fsspec would read more into "a::b"
+        return LocalFileSystem(), str(location.absolute())
+    check_no_secret(location)
     try:
-        files, path = fsspec.core.url_to_fs(str(location))
+        files, path = fsspec.core.url_to_fs(location)
     except (ImportError, ValueError) as error:
         raise InputError(f"cannot open {location}: {error}") from error
     return files, path

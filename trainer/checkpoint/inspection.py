@@ -1,18 +1,15 @@
 """What is inside a saved folder, and whether it is as it was written."""
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load
-
 from data_shards.files import fingerprint
 from data_shards.settings import InputError
 from trainer.checkpoint.checkpoints import POINTER
-from trainer.checkpoint.format import CARD, Folder
+from trainer.checkpoint.format import CARD, DamagedError, Folder
 from trainer.checkpoint.store import open_store
+from untrusted.json_text import parse_json
 
 _ROWS = re.compile(r"(.+)-(\d+)-of-(\d+)\.safetensors")
 
@@ -54,8 +51,10 @@ def inspect(location: str) -> Inspection:
     files = [_file(folder, name) for name in folder.hashes]
     card: dict[str, Any] = {}
     if not any(file.damaged for file in files if file.name == CARD):
-        card = json.loads(folder.read(CARD))
-    return Inspection(folder, _facts(card, folder, files), files)
+        with folder.intact(CARD):
+            card = parse_json(folder.read(CARD))
+    with folder.intact(CARD):
+        return Inspection(folder, _facts(card, folder, files), files)
 
 
 def _resolve(location: str) -> Folder:
@@ -86,17 +85,20 @@ def _content(folder: Folder, name: str) -> str:
     if not name.endswith(".safetensors"):
         return "card"
     try:
-        tensors = load(folder.read(name))
-    except SafetensorError:
+        tensors = folder.tensors(name.removesuffix(".safetensors"))
+    except DamagedError:
         return "not safetensors"
     if (part := _ROWS.fullmatch(name)) is None:
         count = sum(tensor.numel() for tensor in tensors.values())
         return f"{len(tensors)} tensors, {count:,} numbers"
     if "ids" not in tensors:
-        keys = sorted({key.rsplit(".", 2)[1] for key in tensors})
-        parameters = {key.rsplit(".", 2)[0] for key in tensors}
+        named = [key.rsplit(".", 2) for key in tensors if key.count(".") > 1]
+        keys = sorted({key for _, key, _ in named})
+        parameters = {parameter for parameter, _, _ in named}
         return f"{', '.join(keys) or 'nothing'} of {len(parameters)} parameters"
-    ids, weight = tensors["ids"], tensors["weight"]
+    ids, weight = tensors["ids"], tensors.get("weight")
+    if weight is None or ids.dim() != 1:
+        return f"{len(tensors)} tensors, no rows"
     state = [
         f"{key.removeprefix('state.')} ({str(tensor.dtype).removeprefix('torch.')})"
         for key, tensor in sorted(tensors.items())

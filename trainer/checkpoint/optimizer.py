@@ -95,7 +95,11 @@ def _put_together(
     whole: dict[str, dict[str, torch.Tensor]] = {}
     missing: dict[tuple[str, str], int] = {}
     for stored, value in tensors.items():
-        name, key, start = stored.rsplit(".", 2)
+        name, key, start = [*stored.rsplit(".", 2), "", ""][:3]
+        begin = int(start) if start.isascii() and start.isdecimal() else 0
+        held = start == _WHOLE or (value.dim() == 1 and begin + len(value) <= sizes.get(name, -1))
+        if name not in sizes or not held:
+            raise DamagedError(f"the optimiser's {stored[:80]!r} is of no parameter: delete it")
         state = whole.setdefault(name, {})
         if start == _WHOLE:
             state[key] = value
@@ -103,7 +107,7 @@ def _put_together(
         if key not in state:
             state[key] = torch.empty(sizes[name], dtype=value.dtype)
             missing[name, key] = sizes[name]
-        state[key][int(start) : int(start) + len(value)] = value
+        state[key][begin : begin + len(value)] = value
         missing[name, key] -= len(value)
     for (name, key), count in missing.items():
         if count:

@@ -5,10 +5,12 @@ import re
 
 import torch
 
-from trainer.checkpoint.format import DamagedError, Folder, tensors_name
+from trainer.checkpoint.format import CARD, DamagedError, Folder, tensors_name
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
+
+_ID_BYTES = 8
 
 
 def part_name(name: str, ranks: Ranks) -> str:
@@ -21,6 +23,35 @@ def parts(folder: Folder, name: str) -> list[tuple[str, int, int]]:
     pattern = re.compile(tensors_name(rf"({re.escape(name)}-(\d+)-of-(\d+))"))
     found = map(pattern.fullmatch, sorted(folder.hashes))
     return [(m[1], int(m[2]), int(m[3])) for m in found if m]
+
+
+def _check_room(folder: Folder, block: str, count: int) -> None:
+    """Raises DamagedError where files cannot hold so many rows as a card promises."""
+    with folder.intact(f"{block} of {CARD}"):
+        room = sum(folder.size(tensors_name(name)) for name, _, _ in parts(folder, block))
+        if not 0 <= count * _ID_BYTES <= room:
+            raise ValueError(f"no room for {count} rows")
+
+
+def _checked(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Takes the ids out of a file's tensors. Raises ValueError where they are no rows, or others
+    than those before."""
+    ids = tensors.pop("ids")
+    if (
+        ids.dtype != torch.int64
+        or ids.dim() != 1
+        or (ids.diff() <= 0).any()
+        or "weight" not in tensors
+    ):
+        raise ValueError("no ascending rows")
+    for key, tensor in tensors.items():
+        known = others.get(key, tensor)
+        if tensor.shape[:1] != ids.shape or (tensor.shape[1:], tensor.dtype) != (
+            known.shape[1:],
+            known.dtype,
+        ):
+            raise ValueError(f"{key} has another shape")
+    return ids
 
 
 def rows_tensors(
@@ -40,6 +71,7 @@ def load_rows(
     Returns `weight` and `state.*` tensors [own, ...].
     Raises DamagedError when a row is missing.
     """
+    _check_room(folder, block, last - first)
     wanted = own_ids(first, last, ranks)
     out: dict[str, torch.Tensor] = {}
     found = torch.zeros(len(wanted), dtype=torch.bool)
@@ -47,7 +79,8 @@ def load_rows(
         if (rank - ranks.rank) % math.gcd(world, ranks.world):
             continue  # row r is on rank r % world: no row is on both
         tensors = folder.tensors(name)
-        ids = tensors.pop("ids")
+        with folder.intact(tensors_name(name)):
+            ids = _checked(tensors, out)
         here = torch.isin(wanted, ids)
         source = torch.searchsorted(ids, wanted[here])
         found |= here

@@ -46,5 +46,8 @@ def with_role(dataset: ShardDataset, role: str) -> Ids:
 
 
 def columns(table: pa.Table, *names: str) -> list[NDArray[Any]]:
-    """Columns of a table as arrays."""
+    """Columns of a table as arrays. Raises InputError when there is none of a name."""
+    for name in names:
+        if name not in table.column_names:
+            raise InputError(f"a table of the dataset has no column {name}: import it again")
     return [table[name].to_numpy() for name in names]

@@ -1,0 +1,60 @@
+"""URLs with passwords: refused where they are given, left out of what is written and shown."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data_shards.dataset import ShardDataset
+from data_shards.places import place_at
+from data_shards.settings import InputError
+from launch.config import load_config
+from launch.events import append
+from launch.jobs import check_address
+from trainer.checkpoint import Folder
+
+SECRET = "hunter2hunter2"
+URL = f"s3://me:{SECRET}@host/x"
+CONFIG = "dataset: data\nmethods: {finetune: {}}\n"
+
+
+@pytest.mark.reliability(7, "a configuration with a URL that holds a password is refused")
+@pytest.mark.parametrize(
+    "override",
+    [
+        f"dataset={URL}",
+        f"dataset=https://host/x?token={SECRET}",
+        f"training.checkpoint_url={URL}",
+        f"evaluation.tests.lfw.dataset={URL}",
+        f"adopted={URL}",
+    ],
+)
+def test_a_configuration(tmp_path, override):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    with pytest.raises(InputError, match="holds a password") as error:
+        load_config(tmp_path / "c.yaml", [override])
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("use", [ShardDataset.open, place_at, Folder.at, check_address])
+def test_wherever_a_url_is_given(use, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as error:
+        use(URL.replace("s3", "http") if use is check_address else URL)
+    assert SECRET not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_event_and_a_stack_trace(tmp_path):
+    append(tmp_path, "events.jsonl", {"message": f"cannot reach {URL}"})
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["message"] == "cannot reach s3://***@host/x"
+    script = (
+        "from launch.cli import report_errors\n"
+        f"def fail(): raise OSError('cannot reach {URL}')\n"
+        "report_errors(fail)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "OSError: cannot reach s3://***@host/x" in done.stderr
+    assert done.stderr.count(SECRET) == 0
