@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from trainer.checkpoint import Folder
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.model import Model, save_adopted
+from untrusted.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ def _channels(option: str, text: str, unit: bool) -> Triple:
 def _margin(text: str) -> ClassifierSettings:
     values = dict(part.partition("=")[::2] for part in text.split(","))
     try:
-        margin = {key: yaml.safe_load(value) for key, value in values.items()}
+        margin = {key: parse_yaml(value, f"--margin {key}") for key, value in values.items()}
         return ClassifierSettings.model_validate({"margin": margin})
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, InputError) as error:
         raise InputError(
             f"--margin {text!r} is none: write kind=cosface,scale=64,margin=0.4, or see "
             "classifier.margin in `perennial config`"

@@ -331,10 +331,10 @@ def config(
     from launch.config import fields, load_config
 
     if file is not None:
-        import yaml
+        from untrusted.yaml_text import dump_yaml
 
         values = load_config(file, overrides or []).model_dump(mode="json")
-        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+        print(dump_yaml(values), end="")
         return
     from trainer.methods import METHODS
 

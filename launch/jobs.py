@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.environment import write_lock
+from untrusted.yaml_text import dump_yaml
 
 FILE = "job.json"
 _PACKAGES = ("data_shards", "trainer", "launch", "monitoring")
@@ -80,7 +80,7 @@ def pack(config: RunConfig, folder: Path) -> None:
     values = _placed(config.model_dump())
     values["dataset"] = config.dataset_location()
     values["cluster"]["address"] = "auto"
-    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    (folder / "run.yaml").write_text(dump_yaml(values), encoding="utf-8")
 
 
 def _placed(value: Any) -> Any:

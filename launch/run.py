@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
@@ -33,6 +32,7 @@ from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
 from monitoring.run_metrics import RunMetrics, monitored
+from untrusted.yaml_text import dump_yaml
 
 
 def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
@@ -80,7 +80,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
                 f"{folder} was made by another configuration, which differs in "
                 f"{'; '.join(changed[:3])}: use another --out, or delete the folder"
             )
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = dump_yaml(config.model_dump(mode="json"))
     write_atomically(path, text.encode())
 
 

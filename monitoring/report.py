@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
@@ -28,6 +27,7 @@ from monitoring.results import (
     ordered_methods,
     read_jsonl,
 )
+from untrusted.yaml_text import read_yaml
 
 _PHASE_COLOURS = {
     "adopt": 0,
@@ -47,7 +47,7 @@ def draw(folder: Path) -> Path:
     rows = compare([folder])
     methods = [method for _, method in ordered_methods(rows)][::-1]
     colours = {method: number % 10 for number, method in enumerate(sorted(methods))}
-    config = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(folder / "run.yaml")
     ledger = read_jsonl(folder / "ledger.jsonl")
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape()

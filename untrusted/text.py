@@ -1,7 +1,12 @@
 """Text of a stranger on its way to people: nothing that steers a terminal, no passwords."""
 
+import codecs
 import re
 import unicodedata
+from pathlib import Path
+
+from untrusted.errors import InputError
+from untrusted.files import read_bytes
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 """Unicode categories: control, format (bidirectional overrides), surrogates, private use, ends."""
@@ -25,3 +30,36 @@ def printable(text: str, keep: str = "") -> str:
 def redacted(text: str) -> str:
     """`text` without the passwords of URLs: of ``user:password@`` and of queries (``?token=``)."""
     return _SECRET.sub(r"\1***", _USER.sub("***@", text))
+
+
+def decoded(content: bytes, name: str) -> str:
+    """The text of a user's file in UTF-8, without a byte-order mark.
+
+    Raises InputError naming the file: of the line that is not UTF-8, and of UTF-16 as such.
+    """
+    name = printable(name)
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise InputError(f"{name} is UTF-16: save it as UTF-8")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # the error counts from behind a byte-order mark
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{name}, line {line} is not UTF-8: save it as UTF-8") from error
+
+
+def read_lines(path: Path, name: str, limit: int = 1 << 28) -> list[str]:
+    """The lines of a user's text file, see `decoded`, each without its end (a line feed, with a
+    carriage return before it or not) and nothing else cut.
+
+    `name` says what the file is for, as `--names`. Raises InputError.
+    """
+    try:
+        content = read_bytes(path, limit)
+    except OSError as error:
+        why = error.strerror or error
+        raise InputError(f"{printable(f'{name} {path}')} cannot be read: {why}") from error
+    lines = decoded(content, f"{name} {path}").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
