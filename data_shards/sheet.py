@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_shards.counter import shuffled, stream_key
 from data_shards.dataset import ShardDataset
 from data_shards.sources import ROLES, UNKNOWN_CAMERA
+from untrusted.text import printable
 
 _CELL, _CAPTION, _NAMES, _GAP = 112, 16, 200, 6
 _INK, _PALE = (20, 20, 20), (110, 110, 110)
@@ -42,7 +43,7 @@ def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> 
     for row, identity in enumerate(chosen.tolist()):
         top = _GAP + row * (_CELL + _CAPTION + _GAP)
         samples = np.flatnonzero(dataset.identity == identity)
-        name = _fitted(str(dataset.names[identity]), name_font, _NAMES - 2 * _GAP)
+        name = _fitted(printable(str(dataset.names[identity])), name_font, _NAMES - 2 * _GAP)
         draw.text((_GAP, top + 36), name, _INK, name_font)
         draw.text((_GAP, top + 60), f"id {identity}, {len(samples)} images", _PALE, small)
         spread = np.linspace(0, len(samples) - 1, min(columns, len(samples))).astype(int)

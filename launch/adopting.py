@@ -19,6 +19,7 @@ from trainer.checkpoint import Folder
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.model import Model, save_adopted
+from untrusted.text import read_lines
 from untrusted.yaml_text import parse_yaml
 
 
@@ -59,12 +60,12 @@ def run_adopt(
     save_adopted(out, settings, tensors, loss, weight, names)
     model = Model.open(out)
     console.print(
-        f"[green]✓[/] {out}: {settings.source}, d = {settings.dimension}, "
+        f"✓ {out}: {settings.source}, d = {settings.dimension}, "
         f"{model.rows:,} identities, fingerprint {model.fingerprint}",
         soft_wrap=True,
     )
     if settings.batch:
-        console.print(f"[yellow]![/] it takes {settings.batch} images at a time, no other number")
+        console.print(f"! it takes {settings.batch} images at a time, no other number")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -117,10 +118,7 @@ def _classifier(
     if weight is None or weight.ndim != 2 or weight.shape[1] != dimension:
         found = "no `weight`" if weight is None else f"a weight of {list(weight.shape)}"
         raise InputError(f"{file} holds {found}: [C, {dimension}] is needed, d as the embedding's")
-    try:
-        rows = names.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--names {names} is no readable text: {error}") from error
+    rows = read_lines(names, "--names")
     if len(rows) != len(weight) or len(set(rows)) != len(rows):
         raise InputError(
             f"{names} has {len(rows):,} lines, {len(set(rows)):,} different, for {len(weight):,} "

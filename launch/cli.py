@@ -1,6 +1,6 @@
 """The command `perennial`."""
 
-import json
+import contextlib
 import os
 import sys
 import time
@@ -17,16 +17,17 @@ from launch.model_commands import adopt, backfill, embed, evaluate
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
-from launch.terminal import console
+from launch.terminal import begin_in_utf_8, console, prepare_output, say, say_json
 from launch.withheld import EXIT_CODE as WITHHELD
 from launch.withheld import Withheld
+from untrusted.text import printable
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # help is text: its brackets are not markup
 )
 app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
@@ -132,7 +133,7 @@ def compare(
         for row in rows:
             same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
             row |= {"compatibility": same} if same else {}
-        print(json.dumps(rows, indent=1))
+        say_json(rows)
         return
     for table in tables(rows):
         console.print(table)
@@ -191,7 +192,10 @@ def logs(
     except ValueError as error:
         raise InputError(f"--since {since!r} is no time: write 10m, or 2026-01-31T09:00") from error
     for line in read_logs(folder, rank, phase, start, level):
-        print(json.dumps(line, ensure_ascii=False) if as_json else in_words(line))
+        if as_json:
+            say_json(line, indent=None)
+        else:
+            say(in_words(line))
 
 
 @app.command()
@@ -211,9 +215,6 @@ def serve(
 ) -> None:
     """Show a folder of runs on a live web page that changes nothing."""
     from launch.serving import serve_runs
-
-    def say(line: str) -> None:
-        print(line, flush=True)
 
     serve_runs(runs, host, port, prometheus, tuple(scrape or ()), say)
 
@@ -275,7 +276,7 @@ def compat(
     if out is not None:
         write_json(out, found)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        say_json(found)
     else:
         for part in comparison_tables(found):
             console.print(part)
@@ -314,7 +315,7 @@ def plan(
     )
     planned = plan_run(settings, split, chosen)
     if as_json:
-        print(json.dumps(planned.values(), indent=1))
+        say_json(planned.values())
         return
     for part in plan_tables(planned):
         console.print(part)
@@ -334,7 +335,7 @@ def config(
         from untrusted.yaml_text import dump_yaml
 
         values = load_config(file, overrides or []).model_dump(mode="json")
-        print(dump_yaml(values), end="")
+        say(dump_yaml(values), end="")
         return
     from trainer.methods import METHODS
 
@@ -349,15 +350,17 @@ def config(
 
 def main() -> None:
     """Entry point."""
+    begin_in_utf_8()
     report_errors(app)
 
 
 def report_errors(command: Callable[[], None]) -> None:
     """Errors that the user can mend are one line, Ctrl-C and SIGTERM say how to go on."""
+    prepare_output()
     try:
         command()
     except InputError as error:
-        _stop(f"error: {error}", 2)
+        _stop(f"error: {printable(str(error))}", 2)
     except Preempted as ended:
         _stop(str(ended), PREEMPTED)
     except Withheld as refused:
@@ -370,8 +373,9 @@ def report_errors(command: Callable[[], None]) -> None:
 
 def _stop(message: str, code: int) -> None:
     """Ends at once: a Ray Train thread may still be waiting for its workers."""
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        print(printable(message, keep="\n"), file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(code)
 
 

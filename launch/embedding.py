@@ -1,6 +1,5 @@
 """Embeds all images of a dataset with a model, a shard a unit of work, going on after a kill."""
 
-import csv
 import fcntl
 import json
 import os
@@ -32,6 +31,7 @@ from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
 from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
+from untrusted.text import tsv_cells
 
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
@@ -161,7 +161,7 @@ def run_embed(
             finish(out, part, files, plan)
     shutil.rmtree(work, ignore_errors=True)
     console.print(
-        f"[green]✓[/] {out}: {len(images.dataset):,} vectors of {model.settings.dimension} "
+        f"✓ {out}: {len(images.dataset):,} vectors of {model.settings.dimension} "
         f"numbers by model {model.fingerprint}",
         soft_wrap=True,
     )
@@ -234,8 +234,8 @@ def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[
     shutil.rmtree(tree, ignore_errors=True)
     for file in files.values():
         _, vectors = read_embeddings(file, plan["model"])
-        with file.with_suffix(".tsv").open(newline="", encoding="utf-8") as lines:
-            keys = [key for key, _ in csv.reader(lines, delimiter="\t")]
+        with file.with_suffix(".tsv").open(newline="\n", encoding="utf-8") as lines:
+            keys = [tsv_cells(line)[0] for line in lines]
         for key, vector in zip(keys, vectors, strict=True):
             write_feature(tree / feature_name(key, plan["features"]), vector)
     write_json(tree / FEATURES, plan)

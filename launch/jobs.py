@@ -19,6 +19,7 @@ from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.environment import write_lock
+from launch.terminal import say
 from untrusted.yaml_text import dump_yaml
 
 FILE = "job.json"
@@ -110,9 +111,9 @@ def follow(folder: Path, console: Console) -> int:
             try:
                 printed = asyncio.run(_tail(client, job, printed))
             except (ConnectionError, RuntimeError) as error:
-                console.print(f"[yellow]![/] the log broke off ({error}): trying again")
+                console.print(f"! the log broke off ({error}): trying again")
                 time.sleep(_RETRY_SECONDS)
-        print(client.get_job_logs(job)[printed:], end="", flush=True)
+        say(client.get_job_logs(job)[printed:], end="")
         if info.status == "STOPPED":
             console.print(f"{job} was stopped: the same command goes on from there")
         elif info.status == "FAILED" and info.driver_exit_code is None:
@@ -124,7 +125,7 @@ async def _tail(client: Any, job: str, printed: int) -> int:
     """Prints a job's output beyond so many characters as it comes; returns how many there are."""
     seen = 0
     async for text in client.tail_job_logs(job):
-        print(text[max(0, printed - seen) :], end="", flush=True)
+        say(text[max(0, printed - seen) :], end="")
         seen += len(text)
     return max(seen, printed)
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
 from data_shards.dataset import ShardDataset
@@ -32,6 +33,7 @@ from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
 from monitoring.run_metrics import RunMetrics, monitored
+from untrusted.text import printable
 from untrusted.yaml_text import dump_yaml
 
 
@@ -40,7 +42,7 @@ def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> Non
     processes = len(os.sched_getaffinity(0))
     images = track(
         read_glyphs(settings, processes),
-        description=f"drawing glyphs into {place.name}",
+        description=escape(f"drawing glyphs into {printable(place.name)}"),
         console=console,
         disable=not console.is_terminal,
         transient=True,
@@ -48,7 +50,7 @@ def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> Non
     manifest = write_dataset(images, place, {"glyphs": settings.model_dump(mode="json")})
     place.leave()
     console.print(
-        f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities by "
+        f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities by "
         f"{len(manifest['cameras'])} cameras in {place.name}",
         highlight=False,
     )
@@ -62,11 +64,15 @@ def verify_dataset(
     Raises InputError.
     """
     total = sum(facts["bytes"] for facts in dataset.manifest["files"].values())
-    columns = (TextColumn("verifying {task.description}"), BarColumn(), DownloadColumn())
+    columns = (
+        TextColumn("verifying {task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+    )
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bar:
-        task = bar.add_task(dataset.location, total=total)
+        task = bar.add_task(printable(dataset.location), total=total)
         dataset.verify(lambda done: bar.update(task, completed=done), fetching)
 
 
