@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -365,6 +366,9 @@ def report_errors(command: Callable[[], None]) -> None:
         _stop(str(ended), PREEMPTED)
     except Withheld as refused:
         _stop(str(refused), WITHHELD)
+    except Exception:  # our own fault; its message may hold text of others
+        print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
             _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)

@@ -111,14 +111,14 @@ class _Builder:
         raise InputError(f"{self.name}, line {line + 1}: {why}")
 
     def take(self, event: yaml.Event) -> None:
-        line = event.start_mark.line
+        line = event.start_mark.line if event.start_mark else 0
         if isinstance(event, yaml.DocumentStartEvent):
             self.document, self.anchors = None, {}
         elif isinstance(event, yaml.CollectionEndEvent):
             self._finished(self.open.pop())
         elif isinstance(event, yaml.AliasEvent):
-            self._finished(self._copy(event.anchor, line))
-        elif isinstance(event, yaml.NodeEvent):
+            self._finished(self._copy(event.anchor or "", line))
+        elif isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent):
             if event.tag is not None:
                 self.refuse(line, f"the tag {printable(event.tag)}: leave tags out")
             if isinstance(event, yaml.ScalarEvent):
@@ -245,4 +245,8 @@ _Dumper.add_representer(str, _text)
 
 def dump_yaml(*documents: Any) -> str:
     """Plain values as YAML that `parse_yaml` and readers of YAML 1.1 read back as they were."""
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    given: dict[str, Any] = {"Dumper": _Dumper, "sort_keys": False, "width": 100}
+    text: str = yaml.dump_all(documents, allow_unicode=True, **given)
+    if printable(text, keep="\n") != text:  # what is not seen is written as escapes
+        text = yaml.dump_all(documents, allow_unicode=False, **given)
+    return text

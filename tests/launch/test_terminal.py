@@ -154,10 +154,14 @@ def test_names_are_utf_8_under_any_locale(locales, charset, tmp_path):
     assert json.loads(listed.stdout) == sorted(names)
 
 
-def test_a_reader_that_closes_its_pipe_ends_the_command_quietly():
-    command = f"{sys.executable} -m launch.cli config | head -1"
+def test_a_reader_that_closes_its_pipe_ends_the_command_quietly(tmp_path):
+    line = json.dumps({"time": 1.0, "level": "info", "message": "m" * 1000}) + "\n"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "driver.jsonl").write_text(line * 1000, encoding="utf-8")
+    command = f"{sys.executable} -m launch.cli logs {tmp_path} | head -1"
     done = subprocess.run(["sh", "-c", command], capture_output=True, cwd=ROOT, check=False)
     assert done.stderr == b""
+    assert done.stdout.endswith(b"mmm\n")
 
 
 @pytest.mark.reliability(19, "a byte-order mark in a list is no part of a name, UTF-16 is said")
