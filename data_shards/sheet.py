@@ -23,6 +23,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, its middle left out if it is wider than `width` pixels."""
+    text = printable(text)  # the layout raises for control characters
     if font.getlength(text) <= width:
         return text
     kept = len(text)
@@ -43,7 +44,7 @@ def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> 
     for row, identity in enumerate(chosen.tolist()):
         top = _GAP + row * (_CELL + _CAPTION + _GAP)
         samples = np.flatnonzero(dataset.identity == identity)
-        name = _fitted(printable(str(dataset.names[identity])), name_font, _NAMES - 2 * _GAP)
+        name = _fitted(str(dataset.names[identity]), name_font, _NAMES - 2 * _GAP)
         draw.text((_GAP, top + 36), name, _INK, name_font)
         draw.text((_GAP, top + 60), f"id {identity}, {len(samples)} images", _PALE, small)
         spread = np.linspace(0, len(samples) - 1, min(columns, len(samples))).astype(int)

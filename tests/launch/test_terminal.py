@@ -23,6 +23,7 @@ from launch.cli import app
 from launch.ssh import read_hosts
 from launch.terminal import Terminal
 from tests.data_shards.test_folder import put
+from tests.monitoring.live_runs import add, evaluate
 from untrusted.errors import InputError
 from untrusted.text import tsv_cells, tsv_line
 
@@ -64,13 +65,15 @@ def test_a_console_shows_texts_titles_and_cells_as_they_stand(text):
     13, "names, messages and errors are printed as they stand, and cannot steer the terminal"
 )
 def test_hostile_names_go_through_the_commands(tmp_path):
-    source = put(tmp_path / "in", [f"{who}/{n}.jpg" for who in HOSTILE for n in range(2)])
+    people = [f"{name}{number}" for name in HOSTILE for number in range(4)]
+    source = put(tmp_path / "in", [f"{who}/{c}/0.jpg" for who in people for c in HOSTILE[::3]])
     out = tmp_path / "o[/]\x1b[31m"
-    told = said("shards", "import", "folder", source, "name=[", "--out", out, "--processes", "0")
+    options = ("name=[", "cameras=true", "--processes", "0")
+    told = said("shards", "import", "folder", source, *options, "--out", out)
     told += said("shards", "info", out) + said("shards", "verify", out)
     told += said("shards", "show", out, "--out", tmp_path / "sheet[x].png")
     told += said("shards", "verify", tmp_path / "none[/]\x1b]0;x\x07", code=2)
-    assert f"{len(HOSTILE)} identities" in told
+    assert f"{4 * len(HOSTILE)} identities" in told
     assert "o[/]\\x1b[31m" in told
     logs = tmp_path / "run" / "logs"
     logs.mkdir(parents=True)
@@ -80,6 +83,17 @@ def test_hostile_names_go_through_the_commands(tmp_path):
     as_json = said("logs", tmp_path / "run", "--json")
     assert json.loads(as_json)["message"] == line["message"]
     assert "[/] \\x1b]0;x\\x07 \\x9b31m José" in told
+    run, method = tmp_path / "r[x]\x1b[31m", "[b]\x1b]0;x\x07"
+    evaluate(run, method, 0, 0, top1=0.5)
+    (run / "ledger.jsonl").unlink()
+    settings = f"{{dataset: '{source.parent / 'plain'}', methods: {{fkd: {{}}}}, "
+    settings += "benchmark: {steps: 1, test_identities: 24, seen_identities: 1}}"
+    (run / "run.yaml").write_text(settings, encoding="utf-8")
+    add(run, "events.jsonl", {"time": 1.0, "event": "notice", "message": "[/] \x1b[2J\x9b31m lost"})
+    out.rename(tmp_path / "plain")
+    told += said("status", run) + said("compare", run) + said("compare", run, "--json")
+    assert "[/] \\x1b[2J\\x9b31m lost" in told
+    assert "[b]\\x1b]0;x\\x07" in told
     told += said("run", tmp_path / "[/]\x1b.yaml", code=2)
     told += said("config", ROOT / "configs" / "demo.yaml", "\x1b[31mb=1", code=2)
     assert harmless(told + as_json)
