@@ -6,7 +6,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from data_shards.images import ImageSettings
@@ -16,6 +15,7 @@ from data_shards.settings import InputError, Settings
 from data_shards.sources.registry import SOURCES, Source
 from data_shards.writer import write_dataset
 from untrusted.json_text import parse_json
+from untrusted.yaml_text import parse_yaml
 
 
 def source_named(name: str) -> Source:
@@ -41,12 +41,8 @@ def source_settings(name: str, path: str, options: Iterable[str]) -> Settings:
         if key not in model.model_fields:
             known = [field for field in model.model_fields if field != "path"]
             raise InputError(f"{name} has no option {key!r}: it has {', '.join(known) or 'none'}")
-        try:
-            values[key] = (
-                text if model.model_fields[key].annotation is str else yaml.safe_load(text)
-            )
-        except yaml.YAMLError as error:
-            raise InputError(f"option {option!r}: the value is not YAML") from error
+        is_text = model.model_fields[key].annotation is str
+        values[key] = text if is_text else parse_yaml(text, f"option {option[:80]!r}")
     try:
         return model.model_validate(values)
     except ValidationError as error:

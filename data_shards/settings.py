@@ -11,4 +11,6 @@ class Settings(BaseModel):
     """Base of every configuration model: unknown keys are errors, values do not change once read,
     and the docstring under a field is its documentation (``perennial config`` prints it)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )

@@ -10,6 +10,7 @@ from data_shards.counter import shuffled, stream_key
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.sources import ROLES, UNKNOWN_CAMERA
 from untrusted.pictures import open_picture
+from untrusted.text import printable
 
 _CELL, _CAPTION, _NAMES, _GAP = 112, 16, 200, 6
 _INK, _PALE = (20, 20, 20), (110, 110, 110)
@@ -22,6 +23,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """`text`, its middle left out if it is wider than `width` pixels."""
+    text = printable(text)  # the layout raises for control characters
     if font.getlength(text) <= width:
         return text
     kept = len(text)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from safetensors import SafetensorError
@@ -20,6 +19,8 @@ from trainer.checkpoint import Folder
 from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.model import Model, save_adopted
+from untrusted.text_files import read_lines
+from untrusted.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,12 @@ def run_adopt(
     save_adopted(out, settings, tensors, loss, weight, names)
     model = Model.open(out)
     console.print(
-        f"[green]✓[/] {out}: {settings.source}, d = {settings.dimension}, "
+        f"✓ {out}: {settings.source}, d = {settings.dimension}, "
         f"{model.rows:,} identities, fingerprint {model.fingerprint}",
         soft_wrap=True,
     )
     if settings.batch:
-        console.print(f"[yellow]![/] it takes {settings.batch} images at a time, no other number")
+        console.print(f"! it takes {settings.batch} images at a time, no other number")
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -95,9 +96,9 @@ def _channels(option: str, text: str, unit: bool) -> Triple:
 def _margin(text: str) -> ClassifierSettings:
     values = dict(part.partition("=")[::2] for part in text.split(","))
     try:
-        margin = {key: yaml.safe_load(value) for key, value in values.items()}
+        margin = {key: parse_yaml(value, f"--margin {key}") for key, value in values.items()}
         return ClassifierSettings.model_validate({"margin": margin})
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, InputError) as error:
         raise InputError(
             f"--margin {text!r} is none: write kind=cosface,scale=64,margin=0.4, or see "
             "classifier.margin in `perennial config`"
@@ -119,10 +120,7 @@ def _classifier(
     if weight is None or weight.ndim != 2 or weight.shape[1] != dimension:
         found = "no `weight`" if weight is None else f"a weight of {list(weight.shape)}"
         raise InputError(f"{file} holds {found}: [C, {dimension}] is needed, d as the embedding's")
-    try:
-        rows = names.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--names {names} is no readable text: {error}") from error
+    rows = read_lines(names, "--names")
     if len(rows) != len(weight) or len(set(rows)) != len(rows):
         raise InputError(
             f"{names} has {len(rows):,} lines, {len(set(rows)):,} different, for {len(weight):,} "

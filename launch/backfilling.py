@@ -103,7 +103,7 @@ def _tell(gallery: Gallery, model: Model, console: Console) -> None:
         else f"{every - new:,} are of {gallery.others(model.fingerprint)[0]}"
     )
     console.print(
-        f"[green]✓[/] {gallery.folder}: {new:,} of {every:,} vectors ({new / every:.1%}) are of "
+        f"✓ {gallery.folder}: {new:,} of {every:,} vectors ({new / every:.1%}) are of "
         f"model {model.fingerprint}; {left}",
         soft_wrap=True,
     )

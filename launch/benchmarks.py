@@ -135,6 +135,5 @@ def merge(
     manifest = merge_datasets([ShardDataset.open(folder) for folder in datasets], place)
     place.leave()
     console.print(
-        f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
-        f"{out}"
+        f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities in {out}"
     )

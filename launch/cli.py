@@ -1,13 +1,12 @@
 """The command `perennial`."""
 
-import json
+import contextlib
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Literal
 
 import typer
@@ -19,17 +18,17 @@ from launch.model_commands import adopt, backfill, embed, evaluate
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
-from launch.terminal import console
+from launch.terminal import begin_in_utf_8, console, prepare_output, say, say_json
 from launch.withheld import EXIT_CODE as WITHHELD
 from launch.withheld import Withheld
-from untrusted.text import redacted
+from untrusted.text import printable, redacted
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # help is text: its brackets are not markup
 )
 app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
@@ -141,7 +140,7 @@ def compare(
         for row in rows:
             same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
             row |= {"compatibility": same} if same else {}
-        print(json.dumps(rows, indent=1))
+        say_json(rows)
         return
     for table in tables(rows):
         console.print(table)
@@ -200,7 +199,10 @@ def logs(
     except ValueError as error:
         raise InputError(f"--since {since!r} is no time: write 10m, or 2026-01-31T09:00") from error
     for line in read_logs(folder, rank, phase, start, level):
-        print(json.dumps(line, ensure_ascii=False) if as_json else in_words(line))
+        if as_json:
+            say_json(line, indent=None)
+        else:
+            say(in_words(line))
 
 
 @app.command()
@@ -220,9 +222,6 @@ def serve(
 ) -> None:
     """Show a folder of runs on a live web page that changes nothing."""
     from launch.serving import serve_runs
-
-    def say(line: str) -> None:
-        print(line, flush=True)
 
     serve_runs(runs, host, port, prometheus, tuple(scrape or ()), say)
 
@@ -284,7 +283,7 @@ def compat(
     if out is not None:
         write_json(out, found)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        say_json(found)
     else:
         for part in comparison_tables(found):
             console.print(part)
@@ -323,7 +322,7 @@ def plan(
     )
     planned = plan_run(settings, split, chosen)
     if as_json:
-        print(json.dumps(planned.values(), indent=1))
+        say_json(planned.values())
         return
     for part in plan_tables(planned):
         console.print(part)
@@ -340,10 +339,10 @@ def config(
     from launch.config import fields, load_config
 
     if file is not None:
-        import yaml
+        from untrusted.yaml_text import dump_yaml
 
         values = load_config(file, overrides or []).model_dump(mode="json")
-        print(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), end="")
+        say(dump_yaml(values), end="")
         return
     from trainer.methods import METHODS
 
@@ -358,6 +357,7 @@ def config(
 
 def main() -> None:
     """Entry point."""
+    begin_in_utf_8()
     report_errors(app)
 
 
@@ -366,7 +366,7 @@ def report_errors(command: Callable[[], None]) -> None:
 
     Of others the stack trace is printed, without the passwords of URLs.
     """
-    sys.excepthook = _trace
+    prepare_output()
     try:
         command()
     except InputError as error:
@@ -375,20 +375,20 @@ def report_errors(command: Callable[[], None]) -> None:
         _stop(str(ended), PREEMPTED)
     except Withheld as refused:
         _stop(str(refused), WITHHELD)
+    except Exception:  # our own fault; its message may hold text of others
+        print(redacted(printable(traceback.format_exc(), keep="\n")), file=sys.stderr)
+        sys.exit(1)
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
             _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)
         raise
 
 
-def _trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
-
-
 def _stop(message: str, code: int) -> None:
     """Ends at once: a Ray Train thread may still be waiting for its workers."""
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        print(printable(message, keep="\n"), file=sys.stderr, flush=True)
+        sys.stdout.flush()
     os._exit(code)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_shards.benchmark_settings import BenchmarkSettings
@@ -22,6 +21,11 @@ from trainer.heads.classifier import ClassifierSettings
 from trainer.methods import METHODS, Method
 from trainer.optimizers import NOT_DECIDING, TrainingSettings
 from trainer.teacher import TeacherSettings
+from untrusted.text import printable
+from untrusted.yaml_text import parse_yaml, read_yaml
+
+_SHOWN = 120
+"""Characters of a wrong value that an error repeats."""
 
 
 class RunConfig(Settings):
@@ -105,8 +109,10 @@ class RunConfig(Settings):
             raise ValueError("must map names to methods, such as {finetune: {}}")
         named = {}
         for name, values in methods.items():
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_.-]*", str(name)):
-                raise ValueError(f"{name!r} is no name: use letters, digits and + _ . -")
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9+_.-]{,99}", str(name)):
+                raise ValueError(
+                    f"{str(name)[:120]!r} is no name: use up to 100 letters, digits and + _ . -"
+                )
             values = dict(values or {})
             if "kind" not in values:
                 if name not in METHODS:
@@ -249,8 +255,13 @@ def explain(error: ValidationError, source: str) -> InputError:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "union_tag_not_found":
         message = f"say which, by {key}.kind"
-    given = "" if isinstance(first["input"], dict) else f" (given: {first['input']!r})"
-    return InputError(f"{source}: {key}: {message}{given}")
+    given = "" if isinstance(first["input"], dict) else f" (given: {_shortened(first['input'])})"
+    return InputError(printable(f"{source}: {key}: {message}{given}"))
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -266,10 +277,7 @@ def _set(values: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise InputError(f"override {override!r}: {parent} is a value, not a group of keys")
         at = inner
-    try:
-        at[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not YAML") from error
+    at[last] = parse_yaml(text, f"override {override[:80]!r}")
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -278,12 +286,12 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     Raises InputError naming the file, the key and what is allowed.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError as error:
         known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
         raise InputError(f"{path} does not exist (in {path.parent}: {known})") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is not a readable YAML file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold keys and values, see configs/demo.yaml")
     for override in overrides:
@@ -300,13 +308,14 @@ def kept_config(folder: Path) -> RunConfig:
     """The configuration that a run folder was made by. Raises InputError."""
     path = folder / "run.yaml"
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return RunConfig.model_validate(read_yaml(path))
     except FileNotFoundError as error:
         raise InputError(
             f"{folder} is no run folder (no run.yaml): give one, such as runs/demo"
         ) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is damaged: restore it or use another --out") from error
+    except (OSError, ValueError) as error:
+        why = explain(error, "it") if isinstance(error, ValidationError) else error
+        raise InputError(f"{path} is damaged ({why}): restore it or use another --out") from error
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -1,6 +1,5 @@
 """Embeds all images of a dataset with a model, a shard a unit of work, going on after a kill."""
 
-import csv
 import fcntl
 import json
 import os
@@ -34,6 +33,7 @@ from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
+from untrusted.text import tsv_cells
 
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
@@ -163,7 +163,7 @@ def run_embed(
             finish(out, part, files, plan)
     shutil.rmtree(work, ignore_errors=True)
     console.print(
-        f"[green]✓[/] {out}: {len(images.dataset):,} vectors of {model.settings.dimension} "
+        f"✓ {out}: {len(images.dataset):,} vectors of {model.settings.dimension} "
         f"numbers by model {model.fingerprint}",
         soft_wrap=True,
     )
@@ -241,8 +241,8 @@ def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[
     shutil.rmtree(tree, ignore_errors=True)
     for file in files.values():
         _, vectors = read_embeddings(file, plan["model"])
-        with file.with_suffix(".tsv").open(newline="") as lines:
-            keys = [key for key, _ in csv.reader(lines, delimiter="\t")]
+        with file.with_suffix(".tsv").open(newline="\n", encoding="utf-8") as lines:
+            keys = [tsv_cells(line)[0] for line in lines]
         for key, vector in zip(keys, vectors, strict=True):
             write_feature(tree / feature_name(key, plan["features"]), vector)
     write_json(tree / FEATURES, plan)

@@ -29,6 +29,7 @@ from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
 from data_shards.writer import refusals
+from untrusted.text import printable
 
 _PLAIN_SECONDS = 30.0
 
@@ -47,7 +48,12 @@ def progress(
     console: Console, what: str, total: int | None, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, elsewhere a line every half minute."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+    )
     begun = shown = time.monotonic()
     first: list[int] = []
     with Progress(
@@ -57,7 +63,7 @@ def progress(
         disable=not console.is_terminal,
         transient=True,
     ) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(printable(what), total=total)
 
         def hear(done: int) -> None:
             nonlocal shown
@@ -101,7 +107,7 @@ def run_import(
     out = place.name
     if finished(place, description(name, settings, image)):
         place.leave()
-        console.print(f"[green]✓[/] {out} holds just this import already", soft_wrap=True)
+        console.print(f"✓ {out} holds just this import already", soft_wrap=True)
         return
     total = SOURCES[name].total
     count = total(settings) if total else None
@@ -117,17 +123,17 @@ def run_import(
     if table := refusal_table(place.folder):
         console.print(table)
     console.print(
-        f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
+        f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities in "
         f"{out}, {manifest['refused']:,} refused"
     )
     place.leave()
     dataset = ShardDataset.open(out)
     for line in unlike_published(dataset, SOURCES[name].published(settings)):
-        console.print(f"[yellow]![/] {line}")
+        console.print(f"! {line}")
     singles = int((np.bincount(dataset.identity) == 1).sum())
     if singles:
         console.print(
-            f"[yellow]![/] identities with a single image: {singles:,}; there is nothing to find "
+            f"! identities with a single image: {singles:,}; there is nothing to find "
             "them by or to compare them with"
         )
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from rich.table import Table
+from rich.text import Text
 
 from trainer.checkpoint.inspection import Inspection
 
@@ -18,6 +19,6 @@ def inspection_tables(found: Inspection) -> Iterator[Table]:
     files.columns[1].justify = "right"
     for file in found.files:
         size = "missing" if file.bytes is None else f"{file.bytes:,}"
-        mark = "[red]damaged[/]" if file.damaged else "[green]✓[/]"
+        mark = Text("damaged", "red") if file.damaged else Text("✓", "green")
         files.add_row(file.name, size, mark, file.content)
     yield files

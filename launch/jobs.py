@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from data_shards.files import write_json
@@ -22,9 +21,11 @@ from launch.config import RunConfig
 from launch.environment import write_lock
 from launch.ray_token import check_token
 from launch.remembered import locations, remember, remembered
+from launch.terminal import say
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 from untrusted.text import holds_secret
+from untrusted.yaml_text import dump_yaml
 
 FILE = "job.json"
 _BYTES = 1 << 16
@@ -104,7 +105,7 @@ def pack(config: RunConfig, folder: Path) -> None:
     values = _placed(config.model_dump())
     values["dataset"] = config.dataset_location()
     values["cluster"]["address"] = "auto"
-    (folder / "run.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    (folder / "run.yaml").write_text(dump_yaml(values), encoding="utf-8")
 
 
 def _placed(value: Any) -> Any:
@@ -133,9 +134,9 @@ def follow(folder: Path, console: Console, address: str | None = None) -> int:
             try:
                 printed = asyncio.run(_tail(client, job, printed))
             except (ConnectionError, RuntimeError) as error:
-                console.print(f"[yellow]![/] the log broke off ({error}): trying again")
+                console.print(f"! the log broke off ({error}): trying again")
                 time.sleep(_RETRY_SECONDS)
-        print(client.get_job_logs(job)[printed:], end="", flush=True)
+        say(client.get_job_logs(job)[printed:], end="")
         if info.status == "STOPPED":
             console.print(f"{job} was stopped: the same command goes on from there")
         elif info.status == "FAILED" and info.driver_exit_code is None:
@@ -147,7 +148,7 @@ async def _tail(client: Any, job: str, printed: int) -> int:
     """Prints a job's output beyond so many characters as it comes; returns how many there are."""
     seen = 0
     async for text in client.tail_job_logs(job):
-        print(text[max(0, printed - seen) :], end="", flush=True)
+        say(text[max(0, printed - seen) :], end="")
         seen += len(text)
     return max(seen, printed)
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_shards.remote import is_remote
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.plan import Plan
+from untrusted.yaml_text import dump_yaml, yaml_documents
 
 MANIFESTS = Path(__file__).parents[1] / "k8s"
 Files = dict[str, list[Any]]
@@ -119,9 +118,7 @@ def on_cluster(config: RunConfig, size: Sizes) -> dict[str, Any]:
 def read_manifests(folder: Path = MANIFESTS) -> Files:
     """Every YAML file of a folder of manifests."""
     return {
-        str(path.relative_to(folder)): _plain(
-            list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-        )
+        str(path.relative_to(folder)): _plain(list(yaml_documents(path.read_bytes(), str(path))))
         for path in sorted(folder.rglob("*.yaml"))
     }
 
@@ -131,9 +128,7 @@ def write_manifests(files: Files, folder: Path) -> None:
     for name, documents in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+        path.write_text(dump_yaml(*documents), encoding="utf-8")
 
 
 def render(files: Files, config: RunConfig, size: Sizes, name: str, image: str) -> Files:
@@ -152,7 +147,7 @@ def render(files: Files, config: RunConfig, size: Sizes, name: str, image: str) 
     job, configuration = files["base/rayjob.yaml"][0], files["common/configuration.yaml"][0]
     job["metadata"]["name"] = configuration["metadata"]["name"] = name
     job["spec"]["entrypoint"] = f"perennial run {_CONFIG} --out {_RUNS}/{name}"
-    written = yaml.safe_dump(on_cluster(config, size), sort_keys=False, allow_unicode=True)
+    written = dump_yaml(on_cluster(config, size))
     configuration["data"] = {"run.yaml": written}
     _size_job(job, size)
     volume = files["common/volume.yaml"][0]

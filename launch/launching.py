@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from launch.terminal import console
+from launch.terminal import console, say
 
 launching = typer.Typer(help="Start a run on a cluster.", no_args_is_help=True)
 
@@ -58,7 +58,7 @@ def ssh(
     words = [config, *(overrides or []), *(["--out", out] if out else [])]
     if dry_run:
         for line in launch.commands(words):
-            print(line)
+            say(line)
         return
     if code := launch.run(words, console):
         raise typer.Exit(code)
@@ -145,7 +145,7 @@ def slurm(
     )
     text = script(job)
     if dry_run:
-        print(text, end="")
+        say(text, end="")
         return
     number = submit(text, run)
     console.print(f"job {number}: squeue -j {number}; its output: {run}/slurm-{number}.log")

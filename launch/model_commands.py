@@ -1,15 +1,13 @@
 """The commands on finished models and their vectors: adopt, embed, backfill, evaluate."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from data_shards.features import file_ending
 from data_shards.settings import InputError
-from launch.terminal import console
+from launch.terminal import Terminal, console, say_json
 
 ImageSize = Annotated[
     str | None,
@@ -144,7 +142,7 @@ def evaluate(
     from launch.evaluating import FeatureFiles, results_table, run_evaluate, settings_of_test
     from trainer.model import Model
 
-    shown = Console(stderr=True, highlight=False) if as_json else console
+    shown = Terminal(stderr=True, highlight=False) if as_json else console
     test = settings_of_test(dataset=on, protocol=protocol, distractors=distractors, mirror=mirror)
     given: Model | FeatureFiles
     if features is None:
@@ -160,7 +158,7 @@ def evaluate(
     actors_ = ClusterSettings(workers=0, actors=actors, address=address)
     found = run_evaluate(given, test, resized, actors_, out, shown)
     if as_json:
-        print(json.dumps(found, indent=1, ensure_ascii=False))
+        say_json(found)
     else:
         console.print(results_table(Path(on).name, found))
 

@@ -3,7 +3,6 @@
 A shard (in one view) is a unit of work; units are cut the same way whatever the number of actors.
 """
 
-import csv
 import io
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,6 +33,7 @@ from trainer.model import Model
 from trainer.prototypes import class_sums, write_sums
 from trainer.stored import write_embeddings
 from trainer.teacher import TeacherSettings, answers
+from untrusted.text import tsv_line
 
 Ids = NDArray[np.int64]
 
@@ -186,13 +186,11 @@ class OldModel:
         self._metrics.embedded.inc(len(samples))
         vectors = embed(embedder, self._dataset, samples, data, settings.batch)
         names = self._dataset.names[self._dataset.identity[samples]]
-        lines = io.StringIO()
         try:
             rows = zip(self._dataset.keys(samples), names, strict=True)
         except SampleError as error:
             raise InputError(f"{error}: restore the dataset, or build it anew") from error
-        csv.writer(lines, delimiter="\t", lineterminator="\n").writerows(rows)
-        write_atomically(out.with_suffix(".tsv"), lines.getvalue().encode())
+        write_atomically(out.with_suffix(".tsv"), "".join(map(tsv_line, rows)).encode())
         write_embeddings(out, samples, vectors, model.fingerprint)
         return vectors.shape[1]
 

@@ -132,7 +132,7 @@ def _remarks(plan: Plan) -> Iterator[str]:
     peak = max(step.memory["peak"] for step in plan.steps)
     if peak > machine.memory:
         yield (
-            f"[red]does not fit[/]: a rank holds {size_text(peak)} at its peak, {machine.name} has "
+            f"does not fit: a rank holds {size_text(peak)} at its peak, {machine.name} has "
             f"{size_text(machine.memory)} for it. More ranks or a smaller batch take less."
         )
 

@@ -30,7 +30,7 @@ from launch.lease import Fence
 from launch.neighbourhoods import OldModel
 from launch.preemption import Preempted, sigterm
 from launch.run import execute
-from launch.terminal import console
+from launch.terminal import begin_in_utf_8, console
 from launch.workers import train_rank
 from monitoring.metrics import Metrics
 from monitoring.progress import RunProgress
@@ -207,4 +207,5 @@ def ranks(
 
 
 if __name__ == "__main__":
+    begin_in_utf_8()
     report_errors(app)

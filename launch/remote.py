@@ -23,6 +23,7 @@ import psutil
 import typer
 
 from launch.environment import installed, own_version
+from untrusted.text import printable
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
@@ -96,7 +97,7 @@ def node(
             print("ready", flush=True)
     process.wait()
     if not asked.is_set():
-        sys.stderr.write("".join(said[-20:]))
+        sys.stderr.write(printable("".join(said[-20:]), keep="\n"))
         raise typer.Exit(1)
     ended.wait()
     shutil.rmtree(folder, ignore_errors=True)

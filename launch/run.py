@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
 from data_shards.dataset import ShardDataset
@@ -34,6 +34,8 @@ from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
 from monitoring.run_metrics import RunMetrics, monitored
+from untrusted.text import printable
+from untrusted.yaml_text import dump_yaml
 
 
 def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
@@ -41,7 +43,7 @@ def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> Non
     processes = len(os.sched_getaffinity(0))
     images = track(
         read_glyphs(settings, processes),
-        description=f"drawing glyphs into {place.name}",
+        description=escape(f"drawing glyphs into {printable(place.name)}"),
         console=console,
         disable=not console.is_terminal,
         transient=True,
@@ -49,7 +51,7 @@ def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> Non
     manifest = write_dataset(images, place, {"glyphs": settings.model_dump(mode="json")})
     place.leave()
     console.print(
-        f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities by "
+        f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities by "
         f"{len(manifest['cameras'])} cameras in {place.name}",
         highlight=False,
     )
@@ -63,11 +65,15 @@ def verify_dataset(
     Raises InputError.
     """
     total = sum(facts["bytes"] for facts in dataset.manifest["files"].values())
-    columns = (TextColumn("verifying {task.description}"), BarColumn(), DownloadColumn())
+    columns = (
+        TextColumn("verifying {task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+    )
     with Progress(
         *columns, console=console, disable=not console.is_terminal, transient=True
     ) as bar:
-        task = bar.add_task(dataset.location, total=total)
+        task = bar.add_task(printable(dataset.location), total=total)
         dataset.verify(lambda done: bar.update(task, completed=done), fetching)
 
 
@@ -81,7 +87,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
                 f"{folder} was made by another configuration, which differs in "
                 f"{'; '.join(changed[:3])}: use another --out, or delete the folder"
             )
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    text = dump_yaml(config.model_dump(mode="json"))
     write_atomically(path, text.encode())
 
 

@@ -123,7 +123,7 @@ def shards_verify(
 
     opened = ShardDataset.open(dataset)
     verify_dataset(opened, console, CacheSettings())
-    console.print(f"[green]✓[/] {dataset}: {len(opened.manifest['files'])} files are as written")
+    console.print(f"✓ {dataset}: {len(opened.manifest['files'])} files are as written")
 
 
 @shards.command("info")

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.remote import check_same
+from untrusted.text_files import read_lines
 
 _READY_SECONDS = 180.0
 _END_SECONDS = 40.0
@@ -50,12 +51,8 @@ class Host:
 
 def read_hosts(path: Path) -> list[Host]:
     """The hosts of a file, one a line, the head first. Raises InputError naming the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--hosts {path} cannot be read: {error}") from error
     hosts = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path, "--hosts"), start=1):
         words = line.partition("#")[0].split()
         if words:
             hosts.append(_host(words, f"line {number} of {path}"))
@@ -127,7 +124,7 @@ class Launch:
             for host in self.hosts:
                 node = started.enter_context(_session(self._node(host), token, capture=True))
                 _await_ready(node, host)
-                console.print(f"[green]✓[/] {host.name}: Ray runs", soft_wrap=True)
+                console.print(f"✓ {host.name}: Ray runs", soft_wrap=True)
                 _watch(node, host, console)
             with _session(self._driver(words), token) as driver:
                 try:
@@ -213,7 +210,7 @@ def _watch(node: subprocess.Popen, host: Host, console: Console) -> None:
     def wait() -> None:
         if node.wait() != 0:
             console.print(
-                f"[yellow]![/] {host.name} is lost: the run waits for another host, or go on by "
+                f"! {host.name} is lost: the run waits for another host, or go on by "
                 "Ctrl-C and the same command",
                 soft_wrap=True,
             )

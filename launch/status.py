@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from launch.config import kept_config
 from launch.folder import Run
@@ -41,7 +42,7 @@ def status_table(folder: Path) -> Iterator[Any]:
         for step in steps:
             own = [p for p in every if p.chain == chain and p.step == step]
             left = [p.kind for p in own if p.name in todo]
-            cells.append(f"[yellow]{left[0]}[/]" if left else "[green]done[/]")
+            cells.append(Text(left[0], "yellow") if left else Text("done", "green"))
         table.add_row(chain.name, *cells)
     yield table
     yield f"{len(every) - len(todo)} of {len(every)} phases are done"

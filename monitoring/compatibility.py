@@ -45,8 +45,8 @@ def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
         table.add_column(head, justify="right")  # where there is little room, these wrap
     table.add_column("holds", no_wrap=True)
     for point in found["points"]:
-        verdict = "[green]yes[/]" if point["holds"] else "[red]no[/]"
-        cells = [*(_percent(point[key]) for key in shown), _interval(point["gain"])]
+        verdict = Text("yes", "green") if point["holds"] else Text("no", "red")
+        cells: list[str] = [*(_percent(point[key]) for key in shown), _interval(point["gain"])]
         cells += [_interval(point["update_gain"])] if "paragon" in shown else []
         table.add_row(point["point"], *cells, verdict)
     yield table

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -17,6 +16,7 @@ from monitoring import grafana, kubernetes
 from monitoring.metrics import Metrics
 from monitoring.panels import DASHBOARDS
 from monitoring.run_metrics import RunMetrics
+from untrusted.yaml_text import read_yaml
 
 ROOT = Path(__file__).parents[1]
 RULES = Path(__file__).parent / "rules"
@@ -59,7 +59,7 @@ def metrics_page() -> str:
 
 def alerts() -> list[dict[str, Any]]:
     """Every alert of the rule files."""
-    groups = yaml.safe_load((RULES / "alerts.yaml").read_text(encoding="utf-8"))["groups"]
+    groups = read_yaml(RULES / "alerts.yaml")["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 

@@ -4,25 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from monitoring.grafana import Dashboard
 from monitoring.grafana import text as dashboard_text
+from untrusted.yaml_text import dump_yaml, read_yaml
 
 _HEAD = "# Written by `python -m monitoring.documents`; a test holds it up to date.\n"
 _LABELS = {"app.kubernetes.io/part-of": "perennial"}
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as such."""
-
-
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    ),
-)
 
 
 def files(rules: Path, dashboards: Sequence[Dashboard]) -> dict[str, str]:
@@ -35,11 +22,7 @@ def files(rules: Path, dashboards: Sequence[Dashboard]) -> dict[str, str]:
 
 def rule_object(rules: Path) -> dict[str, Any]:
     """A PrometheusRule with every group of the rule files in a folder."""
-    groups = [
-        group
-        for file in sorted(rules.glob("*.yaml"))
-        for group in yaml.safe_load(file.read_text(encoding="utf-8"))["groups"]
-    ]
+    groups = [group for file in sorted(rules.glob("*.yaml")) for group in read_yaml(file)["groups"]]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -59,6 +42,4 @@ def dashboard_object(dashboard: Dashboard) -> dict[str, Any]:
 
 
 def _text(objects: list[dict[str, Any]]) -> str:
-    return _HEAD + yaml.dump_all(
-        objects, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+    return _HEAD + dump_yaml(*objects)

@@ -28,10 +28,10 @@ class RunProgress:
         self._console, self._phases, self._number = console, phases, 0
         self._metrics, self._turns = metrics, 0
         self._live = Progress(
-            TextColumn("[bold]{task.fields[phase]}[/]"),
+            TextColumn("{task.fields[phase]}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[detail]}"),
-            TextColumn("[dim]run:[/] {task.percentage:.0f}%, left"),
+            TextColumn("{task.fields[detail]}", markup=False),
+            TextColumn("run: {task.percentage:.0f}%, left"),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
@@ -78,7 +78,7 @@ class RunProgress:
     def notice(self, line: str) -> None:
         """Something that the user should know; the run goes on."""
         LOG.warning("%s", line)
-        self._console.print(f"[yellow]![/] {line}", highlight=False, soft_wrap=True)
+        self._console.print(f"! {line}", highlight=False, soft_wrap=True)
 
     def units(self, done: int, of: int) -> None:
         """Units of a CPU phase are done."""
@@ -94,7 +94,7 @@ class RunProgress:
         LOG.info("finished in %.1f s: %s", seconds, words or "done")
         self.context = {}
         self._console.print(
-            f"[green]✓[/] {self._number}/{self._phases} {self._name} [dim]{seconds:.1f} s[/]",
+            f"✓ {self._number}/{self._phases} {self._name} {seconds:.1f} s",
             f" {words}",
             highlight=False,
             soft_wrap=True,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from untrusted.yaml_text import dump_yaml
 
 RULES = Path(__file__).parent / "rules"
 _PORT = 9090
@@ -68,9 +68,7 @@ def main() -> None:
     given.state.mkdir(parents=True, exist_ok=True)
     config = given.state / "prometheus.yml"
     rules = sorted(RULES.resolve().glob("*.yaml"))
-    config.write_text(
-        yaml.safe_dump(configuration(given.runs, given.seconds, rules)), encoding="utf-8"
-    )
+    config.write_text(dump_yaml(configuration(given.runs, given.seconds, rules)), encoding="utf-8")
     try:
         line = command(config, given.state / "data", given.port)
     except FileNotFoundError as error:

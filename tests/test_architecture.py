@@ -54,6 +54,12 @@ def test_text_is_utf_8_whatever_the_locale():
                     assert not _is_text_without_encoding(node), f"{path}:{node.lineno}"
 
 
+def test_yaml_is_read_and_written_in_one_place():
+    for package in (*ALLOWED, "benchmarks"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert "yaml" not in imported(path) or path.name == "yaml_text.py", path
+
+
 def test_nothing_unpickles():
     """Files are read as safetensors, JSON, YAML (safe) and Parquet only."""
     forbidden = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("yaml", "load")}

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from data_shards.settings import InputError
 from launch.config import load_config
@@ -53,10 +52,10 @@ class Runs:
 def test_a_configuration(trace, tmp_path, tag):
     path = tmp_path / "c.yaml"
     path.write_text(f"methods: {{finetune: {{}}}}\ndataset: {tag} ['touch {trace}']\n")
-    with pytest.raises(InputError, match="not a readable YAML file"):
+    with pytest.raises(InputError, match="the tag"):
         load_config(path)
     path.write_text("methods: {finetune: {}}\ndataset: data\n")
-    with pytest.raises(InputError, match="is not YAML"):
+    with pytest.raises(InputError, match="the tag"):
         load_config(path, [f"dataset={tag} ['touch {trace}']"])
 
 
@@ -64,7 +63,7 @@ def test_a_run_folders_configuration(trace, tmp_path):
     (tmp_path / "run.yaml").write_text(f"a: !!python/object/apply:os.system ['touch {trace}']\n")
     with pytest.raises(InputError, match="is damaged"):
         open_run(tmp_path)
-    with pytest.raises(yaml.constructor.ConstructorError):
+    with pytest.raises(InputError):
         draw(tmp_path)
 
 

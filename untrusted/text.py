@@ -1,10 +1,13 @@
 """Text of a stranger on its way to people: nothing that steers a terminal, no passwords."""
 
+import os
 import re
 import unicodedata
+from collections.abc import Iterable
 
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 """Unicode categories: control, format (bidirectional overrides), surrogates, private use, ends."""
+_ESCAPED = re.compile(r"\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _USER = re.compile(r"(?<=://)[^/?#\s'\"@]*:[^/?#\s'\"]*@|(?<=://)[^/?#\s'\"@:]+@")
 _PASSWORD = re.compile(r"://[^/?#\s]*:[^/?#\s]*@|https?://[^/?#\s]+@", re.I)
 # so many characters at most: a hostile text of `token` a thousand times is searched in linear time
@@ -36,3 +39,23 @@ def redacted(text: str) -> str:
 def holds_secret(location: str) -> bool:
     """Whether a URL tells a password. Of other schemes a user alone is none: ``ssh://me@host``."""
     return bool(_QUERY.search(location) or _PASSWORD.search(location))
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """The name of a file as UTF-8, whatever the locale by which Python decoded it; bytes that are
+    no UTF-8 stay surrogates."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def tsv_line(cells: Iterable[str]) -> str:
+    r"""A line of columns with its end. Within a cell a backslash is ``\\``, and a tab, an end of a
+    line or whatever else is not seen is ``\t``, ``\n``, ``\x1b``."""
+    return "\t".join(printable(cell.replace("\\", "\\\\")) for cell in cells) + "\n"
+
+
+def tsv_cells(line: str) -> list[str]:
+    """The cells of a line of `tsv_line`."""
+    return [
+        _ESCAPED.sub(lambda found: found[0].encode().decode("unicode_escape"), cell)
+        for cell in line.removesuffix("\n").split("\t")
+    ]

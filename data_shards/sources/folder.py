@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_shards.settings import InputError, Settings
 from data_shards.sources import MAX_ENCODED_BYTES, UNKNOWN_CAMERA, Refusal, SourceImage, named
+from untrusted.text import file_name
 
 SUFFIXES = frozenset(
     ["", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
@@ -48,7 +49,7 @@ def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | O
 
 
 def _item(root: Path, path: Path, settings: FolderSettings) -> SourceImage | Refusal:
-    parts = path.relative_to(root).parts
+    parts = Path(file_name(path.relative_to(root))).parts
     key = "/".join(parts)
     identity = named(settings.name, parts[0]) if len(parts) > 1 else ""
     if path.suffix.lower() not in SUFFIXES:
@@ -80,7 +81,7 @@ def read_folder(settings: FolderSettings, start: int = 0) -> Iterator[SourceImag
         raise InputError(f"{root} is no folder: give the one that holds the identities' folders")
     for found in islice(_files(root, frozenset()), start, None):
         if isinstance(found, OSError):
-            key = Path(found.filename).relative_to(root).as_posix()
+            key = file_name(Path(found.filename).relative_to(root))
             yield Refusal(key, "", "unreadable", found.strerror or str(found))
         else:
             yield _item(root, found, settings)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from data_shards.settings import InputError
 from data_shards.sources import MAX_ENCODED_BYTES, Refusal, SourceImage
+from untrusted.text_files import read_lines
 
 
 class Listed(NamedTuple):
@@ -65,13 +66,7 @@ def folder_within(root: Path, *names: str) -> Path:
 
 def lines_of(path: Path) -> list[str]:
     """The lines of a list, without empty ones. Raises InputError when it is missing or no text."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not a readable list ({error}): take it from its publisher again"
-        ) from error
-    return [line for line in text.split("\n") if line.strip()]
+    return [line for line in read_lines(path, "the list") if line.strip()]
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Annotated, Any, NotRequired
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from monitoring.live.values import Chain
 from monitoring.records import reason
 from monitoring.schemas import MOST_STEPS, NAME
+from untrusted.errors import InputError
 from untrusted.files import read_bytes
+from untrusted.yaml_text import parse_yaml
 
-_CONFIG_BYTES, _MOST_STEPS, _DEPTH = 1 << 16, 100_000, 50
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_CONFIG_BYTES, _MOST_STEPS = 1 << 16, 100_000
 
 
 _Method = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -91,28 +91,8 @@ def extent(root: Path, folder: Path) -> Extent:
     """That of a run folder. Raises Damaged."""
     try:
         content = read_bytes(folder / "run.yaml", _CONFIG_BYTES, root)
-        return Extent(_read(content), content.decode())
+        return Extent(parse_yaml(content, "run.yaml"), content.decode())
     except OSError as error:
         raise Damaged(f"run.yaml cannot be read ({error.strerror or error})") from error
-    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
-        if isinstance(error, Damaged):
-            raise
-        raise Damaged(f"run.yaml is no YAML ({str(error).splitlines()[0]})") from error
-
-
-def _read(content: bytes) -> Any:
-    """What a YAML file holds. Deep nesting, which overflows the C loader's stack, is refused.
-
-    Raises Damaged, yaml.YAMLError or UnicodeError.
-    """
-    depth = 0
-    for event in yaml.parse(content, Loader=_Loader):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEPTH:
-            raise Damaged(f"run.yaml is nested more than {_DEPTH} deep")
-    loader = _Loader(content)
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+    except InputError as error:
+        raise Damaged(str(error)) from error

@@ -198,7 +198,9 @@ def test_the_dataset_of_a_strangers_run_is_not_fetched(tmp_path):
 def test_a_lease_that_names_another_process_does_not_end_it(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        born = int(Path(f"/proc/{other.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        born = int(
+            Path(f"/proc/{other.pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+        )
         holder = replace(Process.this(), pid=other.pid, born=born)
         assert holder.alive()
         (tmp_path / FOLDER).mkdir()

@@ -53,7 +53,7 @@ def file(tmp_path):
         ),
         ("training", "no override"),
         ("training.batch.size=3", "not a group of keys|valid integer"),
-        ("training.batch=[", "not YAML"),
+        ("training.batch=[", "no YAML"),
         (
             "evaluation.tests.lfw.dataset=d evaluation.tests.lfw.protocl=verification",
             r"evaluation\.tests\.lfw\.protocl; did you mean evaluation\.tests\.lfw\.protocol",
@@ -87,7 +87,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "demo.yaml").write_text("a: [")
     with pytest.raises(InputError, match=r"other\.yaml does not exist.*demo\.yaml"):
         load_config(tmp_path / "other.yaml")
-    with pytest.raises(InputError, match="not a readable YAML"):
+    with pytest.raises(InputError, match=r"demo\.yaml, line 2: this is no YAML"):
         load_config(tmp_path / "demo.yaml")
     (tmp_path / "demo.yaml").write_text("- 1")
     with pytest.raises(InputError, match="must hold keys"):
