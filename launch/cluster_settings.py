@@ -1,10 +1,10 @@
 """What a configuration says of processes, threads and machines."""
 
-import os
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from data_shards.cores import cores
 from data_shards.settings import Settings
 
 
@@ -47,10 +47,6 @@ class ClusterSettings(Settings):
     """Address that the endpoints for Prometheus listen on, at every machine; 0.0.0.0 lets all of
     the network read them, without a password."""
 
-    def cores(self) -> int:
-        """Cores of this machine that may be used."""
-        return len(os.sched_getaffinity(0))
-
     @model_validator(mode="after")
     def _groups_are_a_clusters(self) -> "ClusterSettings":
         if self.worker_groups and self.address is None:
@@ -78,7 +74,7 @@ class ClusterSettings(Settings):
 
     def actor_threads(self) -> int:
         """CPU threads of each actor."""
-        return max(1, self.cores() // self.actor_count())
+        return max(1, cores() // self.actor_count())
 
     def trainer_resources(self) -> dict[str, float]:
         """What Ray sets aside for each training worker."""
@@ -91,8 +87,8 @@ class ClusterSettings(Settings):
 
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""
-        return self.threads or max(1, self.cores() // max(1, self.workers))
+        return self.threads or max(1, cores() // max(1, self.workers))
 
     def actor_count(self) -> int:
         """Number of CPU actors."""
-        return self.actors or self.cores()
+        return self.actors or cores()

@@ -1,12 +1,12 @@
 """Runs or resumes a configuration, from shards to report."""
 
-import os
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
+from data_shards.cores import cores
 from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
 from data_shards.places import Place, place_at
@@ -37,7 +37,7 @@ from monitoring.run_metrics import RunMetrics, monitored
 
 def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
     """Draws the glyph dataset into a `place`, with progress."""
-    processes = len(os.sched_getaffinity(0))
+    processes = cores()
     images = track(
         read_glyphs(settings, processes),
         description=f"drawing glyphs into {place.name}",
