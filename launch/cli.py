@@ -17,6 +17,7 @@ from launch.model_commands import adopt, backfill, embed, evaluate
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
+from launch.surroundings import settle
 from launch.terminal import console
 from launch.withheld import EXIT_CODE as WITHHELD
 from launch.withheld import Withheld
@@ -349,6 +350,7 @@ def config(
 
 def main() -> None:
     """Entry point."""
+    settle()
     report_errors(app)
 
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import psutil
 import typer
 
 from launch.environment import installed, own_version
+from launch.private_folder import RAY_BYTES, make_private
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "requirements.lock"
@@ -70,7 +70,7 @@ def node(
 ) -> None:
     """Make this host part of `head`'s Ray cluster, or the head of one; prints a line when it is."""
     environment = _environment()
-    folder = tempfile.mkdtemp(prefix="perennial-ray-")
+    folder = make_private(RAY_BYTES)
     role = [f"--address={head}:{port}"]
     if head is None:
         role = ["--head", f"--port={port}", "--include-dashboard=false"]
@@ -78,7 +78,7 @@ def node(
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     ray = Path(sys.executable).with_name("ray")
     process = subprocess.Popen(
-        [ray, "start", *role, *options, f"--temp-dir={folder}", "--block"],
+        [ray, "start", *role, *options, f"--temp-dir={folder / 'ray'}", "--block"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
 from launch.adopting import check_given
 from launch.chain_compatibility import trials_of
+from launch.cluster import check_gpus
 from launch.config import RunConfig, differences, kept_config
 from launch.crew import Employ, on_ray
 from launch.driver import Driver
@@ -90,6 +91,8 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
     Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
     end where the gate kept a model from being published; what is finished stays.
     """
+    if config.cluster.address is None and employ is on_ray:
+        check_gpus(config.cluster, max(1, config.cluster.workers))
     if config.glyphs is not None and not config.dataset_is_there():
         build_glyphs(config.glyphs, place_at(config.dataset), console)
 
