@@ -34,6 +34,7 @@ from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
 from monitoring.run_metrics import RunMetrics, monitored
+from trainer.processor import fallback, multiplies_bf16
 
 
 def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
@@ -112,6 +113,11 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         todo = pending(run, ledger)
         if todo:
             append(folder, "events.jsonl", attempt.event())
+            asking = any(phase.kind in ("neighbours", "prototypes") for phase in todo)
+            if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
+                line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
+                append(folder, "events.jsonl", {"event": "notice", "message": line})
+                tell(line)
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")

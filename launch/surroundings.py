@@ -10,12 +10,12 @@ from data_shards.cores import cores
 from launch.private_folder import kept_private
 
 _CACHES = {
-    "XDG_CACHE_HOME": ".cache",
-    "TORCH_EXTENSIONS_DIR": ".cache/torch_extensions",
-    "TRITON_CACHE_DIR": ".triton/cache",
-    "MPLCONFIGDIR": ".config/matplotlib",
+    "XDG_CACHE_HOME": (".cache", ".cache/torch_extensions", ".cache/perennial"),
+    "TRITON_CACHE_DIR": (".triton/cache",),
+    "MPLCONFIGDIR": (".config/matplotlib",),
 }
-"""Variables that say where libraries write, and where they do without, below HOME."""
+"""Variables that say where libraries write, where they do without, below HOME, and what of it
+somebody else may have made, such as root when an image was built."""
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
@@ -58,14 +58,14 @@ def _find_room_for_caches() -> None:
     home = Path.home()
     moved = [
         name
-        for name, below in _CACHES.items()
-        if name not in os.environ and not _can_be_written(home / below)
+        for name, folders in _CACHES.items()
+        if name not in os.environ and not all(_can_be_written(home / f) for f in folders)
     ]
     if not moved:
         return
     folder = kept_private()
-    os.environ |= {name: str(folder / _CACHES[name]) for name in moved}
-    where = ", ".join(str(home / _CACHES[name]) for name in moved)
+    os.environ |= {name: str(folder / _CACHES[name][0]) for name in moved}
+    where = ", ".join(str(home / _CACHES[name][0]) for name in moved)
     print(f"{where} cannot be written to: {folder} is used instead", file=sys.stderr, flush=True)
 
 
