@@ -8,7 +8,7 @@ from ray.train import UserCallback
 from launch.failures import crashes, explain
 
 
-class TellFailures(UserCallback):  # type: ignore[misc]
+class TellFailures(UserCallback):
     """Posts a `Failure` whenever workers have ended; Ray Train's controller calls it."""
 
     def __init__(self, mailbox: Any, phase: str, folder: Path, workers: int) -> None:

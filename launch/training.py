@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from data_shards.settings import InputError
 from launch.events import Records
@@ -99,6 +99,7 @@ class TrainingPhases:
 
         cluster, folder = self._run.config.cluster, self._run.folder.resolve()
         group = TorchConfig if cluster.address else FileRendezvous
+        teller = TellFailures(self._mailbox, spec["phase"], folder, cluster.workers)
         return TorchTrainer(
             worker,
             train_loop_config=spec,
@@ -116,7 +117,7 @@ class TrainingPhases:
                 name=f"train-{os.getpid()}-{time.time_ns()}",
                 storage_path=str(folder / ".ray"),
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
-                callbacks=[TellFailures(self._mailbox, spec["phase"], folder, cluster.workers)],
+                callbacks=[cast("Any", teller)],
             ),
         )
 

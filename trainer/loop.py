@@ -65,8 +65,8 @@ def tell_of_precision(
     task: Task, ranks: Ranks, device: torch.device, tell: Callable[[str], None]
 ) -> None:
     """Rank 0 tells where a rank's CPU computes in fp32 what was to be computed in bf16."""
-    settings = {"training": task.training, "classifier": task.classifier}
-    asked = [f"{k}.precision" for k, part in settings.items() if part.precision == "bf16"]
+    chosen = {"training": task.training.precision, "classifier": task.classifier.precision}
+    asked = [f"{part}.precision" for part, precision in chosen.items() if precision == "bf16"]
     if not asked or device.type != "cpu":
         return
     if ranks.max(torch.tensor(float(not multiplies_bf16()))).item() and ranks.rank == 0:
