@@ -2,8 +2,8 @@
 
 The same short work alone and beside processes of one busy thread each, with OpenMP's threads
 waiting asleep (as perennial has them) and as libgomp has them by itself (spinning first), in turns.
-A share of 1 is what the scheduler owes: of n cores, n threads beside m others get n / (n + m) of the
-fastest rate alone.
+A share of 1 is what the scheduler owes: of n cores, n threads beside m others get n / (n + m) of
+the fastest rate alone.
 """
 
 import argparse
