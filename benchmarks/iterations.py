@@ -39,10 +39,15 @@ def cache(folder: Path, samples: int, old: int, dimension: int, needs: Needs) ->
 
 
 class Iterations:
-    """An embedder that all sides share, and a batch of random images of 112×112."""
+    """An embedder that all sides share, and a batch of random images of `size`×`size`."""
 
     def __init__(
-        self, architecture: Any, dimension: int, batch: int, classifier: ClassifierSettings
+        self,
+        architecture: Any,
+        dimension: int,
+        batch: int,
+        classifier: ClassifierSettings,
+        size: int = 112,
     ) -> None:
         ensure_process_group()
         self._training, self._ranks = TrainingSettings(batch=batch, learning_rate=0.001), Ranks()
@@ -50,7 +55,7 @@ class Iterations:
         self._optimizer = make_optimizer(embedder.parameters(), self._training)
         self._engine = build_engine(embedder.train(), self._optimizer, batch, self._ranks)
         self._gradients = Gradients(embedder.parameters())
-        self._images = torch.randint(0, 256, (batch, 112, 112, 3), dtype=torch.uint8)
+        self._images = torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8)
         self._dimension, self._settings = dimension, classifier
 
     def side(

@@ -29,7 +29,10 @@ T = TypeVar("T")
 class CacheSettings(Settings):
     """Where copies of a remote dataset's shards are kept."""
 
-    folder: Path = Field(default=Path("~/.cache/perennial"), validate_default=True)
+    folder: Path = Field(
+        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "perennial"),
+        validate_default=True,
+    )
     """On a local disk; all processes and runs of a machine share it."""
     bytes: int = Field(default=20_000_000_000, ge=1)
     """Most bytes of shards in the folder."""

@@ -18,6 +18,7 @@ from launch.model_commands import adopt, backfill, embed, evaluate
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
+from launch.surroundings import settle
 from launch.terminal import begin_in_utf_8, console, prepare_output, say, say_json
 from launch.withheld import EXIT_CODE as WITHHELD
 from launch.withheld import Withheld
@@ -358,6 +359,7 @@ def config(
 def main() -> None:
     """Entry point."""
     begin_in_utf_8()
+    settle()
     report_errors(app)
 
 

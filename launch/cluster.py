@@ -11,6 +11,7 @@ from data_shards.settings import InputError
 from launch.cluster_settings import ClusterSettings
 from launch.private_folder import RAY_BYTES, private_folder
 from launch.ray_token import check_token, own_token
+from launch.surroundings import thread_variables
 
 _QUIET = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -46,7 +47,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
 
     environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}
     if settings.address is not None:
-        environment["worker_process_setup_hook"] = "launch.interfaces.choose_interface"
+        environment["worker_process_setup_hook"] = "launch.interfaces.settle_host"
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -86,11 +87,28 @@ def _local(settings: ClusterSettings, folder: Path) -> dict[str, Any]:
     return options
 
 
+def check_gpus(settings: ClusterSettings, ranks: int) -> None:
+    """Raises InputError where `ranks` of this machine are to have a GPU each, and cannot."""
+    if not settings.gpu:
+        return
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if found < ranks:
+        built = "" if torch.version.cuda else " (this torch is built without CUDA)"
+        raise InputError(
+            f"cluster.gpu = true needs {ranks} GPU{'s'[: ranks != 1]} on this machine, and torch "
+            f"finds {found or 'none'}{built}: set cluster.gpu=false, lower cluster.workers, or "
+            "give the address of a cluster that has them by cluster.address"
+        )
+
+
 def _worker_environment(settings: ClusterSettings) -> dict[str, str]:
     """What trainers and actors find in their environment."""
     variables = {
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "PYTHONWARNINGS": "ignore",
+        **thread_variables(),
         "OMP_NUM_THREADS": str(settings.worker_threads()),
     }
     if settings.address is None:

@@ -1,11 +1,11 @@
 """What a configuration says of processes, threads and machines."""
 
-import os
 import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from data_shards.cores import cores
 from data_shards.settings import Settings
 
 _ADDRESS = re.compile(r"auto|(?:ray://)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}")
@@ -58,10 +58,6 @@ class ClusterSettings(Settings):
             raise ValueError("must be HOST:PORT, ray://HOST:PORT or auto")
         return address
 
-    def cores(self) -> int:
-        """Cores of this machine that may be used."""
-        return len(os.sched_getaffinity(0))
-
     @model_validator(mode="after")
     def _groups_are_a_clusters(self) -> "ClusterSettings":
         if self.worker_groups and self.address is None:
@@ -89,7 +85,7 @@ class ClusterSettings(Settings):
 
     def actor_threads(self) -> int:
         """CPU threads of each actor."""
-        return max(1, self.cores() // self.actor_count())
+        return max(1, cores() // self.actor_count())
 
     def trainer_resources(self) -> dict[str, float]:
         """What Ray sets aside for each training worker."""
@@ -102,8 +98,8 @@ class ClusterSettings(Settings):
 
     def worker_threads(self) -> int:
         """CPU threads of each training worker."""
-        return self.threads or max(1, self.cores() // max(1, self.workers))
+        return self.threads or max(1, cores() // max(1, self.workers))
 
     def actor_count(self) -> int:
         """Number of CPU actors."""
-        return self.actors or self.cores()
+        return self.actors or cores()

@@ -43,7 +43,9 @@ class RayCrew:
         self._run, self._ray, self._progress, self._stop = run, ray, progress, stop
         config = run.config
         where = config.dataset_location(), config.data.cache, run.folder / "targets"
-        self._pool = ActorPool(ray, config.cluster, *where, stop, progress.units, run.fence)
+        self._pool = ActorPool(
+            ray, config.cluster, *where, stop, progress.units, run.fence, progress.notice
+        )
         self._training: TrainingPhases | None = None
 
     def map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Which network a host of a Ray cluster shares with the others."""
+"""What each process of a Ray cluster does first; which network its host shares with the others."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,17 @@ from typing import Any
 
 import psutil
 
+from launch.surroundings import settle
+
+
+def settle_host() -> None:
+    """Ray calls it in every process, before the process knows what it is for."""
+    settle()
+    choose_interface()
+
 
 def choose_interface() -> None:
-    """Tells gloo which interface the other hosts reach this one by; Ray calls it in every process.
+    """Tells gloo which interface the other hosts reach this one by.
 
     Left alone, gloo takes the address that the host's name resolves to: often 127.0.0.1, at which
     no other host finds it. What the host's own environment says stays.

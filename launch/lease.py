@@ -6,6 +6,7 @@ a sign of life. Whoever finds a higher one than its own writes nothing more to t
 """
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -238,7 +239,14 @@ def holding(
     holds it.
     """
     attempts = folder.resolve() / FOLDER
-    attempts.mkdir(parents=True, exist_ok=True)
+    try:
+        attempts.mkdir(parents=True, exist_ok=True)
+        if not os.access(attempts, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written to ({error.strerror}): give another run folder by --out"
+        ) from error
     attempt = None
     while attempt is None:
         attempt = _claim(attempts, seconds, tell)

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from data_shards.settings import InputError
+from trainer.processor import multiplies_bf16
 from trainer.rehearsal import Collective, Operation
 
 
@@ -106,7 +107,9 @@ def measure(threads: int, workers: int) -> Machine:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        rates = {"fp32": _products(torch.float32), "bf16": _products(torch.bfloat16)}
+        fp32 = _products(torch.float32)
+        # where bf16 would be imitated, training computes in fp32
+        rates = {"fp32": fp32, "bf16": _products(torch.bfloat16) if multiplies_bf16() else fp32}
         bandwidth, kernel = _copies(), _smallest()
     finally:
         torch.set_num_threads(before)

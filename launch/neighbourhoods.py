@@ -30,6 +30,7 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
 from trainer.model import Model
+from trainer.processor import fallback, multiplies_bf16
 from trainer.prototypes import class_sums, write_sums
 from trainer.stored import write_embeddings
 from trainer.teacher import TeacherSettings, answers
@@ -53,7 +54,10 @@ def fast_embedder(model: Model, settings: TeacherSettings) -> Any:
         return embedder
     embedder = embedder.to(memory_format=torch.channels_last)
     if settings.precision == "bf16":
-        embedder = embedder.to(torch.bfloat16)
+        if multiplies_bf16():
+            embedder = embedder.to(torch.bfloat16)
+        else:
+            LOG.warning("%s", fallback("teacher.precision"))
     if not settings.compile:
         return embedder
     # freezing folds batch normalisation and packs the weights for the CPU's matrix instructions

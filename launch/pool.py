@@ -10,7 +10,9 @@ from data_shards.settings import InputError
 from launch.cluster_settings import ClusterSettings
 from launch.lease import UNFENCED, Fence
 from launch.neighbourhoods import OldModel
+from launch.placement import Waiting
 from launch.preemption import Preempted
+from monitoring.logs import LOG
 
 _POLL_SECONDS = 0.2
 
@@ -28,14 +30,15 @@ class ActorPool:
         stop: threading.Event,
         units: Callable[[int, int], None],
         fence: Fence = UNFENCED,
+        tell: Callable[[str], None] = LOG.warning,
     ) -> None:
         """`dataset` is a location that every machine knows, `targets` the folder for Prometheus'
         file_sd lists; `stop` ends a map early; `units` hears how many are done, and of how many;
-        nothing is written past `fence`.
+        nothing is written past `fence`; `tell` hears what a cluster lacks.
         """
         self._ray, self._cluster, self._dataset, self._cache = ray, cluster, dataset, cache
         self._targets, self._stop, self._units = targets, stop, units
-        self._fence = fence
+        self._fence, self._tell = fence, tell
         self._actors: list[Any] = []
 
     def _started(self) -> list[Any]:
@@ -81,6 +84,9 @@ class ActorPool:
         results: list[Any] = [None] * len(calls)
         idle, waiting, done = list(self._started()), list(enumerate(calls)), 0
         running: dict[Any, tuple[int, Any]] = {}
+        each = {"CPU": 1.0, **self._cluster.actor_resources()}
+        wanted = {name: share * len(idle) for name, share in each.items()}
+        waiting_for = Waiting(self._ray, wanted, self._tell)
         while waiting or running:
             if self._stop.is_set():
                 raise Preempted("a CPU phase")
@@ -90,6 +96,8 @@ class ActorPool:
                 actor = idle.pop()
                 running[getattr(actor, method).remote(*call)] = (number, actor)
             ready, _ = self._ray.wait(list(running), timeout=_POLL_SECONDS)
+            if not done and not ready:
+                waiting_for.check()
             for reference in ready:
                 number, actor = running.pop(reference)
                 results[number] = self._result(reference)

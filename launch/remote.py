@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import psutil
 import typer
 
 from launch.environment import installed, own_version
+from launch.private_folder import RAY_BYTES, make_private
 from untrusted.text import printable
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +71,7 @@ def node(
 ) -> None:
     """Make this host part of `head`'s Ray cluster, or the head of one; prints a line when it is."""
     environment = _environment()
-    folder = tempfile.mkdtemp(prefix="perennial-")
+    folder = make_private(RAY_BYTES)
     role = [f"--address={head}:{port}"]
     if head is None:
         role = ["--head", f"--port={port}", "--include-dashboard=false"]
@@ -79,8 +79,7 @@ def node(
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     ray = Path(sys.executable).with_name("ray")
     process = subprocess.Popen(
-        # Ray lets everybody into the folder that it is given: one inside of a private one
-        [ray, "start", *role, *options, f"--temp-dir={folder}/r", "--block"],
+        [ray, "start", *role, *options, f"--temp-dir={folder / 'ray'}", "--block"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -1,12 +1,12 @@
 """Runs or resumes a configuration, from shards to report."""
 
-import os
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
+from data_shards.cores import cores
 from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
 from data_shards.places import Place, place_at
@@ -16,6 +16,7 @@ from data_shards.sources.glyphs import GlyphSettings, read_glyphs
 from data_shards.writer import write_dataset
 from launch.adopting import check_given
 from launch.chain_compatibility import trials_of
+from launch.cluster import check_gpus
 from launch.config import RunConfig, differences, kept_config
 from launch.crew import Employ, on_ray
 from launch.driver import Driver
@@ -34,13 +35,14 @@ from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
 from monitoring.run_metrics import RunMetrics, monitored
+from trainer.processor import fallback, multiplies_bf16
 from untrusted.text import printable
 from untrusted.yaml_text import dump_yaml
 
 
 def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
     """Draws the glyph dataset into a `place`, with progress."""
-    processes = len(os.sched_getaffinity(0))
+    processes = cores()
     images = track(
         read_glyphs(settings, processes),
         description=escape(f"drawing glyphs into {printable(place.name)}"),
@@ -97,6 +99,8 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
     Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
     end where the gate kept a model from being published; what is finished stays.
     """
+    if config.cluster.address is None and employ is on_ray:
+        check_gpus(config.cluster, max(1, config.cluster.workers))
     if config.glyphs is not None and not config.dataset_is_there():
         build_glyphs(config.glyphs, place_at(config.dataset), console)
 
@@ -117,6 +121,11 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         todo = pending(run, ledger)
         if todo:
             append(folder, "events.jsonl", attempt.event())
+            asking = any(phase.kind in ("neighbours", "prototypes") for phase in todo)
+            if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
+                line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
+                append(folder, "events.jsonl", {"event": "notice", "message": line})
+                tell(line)
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")

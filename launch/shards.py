@@ -1,12 +1,12 @@
 """The commands `perennial shards ...`."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
+from data_shards.cores import cores
 from data_shards.settings import InputError
 from launch.benchmarks import Dataset, benchmarks, merge
 from launch.terminal import console
@@ -108,7 +108,7 @@ def shards_import(
 
     settings = source_settings(source, path, options or [])
     image = ImageSettings(size=size, quality=quality, max_pixels=max_pixels)
-    count = len(os.sched_getaffinity(0)) if processes is None else processes
+    count = cores() if processes is None else processes
     run_import(source, settings, place_at(out), image, shard_samples, max_refused, count, console)
 
 

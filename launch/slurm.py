@@ -11,6 +11,7 @@ from pathlib import Path
 
 from data_shards.settings import InputError
 from launch.preemption import EXIT_CODE
+from launch.private_folder import RAY_BYTES
 
 _WORD = re.compile(r"--[a-z][a-z-]*(=[^\s'\"\\]+)?")
 _SCRIPT = r"""
@@ -25,6 +26,10 @@ mkdir -p {run}
 )
 end() {{ rm -f "$RAY_AUTH_TOKEN_PATH"; kill $(jobs -p) 2> /dev/null; wait; }}
 trap end EXIT
+
+# the paths of Ray's sockets begin with it, and have room for no more
+temporary=${{TMPDIR:-}}
+if [ ${{#temporary}} -gt {longest} ]; then export TMPDIR=/tmp; fi
 
 # Ray, with room for this node's trainers and actors
 host=$(python -c 'import ray; print(ray.util.get_node_ip_address())')
@@ -114,6 +119,7 @@ def script(job: Job) -> str:
             slots=ranks + actors + 1,  # Ray Train's controller takes one
             resources=f'{{"trainer":{ranks},"actor":{actors}}}',
             driver=shlex.join(driver),
+            longest=RAY_BYTES,
             threads=job.threads or f"$(((SLURM_CPUS_ON_NODE + {ranks} - 1) / {ranks}))",
             saved=EXIT_CODE,
         )

@@ -3,13 +3,16 @@
 import os
 import threading
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 from data_shards.settings import InputError
 from launch.events import Records
+from launch.failures import Failure, Repeats
 from launch.folder import Chain, Run
 from launch.heartbeat import Beat, diagnose, end_process
 from launch.mailbox import Mailbox
+from launch.placement import Waiting
 from launch.workers import worker
 from monitoring.progress import RunProgress
 
@@ -31,7 +34,8 @@ class TrainingPhases:
         self._mailbox = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=beside).remote()
         self._records = Records(run.folder, progress)
         self._ended: set[tuple[int, float]] = set()
-        self._diagnosis = ""
+        self._why = ""
+        self._repeats, self._furthest, self._expected = Repeats(), 0, False
 
     def train(self, name: str, chain: Chain, step: int) -> None:
         """Trains until the phase is finished, or a checkpoint is saved after the stop was set.
@@ -49,6 +53,8 @@ class TrainingPhases:
             "fence": self._run.fence,
         }
         spec["config"]["dataset"] = self._run.config.dataset_location()
+        self._why, self._repeats, self._furthest = "", Repeats(), 0
+        waiting = Waiting(self._ray, self._wanted(), lambda line: self._notice(name, line))
         failure: list[BaseException] = []
         thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
         thread.start()
@@ -58,6 +64,8 @@ class TrainingPhases:
             if self._stop.is_set():
                 self._mailbox.stop.remote()
             beats = [beat for beat in self._read_mail() if beat.phase == name]
+            if not beats:
+                waiting.check()
             self._progress.ranks(
                 max(1, self._run.config.cluster.workers),
                 sum(beat.silent < _HEARD_SECONDS for beat in beats),
@@ -66,11 +74,11 @@ class TrainingPhases:
             self._end_stuck(name, beats)
         self._read_mail()
         if failure and not self._stop.is_set():
-            raise InputError(
-                f"{name} failed more often than cluster.max_failures = "
-                f"{self._run.config.cluster.max_failures}: "
-                f"{self._diagnosis or _last_line(failure[0])}"
-            ) from failure[0]
+            why = self._why or _last_line(failure[0])
+            allowed = self._run.config.cluster.max_failures
+            often = f" more often than cluster.max_failures = {allowed}"
+            alone = self._run.config.cluster.workers == 0  # in this process, which starts it once
+            raise InputError(f"{name} failed{'' if alone else often}: {why}") from failure[0]
 
     def _fit(self, spec: dict[str, Any], failure: list[BaseException]) -> None:
         """Runs `worker` on every rank and waits; what it raises goes into `failure`."""
@@ -86,10 +94,12 @@ class TrainingPhases:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
+        from launch.failure_callback import TellFailures
         from launch.rendezvous import FileRendezvous
 
-        cluster = self._run.config.cluster
+        cluster, folder = self._run.config.cluster, self._run.folder.resolve()
         group = TorchConfig if cluster.address else FileRendezvous
+        teller = TellFailures(self._mailbox, spec["phase"], folder, cluster.workers)
         return TorchTrainer(
             worker,
             train_loop_config=spec,
@@ -105,20 +115,53 @@ class TrainingPhases:
             ),
             run_config=RunConfig(
                 name=f"train-{os.getpid()}-{time.time_ns()}",
-                storage_path=str(self._run.folder.resolve() / ".ray"),
+                storage_path=str(folder / ".ray"),
                 failure_config=FailureConfig(max_failures=cluster.max_failures),
+                callbacks=[cast("Any", teller)],
             ),
         )
 
     def _read_mail(self) -> list[Beat]:
-        """Shows and keeps what the workers reported. Raises InputError for a posted error."""
+        """Shows and keeps what the workers reported.
+
+        Raises InputError for a posted error, and for a failure that starting again cannot mend.
+        """
         records, beats = self._ray.get(self._mailbox.read.remote())
         self._run.fence.check()
         for record in records:
             if "error" in record:
                 raise InputError(record["error"])
+            if "failure" in record:
+                self._failed(record["phase"], record["failure"])
+                continue
+            if record.get("event") == "restart":
+                self._expected = False
+            self._furthest = max(self._furthest, record.get("iteration", 0))
             self._records.keep(record)
         return beats
+
+    def _failed(self, name: str, failure: Failure) -> None:
+        """Keeps why workers ended. Raises InputError where they would end so again."""
+        if self._expected:  # ended here, with reasons of our own
+            self._expected = False
+            return
+        self._why = f"{_ranks(failure.ranks)}: {failure.why}"
+        message = f"{name}: {self._why}"
+        event = {"event": "failed", "phase": name, "ranks": list(failure.ranks)}
+        self._records.keep({**event, "message": message})
+        if self._repeats.futile(failure, self._furthest):
+            raise InputError(
+                f"{name} fails in the same way whenever it is started, at iteration "
+                f"{self._furthest}: {self._why}; see {self._run.folder / 'logs'}"
+            )
+
+    def _notice(self, name: str, line: str) -> None:
+        self._records.keep({"phase": name, "notice": f"{name}: {line}"})
+
+    def _wanted(self) -> dict[str, float]:
+        """Ray's resources of a phase's workers; none where there is no worker."""
+        cluster = self._run.config.cluster
+        return {k: v * cluster.workers for k, v in cluster.trainer_resources().items()}
 
     def _end_stuck(self, name: str, beats: list[Beat]) -> None:
         """Ends workers that hold the others up: Ray then restarts the group.
@@ -135,7 +178,7 @@ class TrainingPhases:
         self._ended |= {(beat.pid, beat.born) for beat in heard}  # the whole group starts anew
         ended = [beat.rank for beat in guilty if self._end(beat)]
         if ended:
-            self._diagnosis = why
+            self._why, self._expected = why, True
             event = {"event": "ended", "phase": name, "ranks": ended, "message": why}
             self._records.keep(event)
 
@@ -155,5 +198,10 @@ class TrainingPhases:
             return False
 
 
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"rank{'s'[: len(ranks) != 1]} {', '.join(map(str, ranks))}"
+
+
 def _last_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    line = (str(error).strip().splitlines() or [""])[-1]
+    return f"{type(error).__name__}: {line}".removesuffix(": ")

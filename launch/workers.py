@@ -11,6 +11,7 @@ import torch
 
 from data_shards.settings import InputError
 from launch.config import RunConfig
+from launch.failures import crash_file, crash_told
 from launch.folder import Chain, Run
 from launch.heartbeat import Heartbeat
 from launch.lease import Fence
@@ -59,8 +60,10 @@ def worker(spec: dict[str, Any]) -> None:
         def post(record: dict[str, Any]) -> None:
             mailbox.post.remote(record)
 
-        with Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
-            alone = config.cluster.workers == 0
+        alone = config.cluster.workers == 0
+        file = crash_file(run.folder, ranks.rank)
+        told = nullcontext() if alone else crash_told(file)
+        with told, Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
             train_rank(run, phase, chain, step, ranks, metrics, pulse, post, alone, restarts)
     except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})

@@ -1,7 +1,7 @@
 """Runs in this very process, without Ray: its start costs more than all of a small run's work."""
 
 from launch.config import RunConfig
-from launch.ranks import drive
+from launch.rank_crew import drive
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
 

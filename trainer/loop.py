@@ -18,6 +18,7 @@ from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
 from trainer.methods.recipe import OldClassifier
 from trainer.model import Model, save_model
+from trainer.processor import fallback, multiplies_bf16
 from trainer.prototypes import read_prototypes, with_prototypes
 from trainer.pulse import Pulse
 from trainer.rewinds import Rewinds
@@ -47,6 +48,7 @@ def train(
     when training had to be rewound more often than allowed.
     """
     pulse = pulse or Pulse()
+    tell_of_precision(task, ranks, device, tell)
     ranks = replace(ranks, exchanging=pulse.exchanging)
     rewinds = Rewinds(task.folder / "rewinds.jsonl", ranks, task.fence)
     watch = Watch(task, metrics, report, pulse, len(rewinds))
@@ -57,6 +59,18 @@ def train(
         if ended != "rewound":
             return ended == "finished"
         gc.collect()  # DeepSpeed's engine refers to itself
+
+
+def tell_of_precision(
+    task: Task, ranks: Ranks, device: torch.device, tell: Callable[[str], None]
+) -> None:
+    """Rank 0 tells where a rank's CPU computes in fp32 what was to be computed in bf16."""
+    chosen = {"training": task.training.precision, "classifier": task.classifier.precision}
+    asked = [f"{part}.precision" for part, precision in chosen.items() if precision == "bf16"]
+    if not asked or device.type != "cpu":
+        return
+    if ranks.max(torch.tensor(float(not multiplies_bf16()))).item() and ranks.rank == 0:
+        tell(fallback(*asked))
 
 
 def attempt(

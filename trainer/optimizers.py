@@ -50,7 +50,8 @@ class TrainingSettings(Settings):
     """L2 penalty on the embedder and the rows."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of the embedder's matrix products; weights, losses and rows stay in fp32. `fp16` comes with a
-    loss scale that adapts itself, for all workers together."""
+    loss scale that adapts itself, for all workers together. `bf16` is computed in fp32 by a CPU
+    without instructions for it."""
     zero: Literal[0, 1, 2] = 0
     """DeepSpeed's ZeRO stage: the workers share out the embedder's optimiser state (1), and its
     gradients, too (2)."""

@@ -15,6 +15,7 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
+from trainer.processor import multiplies_bf16
 from trainer.pulse import Pulse
 from trainer.state import State
 from trainer.teacher import TeacherSource
@@ -124,6 +125,8 @@ class Stepper:
         all of theirs; `part` is none where there is but one.
         """
         state, half = self._state, _HALF.get(self._training.precision)
+        if half is torch.bfloat16 and not multiplies_bf16(batch.images.device):
+            half = None
         self._pulse.turn("teacher")
         teacher = self._teacher(batch, counts)
         self._pulse.turn("forward")

@@ -25,7 +25,8 @@ class TeacherSettings(Settings):
     mode: Literal["cached", "online"] = "cached"
     """Ahead of training, on CPU, or on the training device with the augmented view."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the cached forward pass. bf16 pays where the CPU has bf16 matrix instructions."""
+    """Of the cached forward pass. bf16 pays where the CPU has instructions for it, and is
+    fp32 where it has none."""
     compile: bool = False
     """Compile the cached forward pass: worth its half minute from about 50,000 images on."""
     batch: int = 64

@@ -6,7 +6,6 @@ line for each image with five landmarks (x, y) and a detector's score. ``ijbc_1N
 templates of the searches (IJB-B calls its galleries S1 and S2, IJB-C G1 and G2).
 """
 
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_shards.alignment import aligned_png
+from data_shards.cores import cores
 from data_shards.parallel import in_order
 from data_shards.settings import InputError, Settings
 from data_shards.sources import Refusal, SourceImage
@@ -77,7 +77,7 @@ def read_ijb(
                 )
             yield item, landmarks[name]
 
-    count = len(os.sched_getaffinity(0)) if processes is None else processes
+    count = cores() if processes is None else processes
     for _, image in in_order(_aligned, jobs(), count):
         yield image
 

@@ -105,6 +105,16 @@ def race(folder: Path, racer: int) -> None:
                     time.sleep(0.001 * racer)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (Path("/proc/run"), tmp_path / "file", tmp_path / "file" / "run"):
+        with (
+            pytest.raises(InputError, match=r"cannot be written to .*--out"),
+            holding(folder, 60),
+        ):
+            pass
+
+
 def test_of_many_racing_processes_each_attempt_has_one_holder(tmp_path):
     racers = [FORK.Process(target=race, args=(tmp_path, racer)) for racer in range(RACERS)]
     for process in racers:

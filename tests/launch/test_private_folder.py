@@ -22,8 +22,10 @@ def test_a_long_tmpdir_is_left_for_one_that_rays_sockets_fit_into(tmp_path, monk
 
 
 def test_no_place_at_all_is_one_line_with_each_reason(monkeypatch):
-    monkeypatch.setattr("launch.private_folder.places", lambda: [Path("/proc/1"), Path("/" * 99)])
-    with pytest.raises(InputError, match=r"/proc/1: .*set TMPDIR") as caught:
+    monkeypatch.setattr(
+        "launch.private_folder.places", lambda: [Path("/proc/1"), Path("/" + 99 * "x")]
+    )
+    with pytest.raises(InputError, match=r"/proc/1: .*too long.*set TMPDIR") as caught:
         make_private(RAY_BYTES)
     assert "\n" not in str(caught.value)
 

@@ -68,6 +68,20 @@ def test_a_dry_run_prints_the_script_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "a run").exists()
 
 
+@pytest.mark.parametrize("given", [None, "/short", "/net/scratch_people/" + 9 * "jdoe1355700"])
+def test_a_tmpdir_too_long_for_rays_sockets_is_left(tmp_path, given):
+    words = "--nodes", 2, "cluster.workers=4", "--out", tmp_path / "run"
+    text = planned(*words).output
+    lines = text.partition("temporary=")[2].splitlines()[:2]
+    shown = "\n".join(["set -u", "temporary=" + lines[0], lines[1], 'echo "${TMPDIR:-}"'])
+    environment = {"TMPDIR": given} if given else {}
+    done = subprocess.run(
+        ["/bin/bash", "-c", shown], env=environment, capture_output=True, text=True, check=True
+    )
+    expected = "/tmp" if given and len(given) > 40 else given or ""
+    assert done.stdout.strip() == expected
+
+
 def test_slurm_asks_for_the_end_earlier_where_saving_takes_longer():
     def grace(*overrides):
         (line,) = (

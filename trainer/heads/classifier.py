@@ -13,6 +13,7 @@ from trainer.heads.cross_entropy import Shard, Update, cross_entropy
 from trainer.heads.margins import Margin, Softmax
 from trainer.heads.row_state import noise
 from trainer.heads.rows import ShardedRows
+from trainer.processor import multiplies_bf16
 
 
 class ClassifierSettings(Settings):
@@ -117,7 +118,7 @@ class Classifier:
             place=torch.where(owned, place, -1),
             ranks=rows.ranks,
             normalised=scale is not None,
-            half=self.settings.precision == "bf16",
+            half=self.settings.precision == "bf16" and multiplies_bf16(embeddings.device),
             target=target,
             budget=self.settings.memory,
             update=update,
