@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,7 +29,7 @@ from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
-from data_shards.writer import refusals
+from data_shards.writer import refusals, vanished, whole_identities
 
 _PLAIN_SECONDS = 30.0
 
@@ -116,12 +117,16 @@ def run_import(
         raise
     if table := refusal_table(place.folder):
         console.print(table)
+    dataset = ShardDataset.open(out)
+    gone = vanished(place.folder, set(dataset.names.tolist()))
+    nothing = f", nothing of {len(gone):,} identities" if gone else ""
     console.print(
         f"[green]✓[/] {manifest['samples']:,} images of {manifest['identities']:,} identities in "
-        f"{out}, {manifest['refused']:,} refused"
+        f"{out}, {manifest['refused']:,} refused{nothing}"
     )
     place.leave()
-    dataset = ShardDataset.open(out)
+    if gone:
+        console.print(f"[yellow]![/] nothing was taken of {escape(whole_identities(gone))}")
     for line in unlike_published(dataset, SOURCES[name].published(settings)):
         console.print(f"[yellow]![/] {line}")
     singles = int((np.bincount(dataset.identity) == 1).sum())

@@ -1,18 +1,16 @@
-"""An image folder: ``root/identity/anything.jpg``, at any depth below the identity."""
+"""An image folder: ``root/identity/anything``, at any depth below the identity.
+
+What is a picture is decided by its first bytes: many are called ``0.jpg.1`` or have no suffix.
+"""
 
 import os
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from data_shards.settings import InputError, Settings
-from data_shards.sources import MAX_ENCODED_BYTES, UNKNOWN_CAMERA, Refusal, SourceImage, named
-
-SUFFIXES = frozenset(
-    ["", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
-)
-"""Files named otherwise are no images: they are listed, but not counted as refused ones."""
+from data_shards.sources import UNKNOWN_CAMERA, Refusal, SourceImage, named
+from data_shards.sources.listing import picture_of
 
 
 class FolderSettings(Settings):
@@ -26,8 +24,8 @@ class FolderSettings(Settings):
     """Put before each identity's name, so that merged datasets do not share names: mine/alice."""
 
 
-def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | OSError]:
-    """The files below a folder, by name, but for hidden ones and folders within themselves."""
+def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | OSError]:
+    """Files below a folder, by name; hidden entries and folders that hold nothing as themselves."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         own = folder.stat()
@@ -37,12 +35,12 @@ def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | O
     if (own.st_dev, own.st_ino) in above:
         yield OSError(0, "a symlink leads back to a folder that holds it", str(folder))
         return
+    if not entries and above:
+        yield folder
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         path = folder / entry.name
-        if path.is_dir():
-            yield from _files(path, above | {(own.st_dev, own.st_ino)})
+        if path.is_dir() and not entry.name.startswith("."):
+            yield from _entries(path, above | {(own.st_dev, own.st_ino)})
         else:
             yield path
 
@@ -50,23 +48,21 @@ def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | O
 def _item(root: Path, path: Path, settings: FolderSettings) -> SourceImage | Refusal:
     parts = path.relative_to(root).parts
     key = "/".join(parts)
+    if path.name.startswith("."):
+        return Refusal(key, "", "hidden", "its name begins with a dot", counts=False)
+    if path.is_dir():
+        identity = named(settings.name, parts[0])
+        return Refusal(key, identity, "empty folder", "it holds nothing", counts=False)
     identity = named(settings.name, parts[0]) if len(parts) > 1 else ""
-    if path.suffix.lower() not in SUFFIXES:
-        return Refusal(key, identity, "not named like an image", path.suffix, counts=False)
+    content = picture_of(path, key, identity)
+    if isinstance(content, Refusal):
+        return content
     if len(parts) == 1:
         return Refusal(key, "", "no identity", "it lies beside the identities' folders")
     if settings.cameras and len(parts) == 2:
         return Refusal(key, identity, "no camera", "it lies beside the cameras' folders")
     camera = parts[1] if settings.cameras else UNKNOWN_CAMERA
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            return Refusal(key, identity, "unreadable", "it is no file")
-        if facts.st_size > MAX_ENCODED_BYTES:
-            return Refusal(key, identity, "too large", f"{facts.st_size:,} bytes")
-        return SourceImage(path.read_bytes(), identity, camera, key)
-    except OSError as error:
-        return Refusal(key, identity, "unreadable", error.strerror or str(error))
+    return SourceImage(content, identity, camera, key)
 
 
 def read_folder(settings: FolderSettings, start: int = 0) -> Iterator[SourceImage | Refusal]:
@@ -78,9 +74,10 @@ def read_folder(settings: FolderSettings, start: int = 0) -> Iterator[SourceImag
     root = settings.path
     if not root.is_dir():
         raise InputError(f"{root} is no folder: give the one that holds the identities' folders")
-    for found in islice(_files(root, frozenset()), start, None):
+    for found in islice(_entries(root, frozenset()), start, None):
         if isinstance(found, OSError):
-            key = Path(found.filename).relative_to(root).as_posix()
-            yield Refusal(key, "", "unreadable", found.strerror or str(found))
+            path = Path(found.filename).relative_to(root)
+            identity = named(settings.name, path.parts[0]) if path.parts else ""
+            yield Refusal(path.as_posix(), identity, "unreadable", found.strerror or str(found))
         else:
             yield _item(root, found, settings)

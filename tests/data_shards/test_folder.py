@@ -1,17 +1,23 @@
 """Image folders, as people's disks have them."""
 
+import io
 import os
 import unicodedata
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from rich.console import Console
 
 from data_shards.dataset import ShardDataset
+from data_shards.images import ImageSettings
 from data_shards.importing import import_source
+from data_shards.places import place_at
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.folder import FolderSettings, read_folder
+from launch.importing import run_import
 from tests.conftest import jpeg
 
 
@@ -58,11 +64,70 @@ def test_the_second_folder_is_the_camera_when_asked(tmp_path):
 
 
 def test_hidden_files_are_passed_over_and_others_listed(tmp_path):
-    root = put(tmp_path, ["a/.1.jpg", ".git/1.jpg", "a/.thumbs/1.jpg", "a/1.txt", "2.jpg", "3.md"])
+    root = put(tmp_path, ["a/.1.jpg", ".git/1.jpg", "a/.thumbs/1.jpg", "2.jpg"])
+    for name in ("a/1.txt", "3.md", "a/damaged.JPG"):
+        (root / name).write_bytes(b"text")
     items = read(root)
-    assert taken(items) == {}
-    counted = {item.key: item.counts for item in items}
-    assert counted == {"2.jpg": True, "3.md": False, "a/1.txt": False}
+    assert taken(items) == {"a/damaged.JPG": "a"}  # whoever decodes it says what is wrong
+    counted = {item.key: item.counts for item in items if isinstance(item, Refusal)}
+    hidden = {".git": False, "a/.1.jpg": False, "a/.thumbs": False}
+    assert counted == {"2.jpg": True, "3.md": False, "a/1.txt": False, **hidden}
+
+
+@pytest.mark.reliability(18, "pictures are known by their first bytes, whatever they are called")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
+def test_a_picture_may_be_called_anything(tmp_path, kind):
+    names = ["a/0001", "a/1.jpg.1", "a/Person_One_Jr._0001", "a/x.txt", "a/y.heic", "a/.png/z"]
+    for name in names:
+        (tmp_path / name.replace(".png", "png")).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(io.BytesIO(jpeg(1, 1))) as picture:
+            picture.save(tmp_path / name.replace(".png", "png"), kind)
+    assert len(taken(read(tmp_path))) == len(names)
+
+
+FOREIGN = {
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "JPEG XL": b"\xff\x0a1234",
+    "Photoshop": b"8BPS\0\1",
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "SVG": b"<?xml version='1.0'?>\n<!-- a -->\n<svg xmlns='x'>",
+}
+
+
+@pytest.mark.reliability(18, "pictures that cannot be read are refused by the name of their format")
+def test_pictures_without_a_reader_count_as_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name, content in FOREIGN.items():
+        (tmp_path / "a" / name).write_bytes(content)
+    (tmp_path / "a" / "film").write_bytes(b"\0\0\0\x18ftypisom\0\0\0\0mp41")
+    (tmp_path / "a" / "BMW.txt").write_bytes(b"BM and other cars are no bitmap" * 9)
+    found = {item.key: item for item in read(tmp_path)}
+    for name in FOREIGN:
+        assert found[f"a/{name}"].reason == f"{name}, not readable here"
+        assert found[f"a/{name}"].counts
+    assert not found["a/film"].counts
+    assert not found["a/BMW.txt"].counts
+
+
+@pytest.mark.reliability(18, "identities of whom nothing was taken are counted and named")
+def test_people_who_vanish_are_named(tmp_path, capsys):
+    root = put(tmp_path / "root", ["a/1.jpg"])
+    for name in ("heic/1", "b/notes.txt"):
+        (root / name).parent.mkdir()
+        (root / name).write_bytes(FOREIGN["HEIC"] if name[0] == "h" else b"notes")
+    (root / "nobody").mkdir()
+    console = Console(width=200, soft_wrap=True, highlight=False)
+
+    def run(max_refused):
+        settings, place = FolderSettings(path=root), place_at(str(tmp_path / "d"))
+        run_import("folder", settings, place, ImageSettings(), 10, max_refused, 0, console)
+
+    with pytest.raises(InputError, match=r"with them all of 3 identities \(b, heic, nobody\)"):
+        run(0)
+    run(0.5)
+    told = capsys.readouterr().out
+    assert "1 refused, nothing of 3 identities" in told
+    assert "nothing was taken of 3 identities (b, heic, nobody)" in told
 
 
 def test_symlinks_are_followed_but_not_in_circles(tmp_path):
@@ -124,6 +189,9 @@ def test_any_tree_of_names_is_read_once_each(tmp_path_factory, names):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"x")
             made.add(path.relative_to(root))
-    visible = {p for p in made if not any(part.startswith(".") for part in p.parts)}
-    found = taken(read(root)) | refused(read(root))
-    assert set(found) == {p.as_posix() for p in visible}
+    parts = [p.parts for p in made]
+    hidden = [next((n for n, part in enumerate(p, 1) if part[0] == "."), None) for p in parts]
+    items = read(root)
+    wanted = {"/".join(p[:end]) for p, end in zip(parts, hidden, strict=True)}
+    assert {item.key for item in items} == wanted
+    assert len(items) == len(wanted)

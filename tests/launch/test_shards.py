@@ -37,7 +37,8 @@ def real(*arguments):
 @pytest.fixture
 def pictures(tmp_path):
     root = put(tmp_path / "in", [f"{who}/{n}.jpg" for who in "abc" for n in range(3)])
-    put(root, ["alone/1.jpg", "a/notes.txt"])
+    put(root, ["alone/1.jpg"])
+    (root / "a" / "notes.txt").write_text("notes")
     (root / "b" / "3.jpg").write_bytes(b"<html>")
     (root / "b" / "4.jpg").write_bytes(b"")
     return root
@@ -47,7 +48,7 @@ def test_an_import_above_its_budget_lists_why_and_exits_with_2(pictures, tmp_pat
     ended = real("import", "folder", pictures, "--out", tmp_path / "d", "--processes", "0")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: 2 of 12 images were refused")
-    for line in ("empty", "not an image", "not named like an image (not counted)"):
+    for line in ("empty", "not an image", "not a picture (not counted)"):
         assert line in ended.stdout
     assert not (tmp_path / "d" / "manifest.json").exists()
 
