@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
+from data_shards.cameras import cameras
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
@@ -136,7 +137,7 @@ def of_benchmark(dataset: ShardDataset, benchmark: Benchmark, distance: str, wha
     """The test sets of a run's benchmark: identities that no step learns. Raises InputError."""
     search = pairs = None
     if len(benchmark.query):
-        search = _search(dataset, benchmark.query, benchmark.gallery)
+        search = _search(dataset, benchmark.query, benchmark.gallery, benchmark.by_image)
     if len(benchmark.pairs):
         left, right = benchmark.pairs.T
         identity = dataset.identity
@@ -172,10 +173,11 @@ def of_dataset(dataset: ShardDataset) -> Trials:
     return Trials(search, pairs, None, True, what)
 
 
-def _search(dataset: ShardDataset, query: Ids, gallery: Ids) -> Search:
-    identity, camera = dataset.identity, dataset.camera.astype(np.int64)
+def _search(dataset: ShardDataset, query: Ids, gallery: Ids, apart: bool = False) -> Search:
+    identity = dataset.identity
     return Search.of(
-        (query, identity[query], camera[query]), (gallery, identity[gallery], camera[gallery])
+        (query, identity[query], cameras(dataset, query, apart)),
+        (gallery, identity[gallery], cameras(dataset, gallery, apart)),
     )
 
 
