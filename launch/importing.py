@@ -1,7 +1,7 @@
 """Imports and describes datasets on a terminal: progress, what was refused, what is held."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -129,6 +129,8 @@ def run_import(
         console.print(f"[yellow]![/] nothing was taken of {escape(whole_identities(gone))}")
     for line in unlike_published(dataset, SOURCES[name].published(settings)):
         console.print(f"[yellow]![/] {line}")
+    for line in parts_as_identities(dataset.names.tolist()):
+        console.print(f"[yellow]![/] {line}")
     singles = int((np.bincount(dataset.identity) == 1).sum())
     if singles:
         console.print(
@@ -146,6 +148,23 @@ def unlike_published(dataset: ShardDataset, published: Mapping[str, int]) -> lis
         if found != wanted:
             lines.append(f"{found:,} images with role {roles}, where {wanted:,} were published")
     return lines
+
+
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+_PARTS |= {"probe", "probes", "distractors", *ROLES}
+
+
+def parts_as_identities(names: Sequence[str]) -> Iterator[str]:
+    """A line where identities are called as the parts of a split are: their folders lie deeper."""
+    parts = [name for name in names if name.rpartition("/")[2].lower() in _PARTS]
+    if parts and set(parts) <= set(ROLES):
+        yield f"identities are called {', '.join(parts)}: was roles=folders meant?"
+    elif parts:
+        yield (
+            f"identities are called {', '.join(parts)}: if these are parts of a split, import each "
+            f"by itself (PATH/{parts[0]}), or all with roles=folders once they are called "
+            f"{', '.join(ROLES)}"
+        )
 
 
 def _histogram(counts: np.ndarray) -> str:
