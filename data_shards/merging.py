@@ -65,11 +65,11 @@ def images_of(
     dataset: ShardDataset,
     samples: Iterable[int],
     name: str = "",
-    role: NDArray[np.int_] | None = None,
+    role: NDArray[Any] | None = None,
 ) -> Iterator[SourceImage | Refusal]:
     """The images of `samples`, with `name` before their keys; `role` ([n of the dataset], as
     numbers of `ROLES`) takes the place of the dataset's own."""
-    cameras, role = dataset.manifest["cameras"], dataset.role if role is None else role
+    cameras, roles = dataset.manifest["cameras"], dataset.role if role is None else role
     for sample in samples:
         identity = str(dataset.names[dataset.identity[sample]])
         try:
@@ -79,4 +79,4 @@ def images_of(
             yield Refusal(f"{dataset.location} {sample}", identity, "damaged", str(error))
             continue
         camera = cameras[dataset.camera[sample]]
-        yield SourceImage(image, identity, camera, name + key, ROLES[role[sample]])
+        yield SourceImage(image, identity, camera, name + key, ROLES[roles[sample]])

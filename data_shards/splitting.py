@@ -1,9 +1,12 @@
 """One dataset as two that share no identity: to train on, and to test on."""
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
@@ -11,8 +14,10 @@ from data_shards.dataset import ShardDataset
 from data_shards.importing import finished
 from data_shards.merging import images_of, refuse_tables
 from data_shards.places import Place
-from data_shards.sources import ROLES
+from data_shards.sources import ROLES, Refusal, SourceImage
 from data_shards.writer import write_dataset
+
+Ids = NDArray[np.int64]
 
 
 def split_dataset(
@@ -37,7 +42,7 @@ def split_dataset(
         tables = {"pairs": _pairs(dataset, drawn)} if part == "test" else {}
         if not finished(place, {"split": of}):
             write_dataset(
-                lambda start, own=samples: images_of(dataset, own[start:].tolist(), role=role),
+                partial(_from, dataset, samples, role),
                 place,
                 {"split": of},
                 tables=tables,
@@ -45,6 +50,12 @@ def split_dataset(
         place.leave()
         written.append(ShardDataset.open(place.name).manifest)
     return written[0], written[1]
+
+
+def _from(
+    dataset: ShardDataset, samples: Ids, role: Ids, start: int
+) -> Iterator[SourceImage | Refusal]:
+    return images_of(dataset, samples[start:].tolist(), role=role)
 
 
 def _pairs(dataset: ShardDataset, drawn: Benchmark) -> pa.Table:

@@ -5,7 +5,9 @@ import pytest
 
 from data_shards.benchmark import build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
+from data_shards.benchmark_words import in_words
 from data_shards.settings import InputError
+from data_shards.sources import ROLES
 from trainer.evaluation import EvaluationSettings
 from trainer.evaluation.protocol import evaluate, samples_to_embed
 
@@ -208,3 +210,29 @@ def test_a_fifth_of_the_identities_is_tested_unless_said_otherwise(small):
     benchmark = build_benchmark(small, BenchmarkSettings(steps=2))
     assert len(set(small.identity[benchmark.query])) == 12
     assert benchmark.rows[-1] == 48
+
+
+@pytest.mark.reliability(20, "a run says at its start how many are learned, tested, or left out")
+def test_newcomers_kept_for_testing_are_counted_aloud(small):
+    known = [f"id-{i}" for i in range(10)]
+    settings = SETTINGS.model_copy(update={"steps": 1, "test_identities": 40})
+    told = list(in_words(small, settings, build_benchmark(small, settings, known), 10))
+    assert told[0] == "10 identities are learned, 40 kept for testing (benchmark.test_identities)"
+    assert told[1].startswith("more identities are kept for testing than are learned: lower")
+    few = settings.model_copy(update={"test_identities": None, "train_identities": 20})
+    photos = without_cameras(small)
+    told = list(in_words(photos, few, build_benchmark(photos, few, known), 10))
+    assert told[0].startswith("20 identities are learned, 10 kept for testing")
+    assert told[1] == "20 identities of the dataset are neither learned nor tested"
+    assert told[2].startswith("no image says which camera took it")
+    assert told[3] == "verification has 5 folds, not 10: so few identities are tested"
+
+
+def test_what_is_lowered_or_not_used_is_told(small):
+    """Every fourth image has another role."""
+    role = np.where(np.arange(len(small)) % 4 == 3, ROLES.index("distractor"), small.role)
+    settings = SETTINGS.model_copy(update={"steps": 1, "seen_identities": 500})
+    dataset = dataclasses.replace(small, role=role.astype(small.role.dtype))
+    told = list(in_words(dataset, settings, build_benchmark(dataset, settings), 0))
+    assert any("forgetting is measured on 38 identities of step 0" in line for line in told)
+    assert told[-1] == "60 images have another role than train (distractor) and are not used"
