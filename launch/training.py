@@ -39,7 +39,7 @@ class TrainingPhases:
         Raises InputError with the workers' own words.
         """
         spec = {
-            "config": self._run.config.model_dump(mode="json"),
+            "config": self._run.config.placed(),
             "folder": self._run.folder.resolve(),
             "method": chain.method,
             "seed": chain.seed,
@@ -48,7 +48,6 @@ class TrainingPhases:
             "mailbox": self._mailbox,
             "fence": self._run.fence,
         }
-        spec["config"]["dataset"] = self._run.config.dataset_location()
         failure: list[BaseException] = []
         thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
         thread.start()

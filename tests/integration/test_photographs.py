@@ -31,7 +31,7 @@ def photograph(who: int, shot: int) -> Image.Image:
 
 def photographs(folder: Path, things: range) -> None:
     for who in things:
-        own = folder / f"{('Ana María', 'b[/]b', '田中', 'x.y')[who % 4]} {who}"
+        own = folder / f"{('Ana María', 'b[x]b', '田中', 'x.y')[who % 4]} {who}"
         own.mkdir(parents=True)
         for shot in range(4):
             name = NAMES[(who + shot) % len(NAMES)].format(who=own.name, n=shot)

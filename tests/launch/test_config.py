@@ -171,3 +171,20 @@ def test_the_driver_and_every_rank_listen_on_ports_of_their_own(workers):
     cluster = ClusterSettings(workers=workers, metrics_port=9000)
     ranks = {cluster.metrics_endpoint(rank)["port"] for rank in range(max(1, workers))}
     assert len(ranks | {cluster.driver_endpoint()["port"]}) == max(1, workers) + 1
+
+
+def test_workers_find_every_location_in_whatever_folder_they_work(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "{dataset: d, adopted: m, benchmark: {file: b.json, steps: 2}, methods: {bct-sys: {}}, "
+        "evaluation: {tests: {a: {dataset: t, protocol: identification, distractors: 's3://x/y'}, "
+        "b: {dataset: u, protocol: retrieval}}}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    placed = RunConfig.model_validate(load_config(path).placed())
+    tests = placed.evaluation.tests
+    assert [placed.dataset, tests["a"].dataset, tests["b"].dataset] == [
+        str(tmp_path / name) for name in "dtu"
+    ]
+    assert (tests["a"].distractors, tests["b"].distractors) == ("s3://x/y", None)
+    assert (placed.adopted, placed.benchmark.file) == (tmp_path / "m", tmp_path / "b.json")
