@@ -43,8 +43,8 @@ def _lowered(
     seen = len(benchmark.seen_query)
     if seen < settings.seen_identities:
         yield (
-            f"forgetting is measured on {seen:,} identities of step 0, not on "
-            f"benchmark.seen_identities = {settings.seen_identities:,}: no more have two images"
+            f"forgetting is measured on {seen:,} identities of step 0, the only ones with two "
+            f"images here, not on benchmark.seen_identities = {settings.seen_identities:,}"
         )
     used = np.concatenate([*benchmark.steps, benchmark.query, benchmark.gallery])
     idle = np.setdiff1d(np.flatnonzero(dataset.role != ROLES.index("train")), used)

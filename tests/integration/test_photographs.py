@@ -78,7 +78,9 @@ def test_what_readme_says_of_photographs_is_true(tmp_path):
         "no image says which camera took it",
         "90 identities are learned, 22 kept for testing",
         "48 identities are learned, 12 kept for testing",
-        "all 2 phases",
+        "2 of 2 phases are done",
+        "strangers: top-1",
+        "50 of 560 vectors",
     ):
         assert words in told, told
     assert (tmp_path / "runs" / "november" / "report.html").exists()
