@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data_shards.benchmark_file import BenchmarkFile, place
 from data_shards.benchmark_settings import BenchmarkSettings
+from data_shards.cameras import knows_cameras
 from data_shards.counter import bits, shuffled, stream_key
 from data_shards.dataset import ShardDataset
 from data_shards.known import Known, Names
@@ -18,6 +19,8 @@ from data_shards.sources import ROLES
 
 Ids = NDArray[np.int64]
 FOLDS = 10
+_THERE = "are there: lower it or use a larger dataset"
+_LEFT = "are left beside those that are tested on: lower it or benchmark.test_identities"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Benchmark:
     classified: tuple[Ids, ...] = ()
     """The test samples of each learning step's own identities, for accuracy task by task; none
     unless a benchmark file names them."""
+    by_image: bool = False
+    """Whether queries were drawn image by image: then cameras say nothing about what is found."""
 
     def rows_before(self, step: int) -> int:
         """C_old at learning step `step`."""
@@ -59,13 +64,13 @@ class Benchmark:
         return np.concatenate(self.steps[: step + 1]) if all_so_far else self.steps[step]
 
 
-def _choose(draw: np.uint64, pool: Ids, count: int, what: str) -> tuple[Ids, Ids]:
-    """`count` identities drawn from `pool`, and the rest of it, both in ascending order."""
+def _choose(draw: np.uint64, pool: Ids, count: int, what: str, rule: str) -> tuple[Ids, Ids]:
+    """`count` identities drawn from `pool`, and the rest of it, both in ascending order.
+
+    `rule` says who is in the pool.
+    """
     if count > len(pool):
-        raise InputError(
-            f"benchmark.{what} is {count}, but only {len(pool)} identities qualify: lower it or "
-            "use a larger dataset"
-        )
+        raise InputError(f"benchmark.{what} is {count}, but only {len(pool)} identities {rule}")
     order = shuffled(draw, pool)
     return np.sort(order[:count]), np.sort(order[count:])
 
@@ -89,21 +94,61 @@ def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
     return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
 
 
+def by_image(dataset: ShardDataset, settings: BenchmarkSettings) -> bool:
+    """Whether queries are drawn image by image, having been asked for or for want of cameras."""
+    wanted = settings.queries == "images"
+    return wanted or (settings.queries == "cameras" and not knows_cameras(dataset))
+
+
+def _views(dataset: ShardDataset, settings: BenchmarkSettings) -> Ids:
+    """[n] what queries and gallery may not share: the camera, or the image itself."""
+    if by_image(dataset, settings):
+        return np.arange(len(dataset))
+    return dataset.camera.astype(np.int64)
+
+
+def _testable(
+    dataset: ShardDataset, everyone: Ids, settings: BenchmarkSettings
+) -> tuple[NDArray[np.bool_], str]:
+    """[identities of the dataset] who can be searched for and found, and the rule that decides."""
+    trains, count = _trains(dataset), dataset.manifest["identities"]
+    images = np.bincount(dataset.identity[trains], minlength=count)
+    if settings.queries == "role":
+        able = np.bincount(dataset.identity[_asks(dataset)], minlength=count) > 0
+        rule = "an image with role query beside those with role train"
+        remedy = "benchmark.queries=cameras and =images go by images with role train alone"
+    elif by_image(dataset, settings):
+        able = images > 1
+        rule, remedy = "two images with role train", "import more images of each identity"
+    else:
+        seen = np.flatnonzero(trains)
+        views = np.unique(np.stack([dataset.identity[seen], dataset.camera[seen]]), axis=1)
+        able = np.bincount(views[0], minlength=count) > 1
+        several = int((images[everyone] > 1).sum())
+        rule = "images from two cameras"
+        remedy = (
+            f"benchmark.queries=images asks for two images only, which {several:,} identities have"
+        )
+    if able[everyone].all():
+        return able, _THERE
+    return able, f"qualify of {len(everyone):,}, each needs {rule}: lower it, or {remedy}"
+
+
 def _query_and_gallery(
     dataset: ShardDataset, tested: Ids, settings: BenchmarkSettings
 ) -> tuple[Ids, Ids]:
-    """Splits the tested identities' samples by role or camera; no identity shares a camera."""
+    """Splits the tested identities' samples by role or view; no identity shares a view."""
     none = np.empty(0, dtype=np.int64)
     theirs = np.isin(dataset.identity, tested)
     samples = np.flatnonzero(_trains(dataset) & theirs)
     if settings.queries == "role":
         return np.flatnonzero(_asks(dataset) & theirs), samples
-    query, gallery = [none], [none]
+    query, gallery, view = [none], [none], _views(dataset, settings)
     for identity, own in _by_identity(dataset, samples).items():
         key = stream_key(settings.seed, "query cameras", identity)
-        cameras = shuffled(key, np.unique(dataset.camera[own]).astype(np.int64))
-        asked = cameras[: min(settings.query_cameras, len(cameras) - 1)]
-        is_query = np.isin(dataset.camera[own], asked)
+        views = shuffled(key, np.unique(view[own]))
+        asked = views[: min(settings.query_cameras, len(views) - 1)]
+        is_query = np.isin(view[own], asked)
         query.append(own[is_query])
         gallery.append(own[~is_query])
     return np.sort(np.concatenate(query)), np.sort(np.concatenate(gallery))
@@ -112,20 +157,24 @@ def _query_and_gallery(
 def _verification_pairs(
     dataset: ShardDataset, query: Ids, gallery: Ids, settings: BenchmarkSettings
 ) -> tuple[Ids, NDArray[np.bool_], Ids]:
-    """Pairs in ten folds with disjoint identities, half of one identity, as LFW is built."""
+    """Pairs in ten folds with disjoint identities, half of one identity, as LFW is built.
+
+    Fewer than 20 identities make fewer folds.
+    """
     queries, galleries = _by_identity(dataset, query), _by_identity(dataset, gallery)
     people = shuffled(stream_key(settings.seed, "folds"), np.array(sorted(queries)))
     if not len(people):
         none = np.empty(0, dtype=np.int64)
         return none.reshape(0, 2), none.astype(bool), none
-    if len(people) < 2 * FOLDS:
+    count = min(FOLDS, len(people) // 2)
+    if count < 2:
         raise InputError(
-            f"verification needs {2 * FOLDS} evaluated identities for {FOLDS} folds, "
-            f"but there are {len(people)}: raise benchmark.{settings.evaluate}_identities"
+            f"verification needs 4 evaluated identities for two folds, but there are "
+            f"{len(people)}: raise benchmark.{settings.evaluate}_identities"
         )
-    half = max(1, settings.pairs // (2 * FOLDS))
+    half = max(1, settings.pairs // (2 * count))
     pairs, same, folds = [], [], []
-    for fold, members in enumerate(np.array_split(people, FOLDS)):
+    for fold, members in enumerate(np.array_split(people, count)):
         draws = bits(stream_key(settings.seed, "pairs", fold), np.arange(8 * half)).reshape(-1, 4)
         for number, (a, b, left, right) in enumerate(draws.tolist()):
             first = members[a % len(members)]
@@ -169,6 +218,12 @@ def _rows_after(learned: int, evaluated: int, settings: BenchmarkSettings) -> tu
     return first, *(int(part[-1]) + 1 for part in parts)
 
 
+def _tested(identities: int, settings: BenchmarkSettings) -> int:
+    """How many of `identities` no step trains on."""
+    wanted = settings.test_identities
+    return min(1500, identities // 5) if wanted is None else wanted
+
+
 def counted_split(
     identities: int, images: int, settings: BenchmarkSettings
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -181,13 +236,13 @@ def counted_split(
         rows = tuple(np.cumsum([len(step) for step in read[0].steps]).tolist())
         return rows, _spread(rows, images, identities, len(read[0].seen))
     draw, everyone = np.uint64(0), np.arange(identities)
-    chosen, pool = _choose(draw, everyone, settings.test_identities, "test_identities")
+    tested = _tested(identities, settings)
+    chosen, pool = _choose(draw, everyone, tested, "test_identities", _THERE)
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
-    learned, _ = _choose(draw, pool, wanted, "train_identities")
+    learned, _ = _choose(draw, pool, wanted, "train_identities", _LEFT)
     if settings.evaluate == "validation":
-        chosen, learned = _choose(
-            draw, learned, settings.validation_identities, "validation_identities"
-        )
+        count = settings.validation_identities
+        chosen, learned = _choose(draw, learned, count, "validation_identities", _THERE)
     rows = _rows_after(len(learned), len(chosen), settings)
     held_out = min(settings.seen_identities, rows[0]) if images >= 2 * identities else 0
     return rows, _spread(rows, images, identities, held_out)
@@ -276,25 +331,18 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: Known) -> 
     trains = _trains(dataset)
     everyone = np.unique(dataset.identity[trains])
     everyone = everyone[known.row[everyone] < 0]
-    cameras = len(dataset.manifest["cameras"])
-    views = np.unique(dataset.identity[trains] * cameras + dataset.camera[trains])
-    several = np.bincount(views // cameras, minlength=count) > 1
-    if settings.queries == "role":
-        several = np.bincount(dataset.identity[_asks(dataset)], minlength=count) > 0
-    seed = settings.seed
+    several, rule = _testable(dataset, everyone, settings)
+    seed, able = settings.seed, everyone[several[everyone]]
     chosen, rest = _choose(
-        stream_key(seed, "test"),
-        everyone[several[everyone]],
-        settings.test_identities,
-        "test_identities",
+        stream_key(seed, "test"), able, _tested(len(everyone), settings), "test_identities", rule
     )
     pool = np.sort(np.concatenate([rest, everyone[~several[everyone]]]))
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
-    learned, _ = _choose(stream_key(seed, "train"), pool, wanted, "train_identities")
+    learned, _ = _choose(stream_key(seed, "train"), pool, wanted, "train_identities", _LEFT)
     if settings.evaluate == "validation":
         able = learned[several[learned]]
-        draw = stream_key(seed, "validation")
-        chosen, rest = _choose(draw, able, settings.validation_identities, "validation_identities")
+        count_, draw = settings.validation_identities, stream_key(seed, "validation")
+        chosen, rest = _choose(draw, able, count_, "validation_identities", rule)
         learned = np.sort(np.concatenate([rest, learned[~several[learned]]]))
     rows = known.before(_rows_after(len(learned), len(chosen), settings))
     row = np.full(count, -1, dtype=np.int64)
@@ -319,4 +367,5 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: Known) -> 
         seen_query=seen_query,
         seen_gallery=seen_gallery,
         names=_names(dataset, row, rows[-1], known),
+        by_image=by_image(dataset, settings),
     )

@@ -28,19 +28,25 @@ class BenchmarkSettings(Settings):
     steps after it; none: all steps are equal."""
     train_identities: int | None = None
     """Identities to learn, over all steps; none: all that are not tested on."""
-    test_identities: int = Field(default=1500, ge=0)
-    """Identities that no step trains on; each needs images from two cameras or, where `queries` is
-    "role", one of role query and one of role train. 0 where `evaluation.tests` are enough."""
+    test_identities: int | None = Field(default=None, ge=0)
+    """Identities that no step trains on; each needs what `queries` says. 0 where
+    `evaluation.tests` are enough; none: a fifth of the identities, 1,500 at most. With
+    `continues`, they are drawn from the new ones."""
     evaluate: Literal["test", "validation"] = "test"
     """Whom to evaluate on: the test identities, or a share of the *training* identities that is
     then left out of training (to choose settings without seeing the test identities)."""
     validation_identities: int = 0
     """Training identities held out when `evaluate` is "validation"."""
-    query_cameras: int = 2
-    """Cameras of each test identity whose images are queries; its others are the gallery."""
-    queries: Literal["cameras", "role"] = "cameras"
-    """Which images of test identities are queries: those of some cameras, or those of role query
-    (drawn in fonts held out, for instance), with all others of role train as the gallery."""
+    query_cameras: int = Field(default=2, ge=1)
+    """Cameras of each test identity whose images are queries, or, where queries are drawn image by
+    image, how many images are; fewer where it has no more. Its others are the gallery."""
+    queries: Literal["cameras", "images", "role"] = "cameras"
+    """Which images of test identities are queries, all others of role train being the gallery.
+    cameras: those of some cameras, of identities that two took images of. images: some images of
+    each identity that has two, whoever took them; near-duplicates (neighbours in a film or a burst)
+    are then found easily, and figures come out too high: take them out first. Where no image's
+    camera is known, cameras means images. role: those of role query (drawn in fonts held out, for
+    instance)."""
     pairs: int = 6000
     """Image pairs of the 10-fold verification test, half of them of one identity."""
     seen_identities: int = 500

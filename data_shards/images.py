@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
-from data_shards.settings import Settings
+from data_shards.settings import Settings, Size
 from data_shards.sources import MAX_ENCODED_BYTES
 from untrusted.pictures import FORMATS, MAX_PIXELS, TooLarge, open_picture
 
@@ -21,7 +21,7 @@ _START_OF_SCAN = 0xDA
 class ImageSettings(Settings):
     """What images are made on their way into a dataset."""
 
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     """Height and width that every image is scaled to, without keeping its shape, pixels; none:
     images stay as large as they are."""
     quality: int = Field(default=95, ge=1, le=100)

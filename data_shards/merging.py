@@ -1,11 +1,12 @@
 """Several datasets as one: their samples one after the other, the bytes as they are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.places import Place
@@ -27,11 +28,7 @@ def merge_datasets(
     """
     owner: dict[str, ShardDataset] = {}
     for dataset in datasets:
-        if tables := dataset.manifest.get("tables"):
-            raise InputError(
-                f"{dataset.location} has tables ({', '.join(tables)}) that would be lost: test on "
-                "it as it is instead of merging it"
-            )
+        refuse_tables(dataset)
         for name in dataset.names.tolist():
             if (other := owner.setdefault(name, dataset)) is not dataset:
                 raise InputError(
@@ -45,19 +42,35 @@ def merge_datasets(
     return write_dataset(partial(merged_images, datasets, names), out, source, processes=processes)
 
 
+def refuse_tables(dataset: ShardDataset) -> None:
+    """Raises InputError when `dataset` has tables: they speak of all its images together."""
+    if tables := dataset.manifest.get("tables"):
+        raise InputError(
+            f"{dataset.location} has tables ({', '.join(tables)}) that would be lost: test on it "
+            "as it is"
+        )
+
+
 def merged_images(
     datasets: Sequence[ShardDataset], names: Sequence[str], start: int
 ) -> Iterator[SourceImage | Refusal]:
     """The images of `datasets` from number `start` on, with each dataset's name before its keys."""
     for dataset, name in zip(datasets, names, strict=True):
         if start < len(dataset):
-            yield from _images_of(dataset, name, start)
+            yield from images_of(dataset, range(start, len(dataset)), name)
         start = max(0, start - len(dataset))
 
 
-def _images_of(dataset: ShardDataset, name: str, first: int) -> Iterator[SourceImage | Refusal]:
-    cameras = dataset.manifest["cameras"]
-    for sample in range(first, len(dataset)):
+def images_of(
+    dataset: ShardDataset,
+    samples: Iterable[int],
+    name: str = "",
+    role: NDArray[Any] | None = None,
+) -> Iterator[SourceImage | Refusal]:
+    """The images of `samples`, with `name` before their keys; `role` ([n of the dataset], as
+    numbers of `ROLES`) takes the place of the dataset's own."""
+    cameras, roles = dataset.manifest["cameras"], dataset.role if role is None else role
+    for sample in samples:
         identity = str(dataset.names[dataset.identity[sample]])
         try:
             (key,) = dataset.keys(np.array([sample]))
@@ -66,4 +79,4 @@ def _images_of(dataset: ShardDataset, name: str, first: int) -> Iterator[SourceI
             yield Refusal(f"{dataset.location} {sample}", identity, "damaged", str(error))
             continue
         camera = cameras[dataset.camera[sample]]
-        yield SourceImage(image, identity, camera, name + key, ROLES[dataset.role[sample]])
+        yield SourceImage(image, identity, camera, name + key, ROLES[roles[sample]])

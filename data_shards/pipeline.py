@@ -19,7 +19,7 @@ from data_shards.dataset import SampleError, ShardDataset
 from data_shards.order import Order, OrderSettings, UniformSettings, rank_slice
 from data_shards.quarantine import Quarantine, readable
 from data_shards.remote import CacheSettings
-from data_shards.settings import InputError, Settings
+from data_shards.settings import InputError, Settings, Size
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
@@ -28,8 +28,8 @@ _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on 
 class PipelineSettings(Settings):
     """How images are read, decoded and augmented."""
 
-    image_size: tuple[int, int] | None = None
-    """Height and width that images are resized to, pixels; none: as the dataset has them."""
+    image_size: Size | None = None
+    """Height and width that images are resized to, HxW in pixels; none: as the dataset has them."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random changes to training images."""
     order: OrderSettings = UniformSettings()
@@ -89,7 +89,7 @@ def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, 
     size = settings.image_size or dataset.manifest["image_size"]
     if size is None:
         raise InputError(
-            f"the images of {dataset.location} differ in size: set data.image_size=[H,W]"
+            f"the images of {dataset.location} differ in size: set data.image_size=HxW"
         )
     height, width = size
     return height, width

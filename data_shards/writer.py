@@ -17,7 +17,7 @@ with the number of identities. A writer that was killed goes on behind its last 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -55,17 +55,37 @@ def refusals(out: Path) -> Counter[tuple[str, bool]]:
     return found
 
 
-def _check_budget(place: Place, samples: int, max_refused: float) -> int:
+def vanished(out: Path, taken: Container[str]) -> list[str]:
+    """The identities in a folder's refused.jsonl of whom nothing was taken, in their order."""
+    path = out / "refused.jsonl"
+    try:
+        with path.open(encoding="utf-8") as file:
+            named = dict.fromkeys(str(parse_json(line)["identity"]) for line in file)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: delete the folder and import again") from error
+    return [name for name in named if name and name not in taken]
+
+
+def whole_identities(names: Sequence[str]) -> str:
+    """The first ten of `names`, as part of a sentence."""
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return f"{len(names):,} identities ({', '.join(names[:10])}{more})"
+
+
+def _check_budget(place: Place, intake: Intake, max_refused: float) -> int:
     """The number of refused images. Raises InputError when it is too large, or nothing is left."""
+    samples = intake.samples
     refused = sum(count for (_, counts), count in refusals(place.folder).items() if counts)
     where = place.folder / "refused.jsonl"
     if not samples:
         raise InputError(f"no readable image for {place.name}: {refused} were refused, see {where}")
     if refused > max_refused * (samples + refused):
+        gone = vanished(place.folder, intake.identities.numbers)
+        whole = f", with them all of {whole_identities(gone)}" if gone else ""
         raise InputError(
-            f"{refused} of {samples + refused} images were refused, more than the allowed share "
-            f"{max_refused:g}: see {where}; mend them, or run the same command again with a larger "
-            "--max-refused (what is written is kept)"
+            f"{refused} of {samples + refused} images were refused{whole}, more than the allowed "
+            f"share {max_refused:g}: see {where}; mend them, or run the same command again with a "
+            "larger --max-refused (what is written is kept)"
         )
     return refused
 
@@ -115,7 +135,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes tables and manifest, all shards being there, and deletes the journal."""
     place, out = journal.place, journal.out
-    refused = _check_budget(place, intake.samples, max_refused)
+    refused = _check_budget(place, intake, max_refused)
     write_samples(journal.rows(), out / "samples.parquet")
     _write_keys(journal, out / "keys.parquet")
     pq.write_table(pa.table({"name": list(intake.identities.numbers)}), out / "identities.parquet")

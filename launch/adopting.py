@@ -1,6 +1,5 @@
 """Adopts a model from outside: what was given on the command line becomes a model folder."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from data_shards.settings import InputError
+from data_shards.settings import InputError, parse_size
 from launch.config import differences
 from launch.folder import Chain, Run
 from trainer.adopted import AdoptedSettings, Pixels, Triple, read_embedder
@@ -68,13 +67,6 @@ def run_adopt(
     )
     if settings.batch:
         console.print(f"! it takes {settings.batch} images at a time, no other number")
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from HxW. Raises InputError."""
-    if not (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
-        raise InputError(f"--size {text!r}: write height x width in pixels, such as 112x112")
-    return int(found[1]), int(found[2])
 
 
 def _channels(option: str, text: str, unit: bool) -> Triple:

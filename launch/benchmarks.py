@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -137,3 +137,45 @@ def merge(
     console.print(
         f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities in {out}"
     )
+
+
+def split(
+    dataset: Dataset,
+    out: Annotated[str, typer.Option(help="Folder or URL that train and test are written in.")],
+    test: Annotated[
+        float, typer.Option(help="Share of the identities to test on; nobody is in both parts.")
+    ] = 0.2,
+    pairs: Annotated[
+        int, typer.Option(min=1, help="Pairs to verify, half of one identity.")
+    ] = 6000,
+    queries: Annotated[
+        Literal["cameras", "images"], typer.Option(help="See benchmark.queries.")
+    ] = "cameras",
+    seed: Annotated[int, typer.Option(help="Decides who is tested on.")] = 0,
+) -> None:
+    """Make two datasets of one: OUT/train, and OUT/test with queries, gallery and pairs."""
+    from data_shards.benchmark_settings import BenchmarkSettings
+    from data_shards.dataset import ShardDataset
+    from data_shards.places import place_at
+    from data_shards.splitting import split_dataset
+
+    if not 0 < test < 1:
+        raise InputError(f"--test {test:g} is no share: give one between 0 and 1, such as 0.2")
+    opened = ShardDataset.open(dataset)
+    wanted = max(1, round(test * opened.manifest["identities"]))
+    settings = BenchmarkSettings(
+        steps=1, test_identities=wanted, queries=queries, pairs=pairs, seen_identities=0, seed=seed
+    )
+    parts = {name: place_at(f"{out.rstrip('/')}/{name}") for name in ("train", "test")}
+    made = split_dataset(opened, parts["train"], parts["test"], settings)
+    for place, manifest in zip(parts.values(), made, strict=True):
+        console.print(
+            f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities "
+            f"in {place.name}"
+        )
+    left = len(opened) - sum(manifest["samples"] for manifest in made)
+    if left:
+        console.print(
+            f"! {left:,} images of tested identities have a role of their own and are "
+            "in neither part"
+        )

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from data_shards.settings import InputError
+from data_shards.settings import InputError, parse_size
 from launch.launching import launching
-from launch.model_commands import adopt, backfill, embed, evaluate
+from launch.model_commands import ImageSize, adopt, backfill, embed, evaluate
 from launch.preemption import EXIT_CODE as PREEMPTED
 from launch.preemption import Preempted
 from launch.shards import shards
@@ -263,10 +263,7 @@ def compat(
     confidence: Annotated[
         float | None, typer.Option(help="That the criterion holds, and of the intervals.")
     ] = None,
-    image_size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="Height and width of images; default: what each model was trained on."),
-    ] = None,
+    size: ImageSize = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
 ) -> None:
@@ -278,9 +275,10 @@ def compat(
     from launch.compat import compatibility
     from monitoring.compatibility import comparison_tables
 
+    resized = parse_size(size) if size else None
     given = {"at": tuple(at or ()), "confidence": confidence}
     changes = {key: value for key, value in given.items() if value}
-    found = compatibility(new, old, benchmark, paragon, changes, image_size, console)
+    found = compatibility(new, old, benchmark, paragon, changes, resized, console)
     if out is not None:
         write_json(out, found)
     if as_json:

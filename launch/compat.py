@@ -132,4 +132,5 @@ def compatibility(
             settings,
             test.dataset.names,
         )
-    return {"new": str(new), "old": str(old), "benchmark": benchmark, **found}
+    left_out = test.trials.left_out(settings.at)
+    return {"new": str(new), "old": str(old), "benchmark": benchmark, **found, "left_out": left_out}

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.pipeline import PipelineSettings
-from data_shards.remote import check_no_secret, is_remote
+from data_shards.remote import anywhere, check_no_secret, is_remote
 from data_shards.settings import InputError, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from launch.cluster_settings import ClusterSettings
@@ -96,7 +96,16 @@ class RunConfig(Settings):
 
     def dataset_location(self) -> str:
         """The dataset's URL, or its absolute path: workers have other working directories."""
-        return self.dataset if is_remote(self.dataset) else str(Path(self.dataset).resolve())
+        return anywhere(self.dataset)
+
+    def placed(self) -> dict[str, Any]:
+        """Plain values with every location as it is known in any working directory."""
+        values = _placed(self.model_dump())
+        values["dataset"] = anywhere(self.dataset)
+        for test in values["evaluation"]["tests"].values():
+            for part in ("dataset", "distractors"):
+                test[part] = test[part] and anywhere(test[part])
+        return values
 
     def dataset_is_there(self) -> bool:
         """Whether a dataset was built; a remote one is taken to be."""
@@ -191,6 +200,15 @@ class RunConfig(Settings):
             del values["training"][key]
         del values["training"]["guard"]["max_rewinds"]
         return values
+
+
+def _placed(value: Any) -> Any:
+    """Plain values, with every path absolute."""
+    if isinstance(value, Path):
+        return str(value.expanduser().resolve())
+    if isinstance(value, dict):
+        return {key: _placed(inner) for key, inner in value.items()}
+    return [_placed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tuple[str, Any, str]]:

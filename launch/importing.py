@@ -1,7 +1,7 @@
 """Imports and describes datasets on a terminal: progress, what was refused, what is held."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
-from data_shards.writer import refusals
+from data_shards.writer import refusals, vanished, whole_identities
 from untrusted.text import printable
 
 _PLAIN_SECONDS = 30.0
@@ -122,13 +122,19 @@ def run_import(
         raise
     if table := refusal_table(place.folder):
         console.print(table)
+    dataset = ShardDataset.open(out)
+    gone = vanished(place.folder, set(dataset.names.tolist()))
+    nothing = f", nothing of {len(gone):,} identities" if gone else ""
     console.print(
         f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities in "
-        f"{out}, {manifest['refused']:,} refused"
+        f"{out}, {manifest['refused']:,} refused{nothing}"
     )
     place.leave()
-    dataset = ShardDataset.open(out)
+    if gone:
+        console.print(f"! nothing was taken of {whole_identities(gone)}")
     for line in unlike_published(dataset, SOURCES[name].published(settings)):
+        console.print(f"! {line}")
+    for line in parts_as_identities(dataset.names.tolist()):
         console.print(f"! {line}")
     singles = int((np.bincount(dataset.identity) == 1).sum())
     if singles:
@@ -147,6 +153,23 @@ def unlike_published(dataset: ShardDataset, published: Mapping[str, int]) -> lis
         if found != wanted:
             lines.append(f"{found:,} images with role {roles}, where {wanted:,} were published")
     return lines
+
+
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"}
+_PARTS |= {"probe", "probes", "distractors", *ROLES}
+
+
+def parts_as_identities(names: Sequence[str]) -> Iterator[str]:
+    """A line where identities are called as the parts of a split are: their folders lie deeper."""
+    parts = [name for name in names if name.rpartition("/")[2].lower() in _PARTS]
+    if parts and set(parts) <= set(ROLES):
+        yield f"identities are called {', '.join(parts)}: was roles=folders meant?"
+    elif parts:
+        yield (
+            f"identities are called {', '.join(parts)}: if these are parts of a split, import each "
+            f"by itself (PATH/{parts[0]}), or all with roles=folders once they are called "
+            f"{', '.join(ROLES)}"
+        )
 
 
 def _histogram(counts: np.ndarray) -> str:

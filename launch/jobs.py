@@ -102,19 +102,9 @@ def pack(config: RunConfig, folder: Path) -> None:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(here / package, folder / package, ignore=ignored)
     write_lock(folder / "packages.lock")
-    values = _placed(config.model_dump())
-    values["dataset"] = config.dataset_location()
+    values = config.placed()
     values["cluster"]["address"] = "auto"
     (folder / "run.yaml").write_text(dump_yaml(values), encoding="utf-8")
-
-
-def _placed(value: Any) -> Any:
-    """Plain values, with every path absolute: the job works in another folder."""
-    if isinstance(value, Path):
-        return str(value.expanduser().resolve())
-    if isinstance(value, dict):
-        return {key: _placed(inner) for key, inner in value.items()}
-    return [_placed(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def entrypoint(folder: Path) -> str:

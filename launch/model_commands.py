@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from data_shards.features import file_ending
-from data_shards.settings import InputError
+from data_shards.settings import InputError, parse_size
 from launch.terminal import Terminal, console, say_json
 
 ImageSize = Annotated[
@@ -137,7 +137,6 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
 ) -> None:
     """Put one model, or vectors from elsewhere, to a test set that need not be part of a run."""
-    from launch.adopting import parse_size
     from launch.cluster_settings import ClusterSettings
     from launch.evaluating import FeatureFiles, results_table, run_evaluate, settings_of_test
     from trainer.model import Model
@@ -167,7 +166,6 @@ def _opened(
     model: Path, shards: str, size: str | None, actors: int | None, address: str | None
 ) -> tuple[Any, Any, Any]:
     """The model, the images it is to embed, and what spreads the work. Raises InputError."""
-    from launch.adopting import parse_size
     from launch.cluster_settings import ClusterSettings
     from launch.embedding import Images, with_actors
     from trainer.model import Model

@@ -121,7 +121,7 @@ def split_of(config: RunConfig, identities: int | None, images: int | None) -> S
 
 def _known(size: Any) -> tuple[int, int]:
     if size is None:
-        raise InputError("the images' size is not known: set data.image_size=[H,W]")
+        raise InputError("the images' size is not known: set data.image_size=HxW")
     height, width = size
     return height, width
 

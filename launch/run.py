@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
+from data_shards.benchmark_words import in_words
 from data_shards.cores import cores
 from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
@@ -129,12 +130,11 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
-            if config.continues is not None:
-                rows = run.benchmark.rows
-                console.print(
-                    f"{rows[0]:,} identities are known from {config.continues}; "
-                    f"{rows[-1] - rows[0]:,} of {config.dataset} are learned"
-                )
+            known = run.benchmark.rows[0] if config.continues is not None else 0
+            if known:
+                tell(f"{known:,} identities are known from {config.continues}")
+            for line in in_words(run.dataset, config.benchmark, run.benchmark, known):
+                tell(line)
             iterations = sum(
                 run.training(phase.chain, phase.step).iterations
                 for phase in todo

@@ -7,13 +7,14 @@ import typer
 from rich.table import Table
 
 from data_shards.cores import cores
-from data_shards.settings import InputError
-from launch.benchmarks import Dataset, benchmarks, merge
+from data_shards.settings import InputError, parse_size
+from launch.benchmarks import Dataset, benchmarks, merge, split
 from launch.terminal import console
 
 shards = typer.Typer(help="Build and check datasets of WebDataset shards.", no_args_is_help=True)
 shards.add_typer(benchmarks, name="benchmark")
 shards.command("merge")(merge)
+shards.command("split")(split)
 
 
 @shards.command("glyphs")
@@ -79,8 +80,7 @@ def shards_import(
         list[str] | None, typer.Argument(help="key=value options of the format, as name=ms1m.")
     ] = None,
     size: Annotated[
-        tuple[int, int] | None,
-        typer.Option(help="Height and width to scale all images to, pixels; default: as they are."),
+        str | None, typer.Option(help="HxW to scale all images to; default: as they are.")
     ] = None,
     quality: Annotated[
         int, typer.Option(min=1, max=100, help="JPEG quality of images encoded anew.")
@@ -107,7 +107,9 @@ def shards_import(
     from launch.importing import run_import
 
     settings = source_settings(source, path, options or [])
-    image = ImageSettings(size=size, quality=quality, max_pixels=max_pixels)
+    image = ImageSettings(
+        size=parse_size(size) if size else None, quality=quality, max_pixels=max_pixels
+    )
     count = cores() if processes is None else processes
     run_import(source, settings, place_at(out), image, shard_samples, max_refused, count, console)
 

@@ -43,7 +43,7 @@ class TrainingPhases:
         Raises InputError with the workers' own words.
         """
         spec = {
-            "config": self._run.config.model_dump(mode="json"),
+            "config": self._run.config.placed(),
             "folder": self._run.folder.resolve(),
             "method": chain.method,
             "seed": chain.seed,
@@ -52,7 +52,6 @@ class TrainingPhases:
             "mailbox": self._mailbox,
             "fence": self._run.fence,
         }
-        spec["config"]["dataset"] = self._run.config.dataset_location()
         self._why, self._repeats, self._furthest = "", Repeats(), 0
         waiting = Waiting(self._ray, self._wanted(), lambda line: self._notice(name, line))
         failure: list[BaseException] = []

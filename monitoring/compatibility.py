@@ -50,6 +50,7 @@ def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
         cells += [_interval(point["update_gain"])] if "paragon" in shown else []
         table.add_row(point["point"], *cells, verdict)
     yield table
+    yield from (f"left out: {why}" for why in found.get("left_out", ()))
     yield (
         f"confidence {found['confidence']:.0%}, by {found['resamples']:,} resamples of "
         f"{found['identities']:,} query identities"

@@ -1,19 +1,21 @@
-"""An image folder: ``root/identity/anything.jpg``, at any depth below the identity."""
+"""An image folder: ``root/identity/anything``, at any depth below the identity.
+
+What is a picture is decided by its first bytes: many are called ``0.jpg.1`` or have no suffix.
+"""
 
 import os
-import stat
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
 
 from data_shards.settings import InputError, Settings
-from data_shards.sources import MAX_ENCODED_BYTES, UNKNOWN_CAMERA, Refusal, SourceImage, named
+from data_shards.sources import ROLES, UNKNOWN_CAMERA, Refusal, SourceImage, named
+from data_shards.sources.folder_lists import pairs_table, read_roles
+from data_shards.sources.listing import picture_of
 from untrusted.text import file_name
-
-SUFFIXES = frozenset(
-    ["", ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"]
-)
-"""Files named otherwise are no images: they are listed, but not counted as refused ones."""
 
 
 class FolderSettings(Settings):
@@ -25,10 +27,18 @@ class FolderSettings(Settings):
     """Whether each folder within an identity's is a camera: root/identity/camera/image.jpg."""
     name: str = ""
     """Put before each identity's name, so that merged datasets do not share names: mine/alice."""
+    roles: Literal["folders"] | Path | None = None
+    """Which images are trained on and tested. folders: those in root/train, root/query,
+    root/gallery and root/distractor, identities being one level below. A file: CSV with columns
+    path and role, where a path below root may be an image or a folder of them; the others are
+    trained on. None: all are."""
+    pairs: Path | None = None
+    """Pairs to verify, which become the table that protocol verification reads: LFW's text
+    (pairs.txt), or CSV with columns path_a, path_b, same and, maybe, fold."""
 
 
-def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | OSError]:
-    """The files below a folder, by name, but for hidden ones and folders within themselves."""
+def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | OSError]:
+    """Files below a folder, by name; hidden entries and folders that hold nothing as themselves."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         own = folder.stat()
@@ -38,50 +48,78 @@ def _files(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | O
     if (own.st_dev, own.st_ino) in above:
         yield OSError(0, "a symlink leads back to a folder that holds it", str(folder))
         return
+    if not entries and above:
+        yield folder
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         path = folder / entry.name
-        if path.is_dir():
-            yield from _files(path, above | {(own.st_dev, own.st_ino)})
+        if path.is_dir() and not entry.name.startswith("."):
+            yield from _entries(path, above | {(own.st_dev, own.st_ino)})
         else:
             yield path
 
 
-def _item(root: Path, path: Path, settings: FolderSettings) -> SourceImage | Refusal:
+def _item(
+    root: Path, path: Path, settings: FolderSettings, roles: dict[str, str]
+) -> SourceImage | Refusal:
+    """`roles` are those of files and folders, by key."""
     parts = Path(file_name(path.relative_to(root))).parts
     key = "/".join(parts)
+    above = ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    role = next((roles[name] for name in above if name in roles), ROLES[0])
+    if path.name.startswith("."):
+        return Refusal(key, "", "hidden", "its name begins with a dot", counts=False)
+    if settings.roles == "folders":
+        parts = parts[1:] or (path.name,)
+    if path.is_dir():
+        identity = named(settings.name, parts[0])
+        return Refusal(key, identity, "empty folder", "it holds nothing", counts=False)
     identity = named(settings.name, parts[0]) if len(parts) > 1 else ""
-    if path.suffix.lower() not in SUFFIXES:
-        return Refusal(key, identity, "not named like an image", path.suffix, counts=False)
+    content = picture_of(path, key, identity)
+    if isinstance(content, Refusal):
+        return content
     if len(parts) == 1:
         return Refusal(key, "", "no identity", "it lies beside the identities' folders")
     if settings.cameras and len(parts) == 2:
         return Refusal(key, identity, "no camera", "it lies beside the cameras' folders")
     camera = parts[1] if settings.cameras else UNKNOWN_CAMERA
-    try:
-        facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            return Refusal(key, identity, "unreadable", "it is no file")
-        if facts.st_size > MAX_ENCODED_BYTES:
-            return Refusal(key, identity, "too large", f"{facts.st_size:,} bytes")
-        return SourceImage(path.read_bytes(), identity, camera, key)
-    except OSError as error:
-        return Refusal(key, identity, "unreadable", error.strerror or str(error))
+    return SourceImage(content, identity, camera, key, role)
+
+
+def _roles(settings: FolderSettings) -> dict[str, str]:
+    """The roles of files and folders, by key. Raises InputError."""
+    if settings.roles != "folders":
+        return read_roles(settings.roles, settings.path) if settings.roles else {}
+    seen = sorted(entry.name for entry in os.scandir(settings.path) if entry.is_dir())
+    if other := [name for name in seen if name not in ROLES and not name.startswith(".")]:
+        raise InputError(
+            f"{settings.path / other[0]} is no role: with roles=folders, give folders called "
+            f"{', '.join(ROLES)}"
+        )
+    return {role: role for role in ROLES}
+
+
+def folder_tables(settings: FolderSettings) -> dict[str, pa.Table]:
+    """The table ``pairs``, if a list of pairs is given. Raises InputError."""
+    if settings.pairs is None:
+        return {}
+    below = ROLES if settings.roles == "folders" else ()
+    return {"pairs": pairs_table(settings.pairs, settings.path, below)}
 
 
 def read_folder(settings: FolderSettings, start: int = 0) -> Iterator[SourceImage | Refusal]:
     """The images below a folder in the order of their names, from the item `start` on.
 
-    Symlinks are followed. Memory: the names in one folder. Raises InputError when there is no such
-    folder.
+    Symlinks are followed. Memory: the names in one folder, and the list of roles. Raises InputError
+    when there is no such folder, or the list of roles is wrong.
     """
     root = settings.path
     if not root.is_dir():
         raise InputError(f"{root} is no folder: give the one that holds the identities' folders")
-    for found in islice(_files(root, frozenset()), start, None):
+    roles = _roles(settings)
+    for found in islice(_entries(root, frozenset()), start, None):
         if isinstance(found, OSError):
-            key = file_name(Path(found.filename).relative_to(root))
-            yield Refusal(key, "", "unreadable", found.strerror or str(found))
+            path = Path(file_name(Path(found.filename).relative_to(root)))
+            identity = named(settings.name, path.parts[0]) if path.parts else ""
+            yield Refusal(path.as_posix(), identity, "unreadable", found.strerror or str(found))
         else:
-            yield _item(root, found, settings)
+            yield _item(root, found, settings, roles)

@@ -5,12 +5,19 @@ Validation images may also lie flat beside Kaggle's ``LOC_val_solution.csv``, wh
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from data_shards.settings import InputError, Settings
 from data_shards.sources import Refusal, SourceImage
-from data_shards.sources.folder import SUFFIXES
-from data_shards.sources.listing import Listed, files_in, folder_within, lines_of, read_listed
+from data_shards.sources.listing import (
+    Listed,
+    files_in,
+    folder_within,
+    lines_of,
+    named_like_image,
+    picture_of,
+)
 
 _SOLUTION = "LOC_val_solution.csv"
 
@@ -31,10 +38,15 @@ def imagenet_counts(settings: ImagenetSettings) -> dict[str, int]:
 
 def read_imagenet(settings: ImagenetSettings, start: int = 0) -> Iterator[SourceImage | Refusal]:
     """The images of `train` by class and name, then of `val` with role "query", from `start` on."""
-    return read_listed(list_imagenet(settings), start)
+    for path, identity, camera, key, role in islice(list_imagenet(settings), start, None):
+        content = picture_of(path, key, identity)
+        if isinstance(content, Refusal):
+            yield content
+        else:
+            yield SourceImage(content, identity, camera, key, role)
 
 
-def list_imagenet(settings: ImagenetSettings) -> Iterator[Listed | Refusal]:
+def list_imagenet(settings: ImagenetSettings) -> Iterator[Listed]:
     """Every file in order.
 
     Raises InputError when `val` has a class that `train` lacks, or an image without a class.
@@ -50,10 +62,8 @@ def list_imagenet(settings: ImagenetSettings) -> Iterator[Listed | Refusal]:
         yield _item(settings.name, path, val, label, "query")
 
 
-def _item(source: str, path: Path, root: Path, label: str, role: str) -> Listed | Refusal:
+def _item(source: str, path: Path, root: Path, label: str, role: str) -> Listed:
     key = f"{source}/{root.name}/{path.relative_to(root).as_posix()}"
-    if path.suffix.lower() not in SUFFIXES:
-        return Refusal(key, "", "not named like an image", path.suffix, counts=False)
     return Listed(path, f"{source}/{label}", root.name, key, role)
 
 
@@ -64,7 +74,7 @@ def _folders(root: Path) -> list[Path]:
 def _validation(root: Path, val: Path) -> Iterator[tuple[Path, str]]:
     for folder in _folders(val):
         yield from ((path, folder.name) for path in files_in(folder))
-    loose = [path for path in files_in(val) if path.suffix.lower() in SUFFIXES]
+    loose = [path for path in files_in(val) if named_like_image(path) or not path.suffix]
     if not loose:
         return
     listed = next((p / _SOLUTION for p in (root, val) if (p / _SOLUTION).exists()), None)

@@ -1,5 +1,7 @@
 """Sources that can say which image is whose before any is read: lists and folders of files."""
 
+import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -8,7 +10,16 @@ from typing import NamedTuple
 
 from data_shards.settings import InputError
 from data_shards.sources import MAX_ENCODED_BYTES, Refusal, SourceImage
+from data_shards.sources.magic import HEAD, picture_kind
+from untrusted.files import open_regular
+from untrusted.pictures import FORMATS
 from untrusted.text_files import read_lines
+
+_IMAGE_NAME = re.compile(
+    r".*\.(jpe?g|jpe|jfif|png|webp|dib|bmp|gif|tiff?|p[gpbn]m|jp2|j2k|jpx|jxl|avif|hei[cf]|tga|pcx"
+    r"|psd|ico|cr[23]|nef|arw|dng|orf|rw2|raf)",
+    re.I | re.S,
+)
 
 
 class Listed(NamedTuple):
@@ -49,6 +60,29 @@ def content_of(item: Listed) -> bytes | Refusal:
         return Refusal(item.key, item.identity, "unreadable", str(error))
 
 
+def named_like_image(path: Path) -> bool:
+    """Whether a file is called a picture: if it is none, it is damaged, and counts as refused."""
+    return _IMAGE_NAME.fullmatch(path.name) is not None
+
+
+def picture_of(path: Path, key: str, identity: str) -> bytes | Refusal:
+    """The bytes of a picture, or of a file that is named like one."""
+    try:
+        with open_regular(path) as file:
+            head = file.read(HEAD)
+            kind, wanted = picture_kind(head), named_like_image(path)
+            if kind is None and not wanted:
+                return Refusal(key, identity, "not a picture", f"it begins {head[:8]!r}", False)
+            if kind is not None and kind not in FORMATS:
+                why = f"{kind} cannot be read here: convert it to JPEG or PNG first"
+                return Refusal(key, identity, f"{kind}, not readable here", why)
+            if (size := os.fstat(file.fileno()).st_size) > MAX_ENCODED_BYTES:
+                return Refusal(key, identity, "too large", f"{size:,} bytes")
+            return head + file.read(MAX_ENCODED_BYTES - len(head) + 1)
+    except OSError as error:
+        return Refusal(key, identity, "unreadable", error.strerror or str(error))
+
+
 def leads_outside(name: str) -> bool:
     """Whether a list's entry leaves the folder that it should be in."""
     return Path(name).is_absolute() or ".." in Path(name).parts
@@ -76,6 +110,6 @@ def files_in(folder: Path) -> list[Path]:
 
 def not_named(path: Path, key: str, example: str) -> Refusal:
     """A file whose name does not say whom it shows; one that is no image is not counted."""
-    image = path.suffix.lower() in {".jpg", ".jpeg", ".png", ".bmp"}
+    image = named_like_image(path)
     reason = "not named like the others" if image else "not named like an image"
     return Refusal(key, "", reason, f"{path.name!r} is not like {example}", counts=image)

@@ -14,7 +14,7 @@ from data_shards.sources.crl_person import (
     list_crl_person,
     read_crl_person,
 )
-from data_shards.sources.folder import FolderSettings, read_folder
+from data_shards.sources.folder import FolderSettings, folder_tables, read_folder
 from data_shards.sources.ijb import IjbSettings, ijb_counts, ijb_tables, list_ijb, read_ijb
 from data_shards.sources.imagenet import (
     ImagenetSettings,
@@ -87,7 +87,7 @@ def _listed(
 
 SOURCES: dict[str, Source] = {
     "recordio": Source(RecordIOSettings, read_recordio, total=count_recordio, seeks=True),
-    "folder": Source(FolderSettings, read_folder, seeks=True),
+    "folder": Source(FolderSettings, read_folder, folder_tables, seeks=True),
     "webdataset": Source(WebDatasetSettings, read_webdataset, seeks=True),
     "verification_bin": Source(
         VerificationBinSettings,

@@ -5,7 +5,11 @@ import pytest
 
 from data_shards.benchmark import build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
+from data_shards.benchmark_words import in_words
 from data_shards.settings import InputError
+from data_shards.sources import ROLES
+from trainer.evaluation import EvaluationSettings
+from trainer.evaluation.protocol import evaluate, samples_to_embed
 
 SETTINGS = BenchmarkSettings(steps=4, test_identities=22, pairs=200, seen_identities=5)
 
@@ -73,7 +77,7 @@ def test_the_split_is_the_same_every_time_and_changes_with_the_seed(small):
         ({"test_identities": 61}, "test_identities is 61, but only 60"),
         ({"train_identities": 39}, "train_identities is 39, but only 38"),
         ({"steps": 39}, r"38 identities cannot fill benchmark\.steps = 39"),
-        ({"test_identities": 5}, "verification needs 20"),
+        ({"test_identities": 3}, "verification needs 4"),
     ],
 )
 def test_impossible_counts_are_explained(small, change, words):
@@ -153,3 +157,82 @@ def test_identities_that_cannot_be_validated_on_stay_in_training(small):
     )
     assert (benchmark.row[50:] >= 0).all()
     assert benchmark.rows[-1] == 60 - 22 - 20
+
+
+def without_cameras(dataset):
+    """`dataset`, as a folder of photographs is imported: nobody says who took them."""
+    manifest = {**dataset.manifest, "cameras": ["unknown"]}
+    return dataclasses.replace(dataset, manifest=manifest, camera=0 * dataset.camera)
+
+
+@pytest.mark.reliability(16, "photographs without cameras are split image by image")
+@pytest.mark.parametrize("queries", ["cameras", "images"])
+def test_without_cameras_some_images_of_each_identity_are_queries(small, queries):
+    photos = without_cameras(small) if queries == "cameras" else small
+    benchmark = build_benchmark(photos, SETTINGS.model_copy(update={"queries": queries}))
+    query, gallery = (small.identity[part] for part in (benchmark.query, benchmark.gallery))
+    assert set(np.unique(query, return_counts=True)[1]) == {2}
+    assert np.array_equal(np.unique(query), np.unique(gallery))
+    assert not set(benchmark.query) & set(benchmark.gallery)
+    again = build_benchmark(photos, SETTINGS.model_copy(update={"queries": queries}))
+    assert np.array_equal(benchmark.query, again.query)
+    places = {np.flatnonzero(small.identity == i).tolist().index(q)
+              for i, q in zip(query, benchmark.query, strict=True)}  # fmt: skip
+    assert places == {0, 1, 2, 3}
+    settings = EvaluationSettings()
+    samples = samples_to_embed(benchmark)
+    embeddings = np.eye(len(small.names), dtype=np.float32)[small.identity[samples]]
+    found = evaluate(photos, benchmark, samples, embeddings, settings)
+    assert (found["queries_without_match"], found["top1"], found["seen_top1"]) == (0, 1, 1)
+
+
+@pytest.mark.reliability(16, "who cannot be tested on is told with the rule and what would help")
+def test_the_rule_that_nobody_meets_is_named(small):
+    """One camera took everything: that is known, so that images are not drawn unasked."""
+    manifest = {**small.manifest, "cameras": ["front door"]}
+    door = dataclasses.replace(small, manifest=manifest, camera=0 * small.camera)
+    words = (
+        "only 0 identities qualify of 60, each needs images from two cameras: lower it, or "
+        "benchmark.queries=images asks for two images only, which 60 identities have"
+    )
+    with pytest.raises(InputError, match=words):
+        build_benchmark(door, SETTINGS)
+    build_benchmark(door, SETTINGS.model_copy(update={"queries": "images"}))
+
+
+def test_few_tested_identities_make_fewer_folds(small):
+    benchmark = build_benchmark(small, SETTINGS.model_copy(update={"test_identities": 7}))
+    assert np.unique(benchmark.folds).tolist() == [0, 1, 2]
+    assert len(benchmark.pairs) == 198
+
+
+def test_a_fifth_of_the_identities_is_tested_unless_said_otherwise(small):
+    benchmark = build_benchmark(small, BenchmarkSettings(steps=2))
+    assert len(set(small.identity[benchmark.query])) == 12
+    assert benchmark.rows[-1] == 48
+
+
+@pytest.mark.reliability(20, "a run says at its start how many are learned, tested, or left out")
+def test_newcomers_kept_for_testing_are_counted_aloud(small):
+    known = [f"id-{i}" for i in range(10)]
+    settings = SETTINGS.model_copy(update={"steps": 1, "test_identities": 40})
+    told = list(in_words(small, settings, build_benchmark(small, settings, known), 10))
+    assert told[0] == "10 identities are learned, 40 kept for testing (benchmark.test_identities)"
+    assert told[1].startswith("more identities are kept for testing than are learned: lower")
+    few = settings.model_copy(update={"test_identities": None, "train_identities": 20})
+    photos = without_cameras(small)
+    told = list(in_words(photos, few, build_benchmark(photos, few, known), 10))
+    assert told[0].startswith("20 identities are learned, 10 kept for testing")
+    assert told[1] == "20 identities of the dataset are neither learned nor tested"
+    assert told[2].startswith("no image says which camera took it")
+    assert told[3] == "verification has 5 folds, not 10: so few identities are tested"
+
+
+def test_what_is_lowered_or_not_used_is_told(small):
+    """Every fourth image has another role."""
+    role = np.where(np.arange(len(small)) % 4 == 3, ROLES.index("distractor"), small.role)
+    settings = SETTINGS.model_copy(update={"steps": 1, "seen_identities": 500})
+    dataset = dataclasses.replace(small, role=role.astype(small.role.dtype))
+    told = list(in_words(dataset, settings, build_benchmark(dataset, settings), 0))
+    assert any("forgetting is measured on 38 identities of step 0" in line for line in told)
+    assert told[-1] == "60 images have another role than train (distractor) and are not used"

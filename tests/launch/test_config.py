@@ -1,10 +1,13 @@
 """Configurations: what is wrong is named, with the nearest right key."""
 
+import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from data_shards.settings import InputError
+from launch.cli import app
 from launch.cluster_settings import ClusterSettings
 from launch.config import RunConfig, differences, fields, load_config
 
@@ -171,3 +174,33 @@ def test_the_driver_and_every_rank_listen_on_ports_of_their_own(workers):
     cluster = ClusterSettings(workers=workers, metrics_port=9000)
     ranks = {cluster.metrics_endpoint(rank)["port"] for rank in range(max(1, workers))}
     assert len(ranks | {cluster.driver_endpoint()["port"]}) == max(1, workers) + 1
+
+
+def test_workers_find_every_location_in_whatever_folder_they_work(tmp_path, monkeypatch):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "{dataset: d, adopted: m, benchmark: {file: b.json, steps: 2}, methods: {bct-sys: {}}, "
+        "evaluation: {tests: {a: {dataset: t, protocol: identification, distractors: 's3://x/y'}, "
+        "b: {dataset: u, protocol: retrieval}}}}"
+    )
+    monkeypatch.chdir(tmp_path)
+    placed = RunConfig.model_validate(load_config(path).placed())
+    tests = placed.evaluation.tests
+    assert [placed.dataset, tests["a"].dataset, tests["b"].dataset] == [
+        str(tmp_path / name) for name in "dtu"
+    ]
+    assert (tests["a"].distractors, tests["b"].distractors) == ("s3://x/y", None)
+    assert (placed.adopted, placed.benchmark.file) == (tmp_path / "m", tmp_path / "b.json")
+
+
+@pytest.mark.reliability(20, "sizes are written HxW everywhere, in commands and configurations")
+def test_sizes_are_written_alike_everywhere(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("{dataset: d, methods: {finetune: {}}, data: {image_size: 32x48}}")
+    assert load_config(path).data.image_size == (32, 48)
+    assert load_config(path, ["data.image_size=[8,9]"]).data.image_size == (8, 9)
+    with pytest.raises(InputError, match=r"data\.image_size: size '32': write height x width"):
+        load_config(path, ["data.image_size='32'"])
+    for command in (["shards", "import"], ["compat"], ["embed"], ["evaluate"], ["adopt"]):
+        asked = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
+        assert re.search(r"--size\b.*HxW", asked), asked

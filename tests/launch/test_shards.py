@@ -37,7 +37,8 @@ def real(*arguments):
 @pytest.fixture
 def pictures(tmp_path):
     root = put(tmp_path / "in", [f"{who}/{n}.jpg" for who in "abc" for n in range(3)])
-    put(root, ["alone/1.jpg", "a/notes.txt"])
+    put(root, ["alone/1.jpg"])
+    (root / "a" / "notes.txt").write_text("notes")
     (root / "b" / "3.jpg").write_bytes(b"<html>")
     (root / "b" / "4.jpg").write_bytes(b"")
     return root
@@ -47,21 +48,21 @@ def test_an_import_above_its_budget_lists_why_and_exits_with_2(pictures, tmp_pat
     ended = real("import", "folder", pictures, "--out", tmp_path / "d", "--processes", "0")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: 2 of 12 images were refused")
-    for line in ("empty", "not an image", "not named like an image (not counted)"):
+    for line in ("empty", "not an image", "not a picture (not counted)"):
         assert line in ended.stdout
     assert not (tmp_path / "d" / "manifest.json").exists()
 
 
 def test_an_import_within_its_budget_says_what_it_made(pictures, tmp_path):
     told = shards("import", "folder", pictures, "name=mine", "--out", tmp_path / "d",
-                  "--max-refused", "0.2", "--processes", "0", "--size", "8", "8")  # fmt: skip
+                  "--max-refused", "0.2", "--processes", "0", "--size", "8x8")  # fmt: skip
     assert "10 images of 4 identities" in told and "2 refused" in told
     assert "with a single image: 1" in told
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert manifest["image_size"] == [8, 8]
     assert manifest["source"]["folder"]["name"] == "mine"
     again = shards("import", "folder", pictures, "name=mine", "--out", tmp_path / "d",
-                   "--max-refused", "0.2", "--size", "8", "8")  # fmt: skip
+                   "--max-refused", "0.2", "--size", "8x8")  # fmt: skip
     assert "already" in again
 
 

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
+from data_shards.cameras import cameras
 from data_shards.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
 from trainer.evaluation.incremental import predicted_classes, task_accuracy
@@ -64,7 +65,7 @@ def evaluate(
         measured["verification"] = ten_fold_accuracy(distance, benchmark.same, benchmark.folds)
         measured["roc"] = roc(-distance, benchmark.same).curve()
     if len(benchmark.seen_query):
-        found = _search(dataset, embedded, benchmark.seen_query, benchmark.seen_gallery)
+        found = _search(dataset, benchmark, embedded, benchmark.seen_query, benchmark.seen_gallery)
         measured["seen_top1"] = float(found.cmc[0])
     return measured
 
@@ -92,7 +93,7 @@ def class_accuracies(
 
 
 def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> dict[str, Any]:
-    found = _search(dataset, embedded, benchmark.query, benchmark.gallery)
+    found = _search(dataset, benchmark, embedded, benchmark.query, benchmark.gallery)
     return {
         "top1": float(found.cmc[0]),
         "map": found.mean_average_precision,
@@ -104,15 +105,16 @@ def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> 
     }
 
 
-def _search(dataset: ShardDataset, embedded: Embedded, query: Ids, gallery: Ids) -> Retrieval:
-    camera = dataset.camera.astype(np.int64)
+def _search(
+    dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded, query: Ids, gallery: Ids
+) -> Retrieval:
     return retrieve(
         embedded.of(query),
         embedded.of(gallery),
         dataset.identity[query],
         dataset.identity[gallery],
-        camera[query],
-        camera[gallery],
+        cameras(dataset, query, benchmark.by_image),
+        cameras(dataset, gallery, benchmark.by_image),
         _DEPTH,
     )
 

@@ -38,11 +38,17 @@ def ours(dataset, model, names):
     return [float(outcome.figure(point).values(ones)[0]) for point in points]
 
 
+@pytest.mark.reliability(20, "compat says which points and pairs it did without")
 def test_pairs_with_one_refused(sets, tmp_path):
     dataset, model, wanted = by_the_protocol(sets, "lfw", tmp_path)
     assert wanted["pairs_of_refused_images"] == 1
     assert ours(dataset, model, ["tar@0.1"]) == [pytest.approx(wanted["tar"]["0.1"])]
     assert 0 < wanted["tar"]["0.1"] < 1
+    refused = "1 pairs have an image that was refused at import"
+    assert of_dataset(dataset).left_out(["tar@0.1"]) == [refused]
+    untold = of_dataset(dataset).left_out([])
+    assert untold[-1] == refused
+    assert any("has no queries and gallery" in why for why in untold)
 
 
 def test_templates_and_their_galleries(sets, tmp_path):

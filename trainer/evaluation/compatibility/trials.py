@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
+from data_shards.cameras import cameras
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
@@ -52,6 +53,8 @@ class Trials:
     """Whether vectors of length 1 are compared."""
     what: str
     """Names the test in errors."""
+    refused: int = 0
+    """Pairs left out because an image of theirs was refused at import."""
 
     @cached_property
     def identities(self) -> Ids:
@@ -89,17 +92,26 @@ class Trials:
             for point in points:
                 self._check(point)
             return points
-        for name in DEFAULT:
-            try:
-                self._check(Point.parse(name))
-            except InputError:
-                continue
-            points.append(Point.parse(name))
+        points = [Point.parse(name) for name in DEFAULT if self._why_not(name) is None]
         if not points:
             raise InputError(
                 f"{self.what} can tell neither of {' and '.join(DEFAULT)}: name others"
             )
         return points
+
+    def left_out(self, asked: Iterable[str]) -> list[str]:
+        """What a comparison at these points does without, in words."""
+        untold = [] if list(asked) else [self._why_not(name) for name in DEFAULT]
+        refused = f"{self.refused:,} pairs have an image that was refused at import"
+        return [why for why in untold if why] + ([refused] if self.refused else [])
+
+    def _why_not(self, name: str) -> str | None:
+        """Why the operating point `name` cannot be told, if it cannot."""
+        try:
+            self._check(Point.parse(name))
+        except InputError as error:
+            return str(error)
+        return None
 
     def _check(self, point: Point) -> None:
         """Raises InputError where `point` cannot be told."""
@@ -136,7 +148,7 @@ def of_benchmark(dataset: ShardDataset, benchmark: Benchmark, distance: str, wha
     """The test sets of a run's benchmark: identities that no step learns. Raises InputError."""
     search = pairs = None
     if len(benchmark.query):
-        search = _search(dataset, benchmark.query, benchmark.gallery)
+        search = _search(dataset, benchmark.query, benchmark.gallery, benchmark.by_image)
     if len(benchmark.pairs):
         left, right = benchmark.pairs.T
         identity = dataset.identity
@@ -154,11 +166,11 @@ def of_dataset(dataset: ShardDataset) -> Trials:
     held, what = set(dataset.manifest.get("tables", ())), dataset.location
     if "templates" in held:
         return _templates(dataset, held, what)
-    search = pairs = None
+    search, pairs, refused = None, None, 0
     if "pairs" in held:
         left, right, same = columns(dataset.table("pairs"), "left", "right", "same")
         there = (left >= 0) & (right >= 0)
-        left, right = left[there], right[there]
+        left, right, refused = left[there], right[there], int((~there).sum())
         identity = dataset.identity
         pairs = Pairs(left, right, same[there], identity[left], identity[right])
     asked, found = (np.flatnonzero(dataset.role == ROLES.index(r)) for r in ("query", "gallery"))
@@ -169,13 +181,14 @@ def of_dataset(dataset: ShardDataset) -> Trials:
             f"{what} has no images with roles query and gallery, and none of the tables pairs and "
             "templates: give a run's configuration (.yaml) or another dataset"
         )
-    return Trials(search, pairs, None, True, what)
+    return Trials(search, pairs, None, True, what, refused)
 
 
-def _search(dataset: ShardDataset, query: Ids, gallery: Ids) -> Search:
-    identity, camera = dataset.identity, dataset.camera.astype(np.int64)
+def _search(dataset: ShardDataset, query: Ids, gallery: Ids, apart: bool = False) -> Search:
+    identity = dataset.identity
     return Search.of(
-        (query, identity[query], camera[query]), (gallery, identity[gallery], camera[gallery])
+        (query, identity[query], cameras(dataset, query, apart)),
+        (gallery, identity[gallery], cameras(dataset, gallery, apart)),
     )
 
 

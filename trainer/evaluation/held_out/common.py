@@ -41,7 +41,10 @@ def with_role(dataset: ShardDataset, role: str) -> Ids:
     """The samples of a role, ascending. Raises InputError when there are none."""
     samples = np.flatnonzero(dataset.role == ROLES.index(role))
     if not len(samples):
-        raise InputError(f"{dataset.location} has no image with role {role}: import it again")
+        raise InputError(
+            f"{dataset.location} has no image with role {role}: `perennial shards split` draws "
+            "queries and gallery, and a folder is given roles at import (roles=folders)"
+        )
     return samples
 
 

@@ -42,7 +42,7 @@ class Identification:
         if not (np.bincount(self._identity[probes], minlength=1) > 1).any() or not len(others):
             raise InputError(
                 f"{dataset.location} has no two images of one identity to find each other among "
-                "distractors: import it again"
+                "distractors: a folder is given roles at import (roles=folders)"
             )
 
     def samples(self) -> dict[str, Ids]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.cameras import cameras
 from data_shards.dataset import ShardDataset
 from trainer.evaluation.blocks import query_blocks
 from trainer.evaluation.held_out.common import DEPTH, Ids, Spread, with_role
@@ -17,7 +18,7 @@ class Retrieval:
 
     def __init__(self, dataset: ShardDataset, distance: str) -> None:
         self.normalised = distance == "cosine"
-        self._identity, self._camera = dataset.identity, dataset.camera.astype(np.int64)
+        self._identity, self._dataset = dataset.identity, dataset
         self._query, self._gallery = (with_role(dataset, role) for role in ("query", "gallery"))
 
     def samples(self) -> dict[str, Ids]:
@@ -25,9 +26,10 @@ class Retrieval:
 
     def measure(self, vectors: Mapping[str, StoredVectors], spread: Spread) -> dict[str, Any]:
         query, gallery = vectors["dataset"].of(self._query), vectors["dataset"].of(self._gallery)
-        labels = Labels(self._identity[self._gallery], self._camera[self._gallery])
+        labels = Labels(self._identity[self._gallery], cameras(self._dataset, self._gallery))
+        asked = cameras(self._dataset, self._query)
         calls = [
-            (search, block, query, self._identity[self._query], self._camera[self._query])
+            (search, block, query, self._identity[self._query], asked)
             for block in query_blocks(len(query), len(gallery))
         ]
         found = merge(spread([(*call, gallery, labels) for call in calls]), DEPTH)

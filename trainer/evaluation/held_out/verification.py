@@ -26,7 +26,7 @@ class Verification:
         self._refused = int((~there).sum())
         if len(np.unique(self._fold)) < 2 or len(np.unique(self._same)) < 2:
             raise InputError(
-                f"the pairs of {dataset.location} need two folds and both kinds: import it again"
+                f"the pairs of {dataset.location} need two folds and both kinds: give more pairs"
             )
 
     def samples(self) -> dict[str, Ids]:
@@ -40,6 +40,7 @@ class Verification:
             "accuracy": grid_accuracy(distance, self._same, self._fold),
             "tar": curve.measured(),
             "roc": curve.curve(),
+            "folds": len(np.unique(self._fold)),
             "pairs": len(distance),
             "pairs_of_refused_images": self._refused,
         }

@@ -1,0 +1,30 @@
+"""Cameras, where a dataset says who took its images, and what is done where it does not."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.dataset import ShardDataset
+from data_shards.sources import UNKNOWN_CAMERA
+
+Ids = NDArray[np.int64]
+
+
+def knows_cameras(dataset: ShardDataset) -> bool:
+    """Whether the camera of any image is known."""
+    return any(name != UNKNOWN_CAMERA for name in dataset.manifest["cameras"])
+
+
+def cameras(dataset: ShardDataset, samples: Ids, apart: bool = False) -> Ids:
+    """[n] the camera of each of `samples`; with `apart`, each is taken to have one of its own.
+
+    So has each image whose camera is not known: nobody can say that two of them were taken by the
+    same camera, so that neither may be left out of a search for the other.
+    """
+    if apart:
+        return samples
+    camera = dataset.camera[samples].astype(np.int64)
+    names = dataset.manifest["cameras"]
+    if UNKNOWN_CAMERA in names:
+        unknown = camera == names.index(UNKNOWN_CAMERA)
+        camera[unknown] = len(names) + samples[unknown]
+    return camera
