@@ -122,12 +122,12 @@ class Gallery:
             raise InputError(f"{path} holds other vectors than {INDEX} says: embed anew")
         return samples, vectors
 
-    def vectors(self, model: str, count: int) -> Iterator[tuple[Ids, Vectors]]:
-        """`read` of each part that is of `model`, of a dataset of `count` samples."""
+    def vectors(self, model: str, count: int | None = None) -> Iterator[tuple[Ids, Vectors]]:
+        """`read` of each part that is of `model`, of a dataset of `count` samples, if given."""
         for part in self.parts:
             if part.model == model:
                 samples, vectors = self.read(part)
-                if len(samples) and samples[-1] >= count:
+                if count is not None and len(samples) and samples[-1] >= count:
                     raise InputError(
                         f"{self.folder / part.name} has vectors of samples that are not there: "
                         "embed the dataset anew"

@@ -52,7 +52,7 @@ def write_sums(path: Path, sums: Sums, model: str) -> None:
 
 def read_sums(path: Path, model: str) -> Sums:
     """One shard's sums. Raises InputError when they are damaged or of another model."""
-    tensors = read_stored(path, model)
+    tensors = read_stored(path, model, ("rows", "sums", "counts"))
     return tensors["rows"], tensors["sums"], tensors["counts"]
 
 
@@ -63,7 +63,7 @@ def write_prototypes(path: Path, means: NDArray[np.float32], model: str) -> None
 
 def read_prototypes(path: Path, model: str) -> torch.Tensor:
     """The means [n, d]. Raises InputError when they are damaged or of another model."""
-    return torch.from_numpy(read_stored(path, model)["means"])
+    return torch.from_numpy(read_stored(path, model, ("means",))["means"])
 
 
 def with_prototypes(rows: ShardedRows, means: torch.Tensor) -> ShardedRows:

@@ -1,7 +1,7 @@
 """Arrays that a model gave, in a safetensors file that says which model it was."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,20 @@ def stored_model(path: Path) -> str | None:
         ) from error
 
 
-def read_stored(path: Path, model: str | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays by name. Raises InputError when they are damaged, or not of `model`, if given."""
+def read_stored(
+    path: Path, model: str | None = None, needs: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """The arrays by name, among them those that the caller `needs`.
+
+    Raises InputError when they are damaged, or not of `model`, if given.
+    """
     try:
         with open_regular(path) as file, intact():
             _, metadata = read_header(file, os.fstat(file.fileno()).st_size)
             file.seek(0)
             arrays = load(file.read())
+        if absent := set(needs) - arrays.keys():
+            raise ValueError(f"no {', '.join(sorted(absent))}")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is missing or damaged ({error}): delete it and run again"
