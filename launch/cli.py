@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from data_shards.settings import InputError
 from launch.launching import launching
@@ -121,13 +122,18 @@ def compare(
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds."""
     from monitoring.compatibility import summary, summary_tables
+    from monitoring.records import Damage, evaluations, told
     from monitoring.results import compare as rows_of
-    from monitoring.results import evaluations, tables
+    from monitoring.results import tables
 
+    damage: Damage = {}
     for folder in runs:
-        if not evaluations(folder):
-            raise InputError(f"{folder} holds no evaluation yet: run it, or see `perennial status`")
-    rows, compatible = rows_of(runs), summary(runs)
+        if not evaluations(folder, damage):
+            why = "".join(f" ({line})" for line in [*told(damage)][:1])
+            raise InputError(
+                f"{folder} holds no evaluation yet{why}: run it, or see `perennial status`"
+            )
+    rows, compatible = rows_of(runs), summary(runs, damage)
     if as_json:
         for row in rows:
             same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
@@ -138,16 +144,22 @@ def compare(
         console.print(table)
     for table in summary_tables(compatible):
         console.print(table)
+    for line in told(damage):
+        console.print(Text(line, "yellow"))
 
 
 @app.command()
 def report(folder: RunFolder) -> None:
     """Draw report.html anew from a run folder's files."""
     from launch.config import kept_config
+    from monitoring.records import Damage, told
     from monitoring.report import draw
 
     kept_config(folder)
-    draw(folder)
+    damage: Damage = {}
+    draw(folder, damage)
+    for line in told(damage):
+        console.print(Text(line, "yellow"))
     console.print(f"report: {folder / 'report.html'}")
 
 

@@ -1,10 +1,10 @@
 """Runs that go on from the last models of another run, with identities that have arrived since."""
 
-import json
 from pathlib import Path
 
 from data_shards.settings import InputError
 from launch.config import RunConfig, kept_config
+from monitoring.records import comparison
 from trainer.model import row_names
 
 
@@ -53,7 +53,7 @@ def _last_model(config: RunConfig, chain: str) -> Path:
         raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
     compared, gate = model.with_name("compatibility.json"), theirs.evaluation.compatibility
     gated = gate is not None and gate.gate and chain.partition("/")[0] != gate.paragon
-    if gated and last and not (compared.exists() and json.loads(compared.read_text())["holds"]):
+    if gated and last and not (compared.exists() and comparison(compared)["holds"]):
         raise InputError(
             f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "
             "what follows it would not be, either"

@@ -105,7 +105,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         if config.evaluation.compatibility is not None:
             trials_of(run)
         _settle_configuration(config, folder)
-        ledger = Ledger(folder / "ledger.jsonl")
+        ledger = Ledger.open(folder / "ledger.jsonl")
         todo = pending(run, ledger)
         if todo:
             append(folder, "events.jsonl", attempt.event())
