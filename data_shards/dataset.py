@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_shards.cache import Cache
 from data_shards.files import fingerprint, sha256
+from data_shards.kinds import kind_of, no_dataset
 from data_shards.remote import (
     CacheSettings,
     Count,
@@ -90,11 +91,8 @@ class ShardDataset:
     def _manifest(folder: Path) -> dict[str, Any]:
         """The manifest in `folder`. Raises InputError when there is none of this version."""
         path = folder / "manifest.json"
-        if not path.exists():
-            raise InputError(
-                f"{folder} holds no dataset (no manifest.json): build one with "
-                f"`perennial shards glyphs --out {folder}`"
-            )
+        if not path.exists() or kind_of(folder) in ("run", "model", "checkpoint"):
+            raise InputError(no_dataset(folder))
         try:
             manifest = json.loads(path.read_text())
             version = manifest["version"]

@@ -42,7 +42,9 @@ def _mapped(path: Path, model: str) -> dict[str, NDArray]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is missing or damaged: run again to make it anew") from error
     if (found := header.pop("__metadata__", {}).get("model")) != model:
-        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
+        raise InputError(
+            f"{path} comes from model {found}, not {model}: move it away and run again"
+        )
     return {
         name: np.memmap(
             path,

@@ -50,7 +50,7 @@ def run_adopt(
     `scale` is the mean and the standard deviation, for pixels from 0 to 1 if `unit`, else 255.
     """
     if out.exists():
-        raise InputError(f"--out {out} exists: give another folder, or delete it")
+        raise InputError(f"--out {out} exists: give another folder")
     mean, std = (_channels(*each, unit) for each in zip(("mean", "std"), scale, strict=True))
     pixels = Pixels(size=parse_size(size), mean=mean, std=std, bgr=bgr)
     loss = _margin(margin)

@@ -152,12 +152,11 @@ def compare(
 def report(folder: RunFolder) -> None:
     """Draw report.html anew from a run folder's files."""
     from launch.config import kept_config
-    from monitoring.records import Damage, told
+    from monitoring.records import told
     from monitoring.report import draw
 
     kept_config(folder)
-    damage: Damage = {}
-    draw(folder, damage)
+    draw(folder, damage := {})
     for line in told(damage):
         console.print(Text(line, "yellow"))
     console.print(f"report: {folder / 'report.html'}")
@@ -233,14 +232,18 @@ def serve(
 @app.command()
 def inspect(
     location: Annotated[
-        str, typer.Argument(help="Checkpoint or model folder, or folder of checkpoints, or URL.")
+        str,
+        typer.Argument(
+            help="Checkpoint, model, folder of checkpoints, URL, or RUN:METHOD[:SEED[:STEP]]."
+        ),
     ],
 ) -> None:
     """Say what a checkpoint or model holds, and compare every file with its sha256."""
     from launch.inspection import inspection_tables
+    from launch.model_names import named
     from trainer.checkpoint.inspection import inspect as look
 
-    found = look(location)
+    found = look(str(named(location) or location))
     for table in inspection_tables(found):
         console.print(table)
     if found.damaged:
@@ -249,15 +252,20 @@ def inspect(
 
 @app.command()
 def compat(
-    new: Annotated[Path, typer.Argument(help="Folder of the new model: it embeds the queries.")],
+    new: Annotated[
+        Path, typer.Argument(help="The new model, it embeds the queries: folder or RUN:METHOD.")
+    ],
     old: Annotated[
-        Path, typer.Option("--with", help="Folder of the old model: it embedded the gallery.")
+        Path,
+        typer.Option(
+            "--with", help="The old model, it embedded the gallery: folder or RUN:METHOD."
+        ),
     ],
     benchmark: Annotated[
         str, typer.Option("--on", help="A configuration (.yaml), or folder or URL of a test set.")
     ],
     paragon: Annotated[
-        Path | None, typer.Option(help="Folder of the best model without constraint.")
+        Path | None, typer.Option(help="The best model without constraint: folder or RUN:METHOD.")
     ] = None,
     at: Annotated[
         list[str] | None,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from data_shards.settings import InputError
 from launch.config import RunConfig, kept_config
+from launch.model_names import named
 from monitoring.records import comparison
 from trainer.model import row_names
 
@@ -41,6 +42,11 @@ def _copy(folder: Path, chain: str) -> Path:
 def _last_model(config: RunConfig, chain: str) -> Path:
     before = config.continues
     assert before is not None
+    if named(str(before)) is not None:
+        raise InputError(
+            f"continues: {before} names one model: give the run alone, each method goes on from "
+            "its own"
+        )
     theirs = kept_config(before)
     chains = _chains(theirs)
     if chain not in chains:

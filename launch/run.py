@@ -78,7 +78,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
         if changed:
             raise InputError(
                 f"{folder} was made by another configuration, which differs in "
-                f"{'; '.join(changed[:3])}: use another --out, or delete the folder"
+                f"{'; '.join(changed[:3])}: use another --out"
             )
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     write_atomically(path, text.encode())

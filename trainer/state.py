@@ -146,7 +146,7 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
         if card["origin"][key] != own:
             raise InputError(
                 f"{folder} was saved for {key} {card['origin'][key]}, this phase has {key} {own}: "
-                "use another --out or training.checkpoint_url, or delete it"
+                "use another --out or training.checkpoint_url"
             )
     state.iteration = card["iteration"]
     state.engine.module.load_state_dict(folder.tensors("embedder"))

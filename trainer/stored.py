@@ -27,9 +27,13 @@ def read_stored(path: Path, model: str | None = None) -> dict[str, NDArray[Any]]
             found = (file.metadata() or {}).get("model")
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} is missing or damaged: delete it and run again") from error
+        raise InputError(
+            f"{path} is missing or damaged: restore it from a copy, or move it away and run again"
+        ) from error
     if model not in (None, found):
-        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
+        raise InputError(
+            f"{path} comes from model {found}, not {model}: move it away and run again"
+        )
     return arrays
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
+from data_shards.kinds import no_model
 from data_shards.settings import InputError
 
 VERSIONS = {"model": 1, "checkpoint": 2}
@@ -34,6 +35,9 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+_REMEDY = "restore it from a copy, or move the folder away and give the command that wrote it again"
 
 
 class DamagedError(InputError):
@@ -113,8 +117,12 @@ class Folder:
             hashes: dict[str, str] = json.loads(self._files.cat_file(f"{self.path}/{MANIFEST}"))
             if not isinstance(hashes, dict):
                 raise ValueError("not a mapping")
+        except FileNotFoundError as error:
+            raise DamagedError(no_model(str(self))) from error
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{self} is not complete: delete it and run again") from error
+            raise DamagedError(
+                f"{self}/{MANIFEST} cannot be read, or is none: {_REMEDY}"
+            ) from error
         return hashes
 
     def complete(self) -> bool:
@@ -145,7 +153,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """A file's verified content. Raises DamagedError."""
         if name not in self.hashes:
-            raise DamagedError(f"{self} has no {name}: delete it and run again")
+            raise DamagedError(f"{self} has no {name}: give another folder")
         try:
             content: bytes = self._files.cat_file(f"{self.path}/{name}")
         except OSError as error:
@@ -168,14 +176,15 @@ class Folder:
         version, reads = card["version"], VERSIONS[kind]
         if version != reads:
             raise DamagedError(
-                f"{self} has version {version}, this program reads {reads}: delete it"
+                f"{self} has version {version}, this program reads {reads}: use the program that "
+                "wrote it, or train anew in another --out"
             )
         if card.get("kind", kind) != kind:
             raise DamagedError(f"{self} is a {card['kind']}, not a {kind}: give another folder")
         return card
 
     def _damage(self, name: str) -> DamagedError:
-        return DamagedError(f"{self}/{name} is missing or damaged: delete {self}, run again")
+        return DamagedError(f"{self}/{name} is missing or damaged: {_REMEDY}")
 
 
 def file_system(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
