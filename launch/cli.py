@@ -129,10 +129,8 @@ def compare(
     damage: Damage = {}
     for folder in runs:
         if not evaluations(folder, damage):
-            why = "".join(f" ({line})" for line in [*told(damage)][:1])
-            raise InputError(
-                f"{folder} holds no evaluation yet{why}: run it, or see `perennial status`"
-            )
+            why = next(told(damage), "run it, or see `perennial status`")
+            raise InputError(f"{folder} holds no evaluation yet: {why}")
     rows, compatible = rows_of(runs), summary(runs, damage)
     if as_json:
         for row in rows:
@@ -156,7 +154,8 @@ def report(folder: RunFolder) -> None:
     from monitoring.report import draw
 
     kept_config(folder)
-    draw(folder, damage := {})
+    damage: dict[str, str] = {}
+    draw(folder, damage)
     for line in told(damage):
         console.print(Text(line, "yellow"))
     console.print(f"report: {folder / 'report.html'}")

@@ -17,14 +17,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from untrusted.files import Refused, read_bytes
+from untrusted.text import printable
 
 FOLDER = "attempts"
 _RENEWALS = 5
 """Signs of life within the time after which a holder is taken to be dead."""
+_BYTES = 1 << 16
 _LOOKS = 20
 """Looks at another's lease within that time."""
 
@@ -37,10 +42,10 @@ class Superseded(InputError):
 class Process:
     """A process, known from any host."""
 
-    host: str
+    host: Annotated[str, Field(max_length=255), AfterValidator(printable)]
     """For people only: hosts may share a name."""
-    pid: int
-    born: int
+    pid: Annotated[int, Field(ge=1, le=1 << 31)]
+    born: Annotated[int, Field(ge=0)]
     """Its start in clock ticks since boot: tells it from a later one with the same pid."""
     place: str
     """Equal where pids and monotonic clocks mean the same: the boot, and the pid namespace."""
@@ -74,26 +79,28 @@ def _born(pid: int) -> int | None:
 class Lease:
     """What an attempt's file says."""
 
-    attempt: int
+    attempt: Annotated[int, Field(ge=0)]
     holder: Process
-    began: float
+    began: Annotated[float, Field(ge=0, le=1e11)]
     """When it took the run: seconds since 1970 by the clock of its host, for people."""
-    renewed: float
+    renewed: Annotated[float, Field(ge=0, le=1e11)]
     """Its newest sign of life, likewise."""
     clock: float
     """The same by the monotonic clock of its place."""
-    seconds: float
+    seconds: Annotated[float, Field(gt=0, le=86_400)]
     """It gives a sign of life well within so long."""
     ended: bool = False
     """It has given the run back."""
 
     @classmethod
     def parse(cls, content: bytes) -> "Lease | None":
-        """The lease in a file; None where its holder has not got to writing it."""
+        """The lease in a file; None where its holder has not got to writing it, or it is none.
+
+        Strictly: a process number of -1 would be every process, when it is sent SIGTERM.
+        """
         try:
-            values = json.loads(content)
-            return cls(**{**values, "holder": Process(**values["holder"])})
-        except (ValueError, TypeError, KeyError):
+            return TypeAdapter(cls).validate_json(content, strict=True)
+        except ValidationError:
             return None
 
     def content(self) -> bytes:
@@ -176,9 +183,16 @@ def _file(folder: Path, attempt: int) -> Path:
     return folder / f"{attempt}.json"
 
 
+def _content(folder: Path, attempt: int) -> bytes:
+    try:
+        return read_bytes(_file(folder, attempt), _BYTES)
+    except Refused as error:
+        raise InputError(f"{folder}: {error}, so it is no lease: move it away") from error
+
+
 def newest(folder: Path) -> int:
     """The number of the newest attempt at the run in `folder`; 0 before the first."""
-    numbers = (int(f.stem) for f in (folder / FOLDER).glob("*.json") if f.stem.isdigit())
+    numbers = (int(f.stem) for f in (folder / FOLDER).glob("*.json") if f.stem.isdecimal())
     return max(numbers, default=0)
 
 
@@ -188,14 +202,17 @@ def ask_to_end(folder: Path) -> Process:
     Raises InputError where nobody does, or a process elsewhere.
     """
     last = newest(folder)
-    lease = Lease.parse(_file(folder / FOLDER, last).read_bytes()) if last else None
+    lease = Lease.parse(_content(folder / FOLDER, last)) if last else None
     if lease is None or lease.ended:
         raise InputError(f"nobody is running {folder}: there is nothing to stop")
     if lease.holder.place != Process.this().place:
         raise InputError(f"{folder} is being run by {lease}: send that process SIGTERM there")
     if not lease.holder.alive():
         raise InputError(f"{folder} was being run by {lease}, which is gone: nothing to stop")
-    os.kill(lease.holder.pid, signal.SIGTERM)
+    try:
+        os.kill(lease.holder.pid, signal.SIGTERM)
+    except PermissionError as error:
+        raise InputError(f"{folder} is being run by {lease}, another user's: ask them") from error
     return lease.holder
 
 
@@ -262,7 +279,7 @@ def _await_end(
     """
     since, seen, told = time.monotonic(), b"", False
     while True:
-        content = _file(attempts, number).read_bytes()
+        content = _content(attempts, number)
         nobody = Lease(number, Process("an unknown host", 0, 0, ""), time.time(), 0, 0, seconds)
         lease = Lease.parse(content) or nobody
         now = time.monotonic()

@@ -89,7 +89,7 @@ def _steps(chain: Path) -> list[int]:
 
 def _numbers(folder: Path, prefix: str) -> list[int]:
     names = (path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*"))
-    return sorted(int(name) for name in names if name.isdigit() and str(int(name)) == name)
+    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
 
 def _listed(names: list[str] | list[int]) -> str:
