@@ -121,6 +121,12 @@ def test_photographs_in_place_of_a_dataset_are_to_be_imported(run, photos):
         assert "glyphs --out" not in str(caught.value)
 
 
+def test_a_manifest_of_nothing_but_brackets_is_said_to_be_none(tmp_path):
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"manifest\.json cannot be read, or is none: restore it"):
+        Folder.at(tmp_path).verify()
+
+
 def test_every_command_that_takes_a_model_takes_its_name(run, small_folder, tmp_path):
     result = CliRunner().invoke(app, ["inspect", f"{run}:fkd"])
     assert result.exit_code == 0, result.output

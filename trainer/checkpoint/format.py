@@ -18,6 +18,7 @@ from safetensors.torch import load
 
 from data_shards.kinds import no_model
 from data_shards.settings import InputError
+from untrusted.json_text import parse_json
 
 VERSIONS = {"model": 1, "checkpoint": 2}
 """Of each kind of folder; a card without a kind is from before there were two."""
@@ -114,7 +115,7 @@ class Folder:
     def hashes(self) -> dict[str, str]:
         """The sha256 of each file. Raises DamagedError when there is no readable manifest."""
         try:
-            hashes: dict[str, str] = json.loads(self._files.cat_file(f"{self.path}/{MANIFEST}"))
+            hashes: dict[str, str] = parse_json(self._files.cat_file(f"{self.path}/{MANIFEST}"))
             if not isinstance(hashes, dict):
                 raise ValueError("not a mapping")
         except FileNotFoundError as error:
