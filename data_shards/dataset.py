@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from data_shards.cache import Cache
 from data_shards.files import fingerprint, sha256
+from data_shards.kinds import kind_of, no_dataset
 from data_shards.manifest import MANIFEST_BYTES, parse_manifest, shard_sizes
 from data_shards.remote import (
     CacheSettings,
@@ -108,13 +109,10 @@ class ShardDataset:
     def _manifest(folder: Path) -> dict[str, Any]:
         """The manifest in `folder`. Raises InputError when there is none of this version."""
         path = folder / "manifest.json"
+        if not path.exists() or kind_of(folder) in ("run", "model", "checkpoint"):
+            raise InputError(no_dataset(folder))
         try:
             return parse_manifest(read_bytes(path, MANIFEST_BYTES, folder), str(path))
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise InputError(
-                f"{folder} holds no dataset (no manifest.json): build one with "
-                f"`perennial shards glyphs --out {folder}`"
-            ) from error
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
 

@@ -75,7 +75,7 @@ def _open_at(path: Path, length: int) -> BinaryIO:
     """Opens a file to append behind its first `length` bytes; what follows them is cut off."""
     file = path.open("ab")
     if file.seek(0, os.SEEK_END) < length:
-        raise InputError(f"{path} is not as it was left: delete the folder and import again")
+        raise InputError(f"{path} is not as it was left: restore it, or import into another folder")
     file.truncate(length)
     file.seek(0, os.SEEK_END)
     return file
@@ -192,6 +192,6 @@ def items_behind(read: Callable[[int], Iterable[Item]], journal: Journal) -> Ite
         raise InputError(
             f"the source has changed since the import into {journal.place.name} was begun (item "
             f"{done.consumed} was {done.last_key!r}, now {last and last.key!r}): restore it, or "
-            "delete the folder"
+            "import into another folder"
         )
     return items

@@ -76,7 +76,7 @@ class Journal:
         self.place, self.out, self.folder = place, place.folder, place.folder / FOLDER
         if place.manifest() is not None:
             place.settle()
-            raise InputError(f"{place.name} already holds a dataset: delete it or write elsewhere")
+            raise InputError(f"{place.name} already holds a dataset: write elsewhere")
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = (self.folder / "lock").open("w")
@@ -95,10 +95,12 @@ class Journal:
     def _recalled(self, path: Path, deciding: dict[str, Any]) -> list[ShardFacts]:
         """The finished shards of an earlier attempt, which was decided alike."""
         self.place.recall()
-        if path.exists() and _read(path) != json.loads(json.dumps(deciding)):
+        # before the first shard nothing is lost: another path may mend a typo in the first
+        known = path.exists() and self._record(0).exists()
+        if known and _read(path) != json.loads(json.dumps(deciding)):
             raise InputError(
                 f"{self.place.name} holds the beginning of another import (see {path}): give "
-                "the same source and options to go on with it, or delete the folder"
+                "the same source and options to go on with it, or write elsewhere"
             )
         write_json(path, deciding)
         self.place.remember(path.name)
@@ -148,3 +150,12 @@ class Journal:
     def close(self) -> None:
         """Lets another process write here."""
         self._lock.close()
+
+
+def _says(path: Path, deciding: dict[str, Any]) -> bool:
+    """Whether an import's record of what decides it is of just this one."""
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(begun == json.loads(json.dumps(deciding)))

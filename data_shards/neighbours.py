@@ -54,7 +54,9 @@ def _mapped(path: Path, model: str) -> dict[str, NDArray]:
             f"{path} is missing or damaged ({error}): run again to make it anew"
         ) from error
     if (found := metadata.get("model")) != model:
-        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
+        raise InputError(
+            f"{path} comes from model {found}, not {model}: move it away and run again"
+        )
     return {
         name: np.memmap(
             path,

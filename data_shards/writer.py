@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from data_shards.journal import JOURNAL_ROWS, Journal
 from data_shards.keys import key_hash
 from data_shards.manifest import MANIFEST_VERSION
 from data_shards.parallel import in_order
-from data_shards.places import Folder, Place
+from data_shards.places import FOLDER, Folder, Place
 from data_shards.samples import write_samples
 from data_shards.settings import InputError
 from untrusted.json_text import parse_json
@@ -170,6 +170,14 @@ def _start(items: Iterable[Item], start: int) -> Iterable[Item]:
     return islice(items, start, None)
 
 
+def _opened(read: Callable[[int], Iterable[Item]]) -> Callable[[int], Iterable[Item]]:
+    """`read` with the source opened: what is wrong with its path is found before anything is
+    written."""
+    items = iter(read(0))
+    first = list(islice(items, 1))
+    return lambda start: read(start) if start else chain(first, items)
+
+
 def write_dataset(
     images: Iterable[Item] | Callable[[int], Iterable[Item]],
     out: Path | Place,
@@ -198,9 +206,12 @@ def write_dataset(
         "shard_samples": shard_samples,
     }
     place = Folder(out) if isinstance(out, Path) else out
+    read = images if callable(images) else partial(_start, images)
+    if not (place.folder / FOLDER).exists():
+        read = _opened(read)
     with closing(Journal(place, deciding)) as journal:
         intake = Intake(journal, shard_samples)
-        items = items_behind(images if callable(images) else partial(_start, images), journal)
+        items = items_behind(read, journal)
         work, last = in_order(partial(checked, settings=settings), chunks(items), processes), ""
         for chunk, results in work:
             intake.add_chunk(chunk, results)

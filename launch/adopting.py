@@ -52,7 +52,7 @@ def run_adopt(
     With `trust` a program may be run, once, to be converted.
     """
     if out.exists():
-        raise InputError(f"--out {out} exists: give another folder, or delete it")
+        raise InputError(f"--out {out} exists: give another folder")
     mean, std = (_channels(*each, unit) for each in zip(("mean", "std"), scale, strict=True))
     pixels = Pixels(size=parse_size(size), mean=mean, std=std, bgr=bgr)
     loss = _margin(margin)

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from data_shards.settings import InputError, parse_size
 from launch.launching import launching
@@ -130,13 +131,16 @@ def compare(
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds."""
     from monitoring.compatibility import summary, summary_tables
+    from monitoring.records import Damage, evaluations, told
     from monitoring.results import compare as rows_of
-    from monitoring.results import evaluations, tables
+    from monitoring.results import tables
 
+    damage: Damage = {}
     for folder in runs:
-        if not evaluations(folder):
-            raise InputError(f"{folder} holds no evaluation yet: run it, or see `perennial status`")
-    rows, compatible = rows_of(runs), summary(runs)
+        if not evaluations(folder, damage):
+            why = next(told(damage), "run it, or see `perennial status`")
+            raise InputError(f"{folder} holds no evaluation yet: {why}")
+    rows, compatible = rows_of(runs), summary(runs, damage)
     if as_json:
         for row in rows:
             same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
@@ -147,16 +151,22 @@ def compare(
         console.print(table)
     for table in summary_tables(compatible):
         console.print(table)
+    for line in told(damage):
+        console.print(Text(line, "yellow"))
 
 
 @app.command()
 def report(folder: RunFolder) -> None:
     """Draw report.html anew from a run folder's files."""
     from launch.config import kept_config
+    from monitoring.records import told
     from monitoring.report import draw
 
     kept_config(folder)
-    draw(folder)
+    damage: dict[str, str] = {}
+    draw(folder, damage)
+    for line in told(damage):
+        console.print(Text(line, "yellow"))
     console.print(f"report: {folder / 'report.html'}")
 
 
@@ -230,14 +240,18 @@ def serve(
 @app.command()
 def inspect(
     location: Annotated[
-        str, typer.Argument(help="Checkpoint or model folder, or folder of checkpoints, or URL.")
+        str,
+        typer.Argument(
+            help="Checkpoint, model, folder of checkpoints, URL, or RUN:METHOD[:SEED[:STEP]]."
+        ),
     ],
 ) -> None:
     """Say what a checkpoint or model holds, and compare every file with its sha256."""
     from launch.inspection import inspection_tables
+    from launch.model_names import named
     from trainer.checkpoint.inspection import inspect as look
 
-    found = look(location)
+    found = look(str(named(location) or location))
     for table in inspection_tables(found):
         console.print(table)
     if found.damaged:
@@ -246,15 +260,20 @@ def inspect(
 
 @app.command()
 def compat(
-    new: Annotated[Path, typer.Argument(help="Folder of the new model: it embeds the queries.")],
+    new: Annotated[
+        Path, typer.Argument(help="The new model, it embeds the queries: folder or RUN:METHOD.")
+    ],
     old: Annotated[
-        Path, typer.Option("--with", help="Folder of the old model: it embedded the gallery.")
+        Path,
+        typer.Option(
+            "--with", help="The old model, it embedded the gallery: folder or RUN:METHOD."
+        ),
     ],
     benchmark: Annotated[
         str, typer.Option("--on", help="A configuration (.yaml), or folder or URL of a test set.")
     ],
     paragon: Annotated[
-        Path | None, typer.Option(help="Folder of the best model without constraint.")
+        Path | None, typer.Option(help="The best model without constraint: folder or RUN:METHOD.")
     ] = None,
     at: Annotated[
         list[str] | None,

@@ -18,6 +18,7 @@ from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings, image_size, resized
 from data_shards.settings import InputError
 from launch.config import kept_config, load_config
+from launch.model_names import model_folder
 from launch.neighbourhoods import embed, fast_embedder, units
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
@@ -111,9 +112,8 @@ def compatibility(
         words = first["msg"].removeprefix("Value error, ")
         raise InputError(f"--{first['loc'][0]}: {words} (given: {first['input']!r})") from error
     test.trials.points(settings.at)  # before anything is embedded
-    models = {"old": Model.open(old), "new": Model.open(new)}
-    if paragon is not None:
-        models["paragon"] = Model.open(paragon)
+    given = {"old": old, "new": new} | ({} if paragon is None else {"paragon": paragon})
+    models = {name: Model.open(model_folder(folder)) for name, folder in given.items()}
     columns = TextColumn("embedding, {task.description}"), BarColumn(), MofNCompleteColumn()
     embedded: dict[str, Embedded] = {}
     with Progress(

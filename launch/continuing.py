@@ -4,9 +4,9 @@ from pathlib import Path
 
 from data_shards.settings import InputError
 from launch.config import RunConfig, kept_config
+from launch.model_names import named
+from monitoring.records import comparison
 from trainer.model import row_names
-from untrusted.files import read_bytes
-from untrusted.json_text import parse_json
 
 _BYTES = 1 << 26
 
@@ -37,14 +37,6 @@ def _chains(config: RunConfig) -> list[str]:
     return [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
 
 
-def _holds(compared: Path) -> bool:
-    """What a comparison found. Raises InputError when it is damaged."""
-    try:
-        return parse_json(read_bytes(compared, _BYTES))["holds"] is True
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{compared} is damaged: compare the models again") from error
-
-
 def _copy(folder: Path, chain: str) -> Path:
     return folder / "chains" / chain / "steps" / "0" / "model"
 
@@ -52,6 +44,11 @@ def _copy(folder: Path, chain: str) -> Path:
 def _last_model(config: RunConfig, chain: str) -> Path:
     before = config.continues
     assert before is not None
+    if named(str(before)) is not None:
+        raise InputError(
+            f"continues: {before} names one model: give the run alone, each method goes on from "
+            "its own"
+        )
     theirs = kept_config(before)
     chains = _chains(theirs)
     if chain not in chains:
@@ -64,7 +61,7 @@ def _last_model(config: RunConfig, chain: str) -> Path:
         raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
     compared, gate = model.with_name("compatibility.json"), theirs.evaluation.compatibility
     gated = gate is not None and gate.gate and chain.partition("/")[0] != gate.paragon
-    if gated and last and not (compared.exists() and _holds(compared)):
+    if gated and last and not (compared.exists() and comparison(compared)["holds"]):
         raise InputError(
             f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "
             "what follows it would not be, either"

@@ -1,6 +1,5 @@
 """The phases that CPU actors do: neighbourhoods, prototypes, evaluation."""
 
-import json
 import shutil
 from typing import Any
 
@@ -15,6 +14,7 @@ from launch.folder import Run
 from launch.held_out import Embedding, Measurement
 from launch.neighbourhoods import neighbour_examples, units
 from launch.phases import Phase
+from monitoring.records import evaluation
 from monitoring.results import figures
 from trainer.evaluation.incremental import so_far
 from trainer.evaluation.protocol import (
@@ -135,7 +135,7 @@ class CpuPhases:
         directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
         given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
         earlier = [
-            json.loads((run.step_folder(phase.chain, past) / "evaluation.json").read_bytes())
+            evaluation(run.step_folder(phase.chain, past) / "evaluation.json")
             for past in range(step)
         ]
         accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -144,6 +145,7 @@ def run_embed(
     Or a folder of MegaFace's feature files, their names ending in `features`. Goes on where an
     earlier attempt was stopped. Raises InputError.
     """
+    _check_name(out)
     plan, work = images.plan(model), out.with_name(f".{out.name}.embedding")
     if features is not None:
         plan["features"] = features
@@ -153,7 +155,7 @@ def run_embed(
         _check_same(out, plan)
     else:
         with locked(work):
-            settle(work / "plan.json", plan, f"use another --out, or delete {work}")
+            settle(work / "plan.json", plan, f"use another --out, or move {work} away")
             everything = np.arange(len(images.dataset), dtype=np.int64)
             part = work / "gallery"
             files = embed_shards(images, model, everything, part, 0, spread)
@@ -170,6 +172,16 @@ def run_embed(
 
 
 _PLAN_BYTES = 1 << 20
+
+
+def _check_name(out: Path) -> None:
+    """Raises InputError for a file's name of a kind that is not written, such as vectors.csv."""
+    looks_like_a_file = re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{0,9}", out.suffix)
+    if out.suffix not in FLAT and looks_like_a_file and not out.is_dir():
+        raise InputError(
+            f"--out {out}: no {out.suffix} is written: end its name in .npy or .safetensors, or "
+            "give a folder's name without an ending"
+        )
 
 
 def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
@@ -192,7 +204,7 @@ def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
 
 def _check_same(out: Path, plan: dict[str, Any]) -> None:
     """Raises InputError unless `out` holds just these vectors."""
-    remedy = f"give another --out, or delete {out}"
+    remedy = "give another --out"
     if "features" in plan:
         card = out / FEATURES
     elif out.suffix in FLAT:

@@ -14,6 +14,7 @@ from launch.config import RunConfig
 from launch.continuing import first_model, known_names
 from launch.held_out import HeldOutTest, open_tests
 from launch.lease import UNFENCED, Fence
+from launch.model_names import model_folder
 from trainer.backbones import EmbedderSettings
 from trainer.heads.classifier import ClassifierSettings
 from trainer.methods.recipe import Recipe
@@ -66,7 +67,7 @@ class Run:
     @cached_property
     def adopted(self) -> Model | None:
         """The verified model from outside that step 0 is taken from."""
-        return Model.open(self.config.adopted) if self.config.adopted else None
+        return Model.open(model_folder(self.config.adopted)) if self.config.adopted else None
 
     @cached_property
     def given(self) -> dict[Chain, Model]:

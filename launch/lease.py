@@ -21,11 +21,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
 from untrusted.files import Refused, read_bytes
+from untrusted.text import printable
 
 FOLDER = "attempts"
 _BYTES = 1 << 16
@@ -33,6 +34,7 @@ _NUMBERED = re.compile(r"[0-9]{1,18}")
 _Moment = Annotated[float, Field(ge=0, lt=2**33)]
 _RENEWALS = 5
 """Signs of life within the time after which a holder is taken to be dead."""
+_BYTES = 1 << 16
 _LOOKS = 20
 """Looks at another's lease within that time."""
 
@@ -45,9 +47,9 @@ class Superseded(InputError):
 class Process:
     """A process, known from any host."""
 
-    host: Annotated[str, Field(max_length=300)]
+    host: Annotated[str, Field(max_length=300), AfterValidator(printable)]
     """For people only: hosts may share a name."""
-    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    pid: Annotated[int, Field(ge=1, lt=2**31)]
     born: int
     """Its start in clock ticks since boot: tells it from a later one with the same pid."""
     place: str
@@ -97,7 +99,10 @@ class Lease:
 
     @classmethod
     def parse(cls, content: bytes) -> "Lease | None":
-        """The lease in a file; None where its holder has not got to writing it, or it is none."""
+        """The lease in a file; None where its holder has not got to writing it, or it is none.
+
+        Strictly: a process number of -1 would be every process, when it is sent SIGTERM.
+        """
         try:
             return TypeAdapter(cls).validate_json(content, strict=True)
         except ValidationError:
@@ -211,7 +216,10 @@ def ask_to_end(folder: Path) -> Process:
         raise InputError(f"{folder} is being run by {lease}: send that process SIGTERM there")
     if not lease.holder.alive() or not _has_open(lease.holder.pid, folder.resolve() / FOLDER):
         raise InputError(f"{folder} was being run by {lease}, which is gone: nothing to stop")
-    os.kill(lease.holder.pid, signal.SIGTERM)
+    try:
+        os.kill(lease.holder.pid, signal.SIGTERM)
+    except PermissionError as error:
+        raise InputError(f"{folder} is being run by {lease}, another user's: ask them") from error
     return lease.holder
 
 

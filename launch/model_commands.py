@@ -7,6 +7,7 @@ import typer
 
 from data_shards.features import file_ending
 from data_shards.settings import InputError, parse_size
+from launch.model_names import HELP, model_folder
 from launch.terminal import Terminal, console, say_json
 
 ImageSize = Annotated[
@@ -67,7 +68,7 @@ def adopt(
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="Model folder, of a run or adopted.")],
+    model: Annotated[Path, typer.Argument(help=HELP)],
     shards: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     out: Annotated[
         Path, typer.Option(help="Folder (a gallery, to be upgraded), or .npy or .safetensors.")
@@ -90,7 +91,7 @@ def embed(
 
 def backfill(
     vectors: Annotated[Path, typer.Argument(help="Folder that `perennial embed` wrote.")],
-    model: Annotated[Path, typer.Option(help="Model folder to upgrade the vectors to.")],
+    model: Annotated[Path, typer.Option(help=f"To upgrade the vectors to. {HELP}")],
     shards: Annotated[str, typer.Option(help="Folder or URL of the dataset they were made of.")],
     budget: Annotated[int, typer.Option(min=1, help="Images to embed now.")],
     order: Annotated[
@@ -110,7 +111,7 @@ def backfill(
 
 def evaluate(
     vectors: Annotated[
-        Path, typer.Argument(help="Model folder; with --features, a folder of feature files.")
+        Path, typer.Argument(help=f"{HELP} With --features: a folder of feature files.")
     ],
     on: Annotated[str, typer.Option(help="Folder or URL of the test set's shards.")],
     protocol: Annotated[
@@ -147,7 +148,7 @@ def evaluate(
     if features is None:
         if distractor_features is not None:
             raise InputError("--distractor-features needs --features: how their files' names end")
-        given = Model.open(vectors)
+        given = Model.open(model_folder(vectors))
     else:
         if mirror is not None or size is not None:
             raise InputError("--mirror and --size are for images: feature files are as they are")
@@ -170,7 +171,7 @@ def _opened(
     from launch.embedding import Images, with_actors
     from trainer.model import Model
 
-    opened = Model.open(model)
+    opened = Model.open(model_folder(model))
     images = Images.open(shards, parse_size(size) if size else None, opened)
     settings = ClusterSettings(workers=0, actors=actors, address=address)
     return opened, images, with_actors(settings, console)

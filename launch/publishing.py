@@ -1,6 +1,5 @@
 """The gate: only models that are compatible with the step before are published."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,7 @@ from launch.folder import Chain, Run
 from launch.ledger import Ledger
 from launch.links import link
 from launch.phases import Phase, phases
+from monitoring.records import comparison
 
 
 def gated(run: Run) -> bool:
@@ -34,8 +34,10 @@ def _candidates(run: Run, ledger: Ledger) -> Iterator[Phase]:
 
 def verdict(phase: Phase) -> str:
     """Why the model of a finished comparison is withheld; empty when it may be published."""
-    found = json.loads(phase.output.read_text(encoding="utf-8"))
-    if not phase.step or found["holds"]:
+    if not phase.step:
+        return ""
+    found = comparison(phase.output)
+    if found["holds"]:
         return ""
     failed = [p["point"] for p in found["against"][-1]["points"] if not p["holds"]]
     return (

@@ -88,7 +88,7 @@ def _settle_configuration(config: RunConfig, folder: Path) -> None:
         if changed:
             raise InputError(
                 f"{folder} was made by another configuration, which differs in "
-                f"{'; '.join(changed[:3])}: use another --out, or delete the folder"
+                f"{'; '.join(changed[:3])}: use another --out"
             )
     text = dump_yaml(config.model_dump(mode="json"))
     write_atomically(path, text.encode())
@@ -118,7 +118,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
             trials_of(run)
         _settle_configuration(config, folder)
         remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
-        ledger = Ledger(folder / "ledger.jsonl")
+        ledger = Ledger.open(folder / "ledger.jsonl")
         todo = pending(run, ledger)
         if todo:
             append(folder, "events.jsonl", attempt.event())

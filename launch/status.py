@@ -14,7 +14,7 @@ from launch.ledger import Ledger
 from launch.phases import pending, phases
 from launch.remembered import check_locations
 from monitoring.goodput import goodput, goodput_tables
-from monitoring.records import read_jsonl
+from monitoring.records import Damage, events, ledger, metrics, told
 
 
 def open_run(folder: Path) -> Run:
@@ -30,8 +30,10 @@ def open_run(folder: Path) -> Run:
 def status_table(folder: Path) -> Iterator[Any]:
     """A table of chains against learning steps, and the newest record of training."""
     run = open_run(folder)
-    todo = {phase.name for phase in pending(run, Ledger(folder / "ledger.jsonl"))}
-    table = Table(title=str(folder), title_justify="left")
+    damage: Damage = {}
+    finished = Ledger(folder / "ledger.jsonl", ledger(folder, damage))
+    todo = {phase.name for phase in pending(run, finished)}
+    table = Table(title=Text(str(folder)), title_justify="left")
     table.add_column("chain")
     steps = range(run.config.learning_steps)
     for step in steps:
@@ -48,14 +50,22 @@ def status_table(folder: Path) -> Iterator[Any]:
     yield f"{len(every) - len(todo)} of {len(every)} phases are done"
     if (spent := goodput(folder)) is not None:
         yield from goodput_tables(spent)
-    told = [event for event in read_jsonl(folder / "events.jsonl") if "message" in event]
-    if told:
-        yield f"{len(told)} events, the newest: {told[-1]['message']}"
-    records = read_jsonl(folder / "metrics.jsonl")
+    happened = [event["message"] for event in events(folder, damage) if "message" in event]
+    if happened:
+        yield Text(f"{len(happened)} events, the newest: {happened[-1]}")
+    records = metrics(folder, damage)
     if records and todo:
-        last = records[-1]
-        ago = time.time() - last["time"]
-        yield (
-            f"newest record, {ago:.0f} s ago: {last['phase']}, iteration {last['iteration']} of "
-            f"{last['of']}, loss {last['loss']:.3f}, {last['images_per_second']:,.0f} images/s"
-        )
+        yield Text(_newest(records[-1]))
+    for line in told(damage):
+        yield Text(line, "yellow")
+
+
+def _newest(record: dict[str, Any]) -> str:
+    """The newest record of training in words."""
+    ago = f", {time.time() - record['time']:.0f} s ago" if "time" in record else ""
+    words = [f"newest record{ago}: {record['phase']}"]
+    words += [f"iteration {record['iteration']:,} of {record['of']:,}"]
+    words += [f"loss {record['loss']:.5g}"] if "loss" in record else []
+    if "images_per_second" in record:
+        words.append(f"{record['images_per_second']:,.0f} images/s")
+    return ", ".join(words)

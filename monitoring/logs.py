@@ -12,7 +12,11 @@ from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
-from untrusted.text import redacted
+from monitoring.records import checked, whole_lines
+from monitoring.schemas import LOG_LINE
+from untrusted.files import open_regular
+from untrusted.json_text import parse_json
+from untrusted.text import printable, redacted
 
 FOLDER = "logs"
 _BYTES, _OLDER = 16 * 2**20, 3
@@ -101,7 +105,7 @@ def read_logs(
     """The lines of a run folder's logs in the order of time, from the moment `since` on.
 
     `phase` keeps those whose phase contains it, `level` those at least so grave. A line that a
-    crash cut short is passed over.
+    crash cut short, or that no run has written, is passed over, and so is a file that is none.
     """
     gravest = logging.getLevelNamesMapping()
     files = sorted((folder / FOLDER).glob("*.jsonl*"))
@@ -116,14 +120,14 @@ def read_logs(
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and {"time", "level", "message"} <= line.keys():
-                yield line
+    try:
+        with open_regular(path) as file:
+            for text in whole_lines(file):
+                with suppress(ValueError):
+                    line = parse_json((text or b"").decode(errors="replace"))
+                    yield checked(line, LOG_LINE)
+    except OSError:
+        return
 
 
 def in_words(line: dict[str, Any]) -> str:
@@ -132,8 +136,9 @@ def in_words(line: dict[str, Any]) -> str:
     where = [str(line[key]) for key in ("job", "rank", "actor", "phase") if key in line]
     if "iteration" in line:
         where.append(f"iteration {line['iteration']:,}")
-    text = f"{at} {line['level']:<8}{' '.join(where)}: {line['message']}"
-    return text + "".join(f"\n    {part}" for part in line.get("traceback", "").splitlines())
+    text = printable(f"{at} {line['level']:<8}{' '.join(where)}: {line['message']}", keep="\n\t")
+    trace = line.get("traceback", "").splitlines()
+    return text + "".join(f"\n    {printable(part)}" for part in trace)
 
 
 def moment(text: str, now: float) -> float:

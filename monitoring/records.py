@@ -24,6 +24,7 @@ from monitoring.schemas import (
 from untrusted.errors import InputError
 from untrusted.files import open_regular, read_bytes
 from untrusted.json_text import parse_json
+from untrusted.text import printable
 
 Record = dict[str, Any]
 Damage = dict[str, str]
@@ -126,7 +127,7 @@ def _of_steps(
 def _note(damage: Damage | None, file: Path, folder: Path, why: str) -> None:
     if damage is not None:
         name = str(file.relative_to(folder)) if file.is_relative_to(folder) else file.name
-        damage[name] = why
+        damage[printable(name)[:300]] = printable(why)
 
 
 def read_value(

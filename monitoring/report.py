@@ -83,11 +83,14 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         neighbourhoods=_examples(folder, methods, "neighbour_examples.json", damage),
         damage=list(told(damage)),
     )
-    part = folder / ".report.html.part"
-    part.unlink(missing_ok=True)  # a link there would lead the page elsewhere
-    part.write_text(page, encoding="utf-8")
-    part.rename(folder / "report.html")
-    return folder / "report.html"
+    part, target = folder / ".report.html.part", folder / "report.html"
+    try:
+        part.unlink(missing_ok=True)  # a link there would lead the page elsewhere
+        part.write_text(page, encoding="utf-8")
+        part.rename(target)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror or error}") from error
+    return target
 
 
 def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """The Prometheus metrics of a run as a whole, which its driver serves."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,9 @@ import psutil
 from prometheus_client import CollectorRegistry, Gauge
 
 from monitoring.exporter import Scrapes, serving
-from monitoring.results import HARDER_EACH_STEP, evaluations, figures
+from monitoring.records import evaluations, read_value, step_files
+from monitoring.results import HARDER_EACH_STEP, figures
+from monitoring.schemas import COMPARISONS
 
 Chain = tuple[str, str]
 _LAST_SCRAPE_SECONDS = 60.0
@@ -114,14 +115,11 @@ class RunMetrics:
 def _compatible(folder: Path) -> dict[Chain, bool]:
     """By method and seed whether the newest step's ``compatibility.json`` says that it holds."""
     newest: dict[Chain, tuple[int, Path]] = {}
-    for file in folder.glob("chains/*/seed-*/steps/*/compatibility.json"):
-        *_, method, seed, _, step, _ = file.parts
-        chain, this = (method, seed.removeprefix("seed-")), (int(step), file)
+    for where, file in step_files(folder, "compatibility.json"):
+        chain, this = (where["method"], str(where["seed"])), (where["step"], file)
         newest[chain] = max(newest.get(chain, this), this)
-    return {
-        chain: json.loads(file.read_text(encoding="utf-8"))["holds"]
-        for chain, (_, file) in newest.items()
-    }
+    read = ((chain, read_value(file, COMPARISONS)) for chain, (_, file) in newest.items())
+    return {chain: found["holds"] for chain, found in read if found is not None}
 
 
 @contextmanager

@@ -75,7 +75,7 @@ class LedgerLine(TypedDict):
 
     phase: PhaseName
     fingerprint: Annotated[str, Field(max_length=200)]
-    output: NotRequired[Annotated[str, Field(pattern=f"^{_OUTPUT.pattern}$")]]
+    output: Annotated[str, Field(pattern=f"^{_OUTPUT.pattern}$")]
     started: Moment
     finished: Moment
     cpus: NotRequired[Real]

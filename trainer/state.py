@@ -148,7 +148,7 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
             if card["origin"][key] != own:
                 raise InputError(
                     f"{folder} was saved for {key} {card['origin'][key]}, this phase has {key} "
-                    f"{own}: use another --out or training.checkpoint_url, or delete it"
+                    f"{own}: use another --out or training.checkpoint_url"
                 )
         state.iteration = int(card["iteration"])
     with folder.intact("embedder.safetensors"):

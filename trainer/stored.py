@@ -29,7 +29,7 @@ def stored_model(path: Path) -> str | None:
             return read_header(file, os.fstat(file.fileno()).st_size)[1].get("model")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is missing or damaged ({error}): delete it and run again"
+            f"{path} is missing or damaged ({error}): move it away and run again"
         ) from error
 
 
@@ -49,11 +49,13 @@ def read_stored(
             raise ValueError(f"no {', '.join(sorted(absent))}")
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is missing or damaged ({error}): delete it and run again"
+            f"{path} is missing or damaged ({error}): move it away and run again"
         ) from error
     found = metadata.get("model")
     if model not in (None, found):
-        raise InputError(f"{path} comes from model {found}, not {model}: delete it and run again")
+        raise InputError(
+            f"{path} comes from model {found}, not {model}: move it away and run again"
+        )
     return arrays
 
 

@@ -70,7 +70,7 @@ def drawable(face: Face, script: Script) -> list[str]:
         with TTFont(face.path, fontNumber=0, lazy=True) as font:
             codes = sorted(font.getBestCmap() or {})
     except (TTLibError, OSError) as error:
-        raise InputError(f"{face.path} is no font ({error}): remove it") from error
+        raise InputError(f"{face.path} is no font ({error}): move it out of that folder") from error
     if script == "han":
         han = [chr(c) for c in codes if any(first <= c < last for first, last in _HAN)]
         return han if len(han) >= _LEAST_HAN else []

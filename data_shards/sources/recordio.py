@@ -135,11 +135,13 @@ def _indexed(idx: Path, size: int) -> tuple[Ints, Ints]:
         keys, offsets = (table[n].to_numpy() for n in ("key", "offset"))
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{idx} is damaged ({error}): delete it, and the .rec is scanned"
+            f"{idx} is damaged ({error}): move it away, and the .rec is scanned"
         ) from error
     repeated = len(np.unique(offsets)) < len(offsets)
     if table["key"].null_count or table["offset"].null_count or repeated:
-        raise InputError(f"{idx} names a record twice, or none: delete it, and the .rec is scanned")
+        raise InputError(
+            f"{idx} names a record twice, or none: move it away, and the .rec is scanned"
+        )
     if len(np.unique(keys)) < len(keys):  # some tools write the same number for every record
         keys = np.argsort(np.argsort(offsets))
     if len(offsets) and not (offsets.min() >= 0 and offsets.max() <= size - 8):
@@ -175,7 +177,9 @@ def _classes(rec: Path) -> int | None:
     try:
         classes = int(read_bytes(path, _PROPERTY_BYTES).split(b",")[0])
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} must read classes,height,width: mend or delete it") from error
+        raise InputError(
+            f"{path} must read classes,height,width: mend it or move it away"
+        ) from error
     if classes > _EXACT:
         raise InputError(f"{path} names {classes:,} classes: {_LIMIT}")
     return classes
@@ -238,7 +242,7 @@ def layout(rec: Path) -> Layout:
         if classes is not None and classes != behind - last:
             raise InputError(
                 f"{rec.with_name('property')} names {classes} classes, but {rec.name} "
-                f"{behind - last} identities: mend or delete `property`"
+                f"{behind - last} identities: mend `property` or move it away"
             )
         boundaries = _boundaries(file, starts[people], ends[people])
     in_key_order = np.argsort(keys[images])

@@ -20,8 +20,8 @@ from monitoring.schemas import EVALUATION, phase_of
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 
-_EVALUATION_BYTES, _REPORT_BYTES = 1 << 26, 1 << 27
-_MOST_PHASES, _MOST_CURVES, _MOST_SPANS = 100_000, 2000, 5000
+_EVALUATION_BYTES, _STUDIED, _REPORT_BYTES = 1 << 24, 1 << 26, 1 << 27
+_MOST_PHASES, _MOST_CURVES, _MOST_SPANS, _MOST_FIGURES = 100_000, 2000, 5000, 200_000
 """Of one run: a stranger's may name as many as its files have lines."""
 _CURVES = ("loss", "images_per_second")
 
@@ -123,7 +123,8 @@ class LiveRun:
                 self._curves.setdefault(place, Curve()).add(step + iteration / of, value)
 
     def _measure(self) -> None:
-        """Reads the evaluations that are new or changed."""
+        """Reads the evaluations that are new or changed: some in this call, more in the next."""
+        room, figures_left = _STUDIED, _MOST_FIGURES
         files = self.folder.glob("chains/*/seed-*/steps/*/evaluation.json")
         for file in islice(files, MOST_STEPS_FILES):
             *_, method, seed, _, step, _ = file.parts
@@ -132,14 +133,20 @@ class LiveRun:
             if where is None or now is None:
                 continue
             key = ((where[0], where[1]), where[2])
-            if key in self._reached and self._reached[key][0] == now:
+            before, known = self._reached.get(key, (None, {}))
+            figures_left -= len(known)
+            if before == now:
                 continue
+            if room < 0 or figures_left < 0:
+                break
+            room -= min(now[1], _EVALUATION_BYTES)
             try:
                 content = read_bytes(file, _EVALUATION_BYTES, self._root)
                 found = figures(checked(parse_json(content), EVALUATION))
             except (OSError, ValueError):
                 found = {}
             self._reached[key] = now, found
+            figures_left -= len(found)
             self._drawn += 1
 
     def done(self) -> tuple[int, int]:

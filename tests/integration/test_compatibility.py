@@ -117,7 +117,7 @@ def test_what_is_not_compatible_is_withheld_and_said(run, refused):
 
 def test_the_gate_follows_the_verdict_and_shares_bytes(run):
     path = run.step_folder(Chain("bct", 0), 1) / "compatibility.json"
-    before, ledger = path.read_text(), Ledger(run.folder / "ledger.jsonl")
+    before, ledger = path.read_text(), Ledger.open(run.folder / "ledger.jsonl")
     target, model = run.folder / "published/bct/seed-0/step-1", path.with_name("model")
     try:
         path.write_text(json.dumps({**json.loads(before), "holds": True}))
@@ -141,10 +141,10 @@ def test_the_same_command_again_does_nothing_and_refuses_again(run, folder, refu
 
 def test_other_operating_points_repeat_the_comparison_alone(run, folder):
     config = load_config(folder / "c.yaml", ["evaluation.compatibility.at=[map]"])
-    left = pending(Run.open(run.folder, config), Ledger(run.folder / "ledger.jsonl"))
+    left = pending(Run.open(run.folder, config), Ledger.open(run.folder / "ledger.jsonl"))
     assert {phase.kind for phase in left} == {"compatibility"}
     gateless = load_config(folder / "c.yaml", ["evaluation.compatibility.gate=false"])
-    assert not pending(Run.open(run.folder, gateless), Ledger(run.folder / "ledger.jsonl"))
+    assert not pending(Run.open(run.folder, gateless), Ledger.open(run.folder / "ledger.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -52,4 +52,4 @@ def test_the_damaged_file_is_named(out):
 def test_nothing_there_is_one_line(tmp_path):
     code, _, err = inspect(tmp_path)
     assert code == 2
-    assert "holds no checkpoint or model" in err
+    assert "is no model or checkpoint" in err

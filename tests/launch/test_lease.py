@@ -240,3 +240,30 @@ def test_stop_asks_the_holder_and_nobody_else(driver, tmp_path, monkeypatch):
     assert process.exitcode == -signal.SIGTERM
     with pytest.raises(InputError, match="which is gone"):
         ask_to_end(tmp_path)
+
+
+@pytest.mark.reliability(
+    11, "a lease is read strictly: process -1, which is every process, is sent no SIGTERM"
+)
+def test_a_lease_of_another_shape_is_none(tmp_path, monkeypatch):
+    """What is no process number must not reach kill."""
+    here, killed = Process.this(), []
+    monkeypatch.setattr(os, "kill", lambda *given: killed.append(given))
+    whole = json.loads(Lease(1, here, 1e9, 1e9, 1.0, 60.0).content())
+    assert Lease.parse(json.dumps(whole).encode())
+    (tmp_path / "attempts").mkdir()
+    for field, values in {
+        "holder": [{**whole["holder"], "pid": -1, "born": None}, {**whole["holder"], "pid": 0}, 7],
+        "seconds": [0, -1, 1e18, "60", None, float("nan")],
+        "began": [1e300, "x", -1],
+        "ended": ["no", 7],
+    }.items():
+        for value in values:
+            content = json.dumps({**whole, field: value}).encode()
+            assert Lease.parse(content) is None, value
+            (tmp_path / "attempts" / "1.json").write_bytes(content)
+            with pytest.raises(InputError, match="nothing to stop"):
+                ask_to_end(tmp_path)
+    assert not killed
+    for content in (b"[" * 100_000, b"1" * 5000, b"\xff", b"null"):
+        assert Lease.parse(content) is None

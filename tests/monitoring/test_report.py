@@ -50,6 +50,7 @@ def write_run(folder: Path, methods=("finetune", "fkd"), seeds=(0, 1), steps=2) 
     record = {"phase": "fkd/seed-0/step-1/train", "iteration": 10, "of": 20, "classify": 1.5}
     (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n" + '{"torn')
     done = {"phase": "fkd/seed-0/step-0/train", "fingerprint": "f"}
+    done["output"] = "chains/fkd/seed-0/steps/0/model"
     done |= {"started": 0.0, "finished": 60.0}
     (folder / "ledger.jsonl").write_text(json.dumps(done) + "\n")
 

@@ -8,6 +8,7 @@ import pytest
 
 from monitoring.run_metrics import RunMetrics, monitored
 from tests.monitoring.prometheus import free_port, wait_for
+from tests.monitoring.test_compatibility import compared
 
 NAME = {"method": "fkd", "seed": "0"}
 
@@ -37,7 +38,7 @@ def test_accuracy_is_compared_with_the_step_before(tmp_path):
 def test_the_newest_comparison_says_whether_a_chain_is_compatible(tmp_path, holds):
     for step, verdict in ((9, not holds), (10, holds)):
         file = reached(tmp_path, step, 0.5) / "compatibility.json"
-        file.write_text(json.dumps({"holds": verdict}))
+        file.write_text(json.dumps({"holds": verdict, "against": [compared(0, 0)]}))
     value = RunMetrics(tmp_path, 1, 0).registry.get_sample_value
     assert value("perennial_compatible", NAME) == holds
 

@@ -245,7 +245,7 @@ def test_a_url_that_nothing_can_open_is_one_clear_line():
 
 
 def test_an_incomplete_folder_is_named(tmp_path):
-    with pytest.raises(DamagedError, match="is not complete"):
+    with pytest.raises(DamagedError, match="is no model or checkpoint"):
         Folder.at(tmp_path).verify()
 
 

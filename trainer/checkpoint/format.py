@@ -18,6 +18,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load
 
+from data_shards.kinds import no_model
 from data_shards.remote import check_no_secret
 from data_shards.settings import InputError
 from untrusted.files import open_regular
@@ -42,6 +43,9 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+
+
+_REMEDY = "restore it from a copy, or move the folder away and give the command that wrote it again"
 
 
 class DamagedError(InputError):
@@ -123,8 +127,12 @@ class Folder:
             if not isinstance(hashes, dict):
                 raise ValueError("not a mapping")
             return {plain_name(name): sha256_text(digest) for name, digest in hashes.items()}
+        except FileNotFoundError as error:
+            raise DamagedError(no_model(str(self))) from error
         except (OSError, ValueError) as error:
-            raise DamagedError(f"{self} is not complete: delete it and run again") from error
+            raise DamagedError(
+                f"{self}/{MANIFEST} cannot be read, or is none: {_REMEDY}"
+            ) from error
 
     def _open(self, name: str) -> BinaryIO:
         """A file, which on a disk is a regular one of this folder. Raises OSError."""
@@ -161,7 +169,7 @@ class Folder:
     def read(self, name: str) -> bytes:
         """A file's verified content. Raises DamagedError."""
         if name not in self.hashes:
-            raise DamagedError(f"{self} has no {name}: delete it and run again")
+            raise DamagedError(f"{self} has no {name}: give another folder")
         try:
             with self._open(name) as file:
                 content = file.read()
@@ -190,7 +198,8 @@ class Folder:
                 raise ValueError("no version or kind")
         if version != reads:
             raise DamagedError(
-                f"{self} has version {version}, this program reads {reads}: delete it"
+                f"{self} has version {version}, this program reads {reads}: use the program that "
+                "wrote it, or train anew in another --out"
             )
         if found != kind:
             raise DamagedError(f"{self} is a {found[:40]}, not a {kind}: give another folder")
@@ -207,7 +216,7 @@ class Folder:
             raise self._damage(name) from error
 
     def _damage(self, name: str) -> DamagedError:
-        return DamagedError(f"{self}/{name} is missing or damaged: delete {self}, run again")
+        return DamagedError(f"{self}/{name} is missing or damaged: {_REMEDY}")
 
 
 def file_system(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_shards.files import fingerprint
+from data_shards.kinds import no_model
 from data_shards.settings import InputError
 from trainer.checkpoint.checkpoints import POINTER
 from trainer.checkpoint.format import CARD, DamagedError, Folder
@@ -59,15 +60,12 @@ def inspect(location: str) -> Inspection:
 
 def _resolve(location: str) -> Folder:
     folder = Folder.at(location)
-    if folder.complete():
+    if folder.complete() and CARD in folder.hashes:
         return folder
     store = open_store(location)
     saved = list(map(str, store.saved()))
     if not saved:
-        raise InputError(
-            f"{location} holds no checkpoint or model: give a folder with a manifest.json, or one "
-            "of checkpoints"
-        )
+        raise InputError(no_model(location))
     named = (store.read(POINTER) or b"").decode(errors="replace").strip()
     return store.folder(named if named in saved else saved[-1])
 

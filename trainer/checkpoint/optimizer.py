@@ -111,5 +111,8 @@ def _put_together(
         missing[name, key] -= len(value)
     for (name, key), count in missing.items():
         if count:
-            raise DamagedError(f"{count} numbers of {key} of {name} are missing: delete it")
+            raise DamagedError(
+                f"{count} numbers of {key} of {name} are missing in a checkpoint: restore it from "
+                "a copy, or move it away, and training goes back to the one before"
+            )
     return whole

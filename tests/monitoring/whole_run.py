@@ -1,0 +1,116 @@
+"""A finished run's folder with every file that a run writes, made without training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from launch.config import RunConfig
+from launch.folder import Run
+from launch.ledger import Ledger
+from launch.phases import phases
+from tests.monitoring.test_compatibility import compared
+from tests.monitoring.test_report import jpeg
+from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.heads.collectives import Ranks
+from trainer.heads.rows import ShardedRows
+from trainer.model import save_model
+
+_ROC = [[0.001, 0.5], [0.01, 0.75], [1.0, 1.0]]
+_TESTS = {
+    "lfw": {"accuracy": 0.9, "tar": {"0.001": 0.5, "0.01": 0.75}, "roc": _ROC, "pairs": 60},
+    "megaface": {part: {"rank1": 0.5, "cmc": [0.5, 0.6]} for part in ("raw", "cleaned")},
+    "ijbc": {"tar": {"0.0001": 0.2}, "tpir": {"0.1": 0.3}, "open_set": _ROC},
+}
+FILES = {
+    "run.yaml": "report",
+    "ledger.jsonl": "status report live",
+    "metrics.jsonl": "status report live",
+    "events.jsonl": "status report live",
+    "logs/driver.jsonl": "logs",
+    "targets/driver.json": "live",
+    "chains/fkd/seed-0/steps/1/evaluation.json": "compare report live",
+    "chains/fkd/seed-0/steps/1/compatibility.json": "compare report",
+    "chains/fkd/seed-0/steps/1/examples.json": "report",
+    "chains/fkd/seed-0/steps/1/neighbour_examples.json": "report",
+}
+"""Those that somebody may have damaged, and which commands look at each."""
+
+
+def write_whole_run(folder: Path, dataset: Path) -> Path:
+    """Two methods, one seed, two learning steps: fkd and finetune of 36 identities in all."""
+    values = {
+        "dataset": str(dataset),
+        "methods": {"finetune": {}, "fkd": {"neighbours": 5}},
+        "benchmark": {"steps": 2, "train_identities": 36, "test_identities": 24, "pairs": 40},
+        "embedder": {"width": 2, "depth": 1, "dimension": 4},
+        "evaluation": {"compatibility": {}},
+    }
+    config = RunConfig.model_validate(values)
+    folder.mkdir(parents=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (folder / "run.yaml").write_text(text, encoding="utf-8")
+    run, at = Run.open(folder, config), 1.7e9
+    ledger = Ledger.open(folder / "ledger.jsonl")
+    lines = [{"time": at, "event": "attempt", "attempt": 1, "host": "a", "pid": 7}]
+    for phase in phases(run):
+        phase.output.parent.mkdir(parents=True, exist_ok=True)
+        _write_output(run, phase.kind, phase.output, phase.step)
+        chain = phase.chain
+        record = {"phase": phase.name, "fingerprint": phase.fingerprint, "started": at}
+        record |= {"output": str(phase.output.relative_to(folder)), "kind": phase.kind}
+        record |= {"method": chain.method, "seed": 0, "step": phase.step, "finished": at + 5}
+        ledger.add({**record, "cpus": 2, "gpus": 0, "attempt": 1})
+        at += 6
+    lines.append({"time": at, "event": "restart", "rank": 0, "phase": "fkd/seed-0/step-1/train"})
+    lines.append({"time": at, "event": "notice", "message": "rank 1 was ended"})
+    write_lines(folder / "events.jsonl", lines)
+    write_lines(folder / "metrics.jsonl", [_metrics(i, at + i) for i in range(10, 60, 10)])
+    (folder / "logs").mkdir()
+    log = {"time": at, "level": "info", "run": "r", "job": "driver", "logger": "perennial"}
+    log |= {"rank": 0, "phase": "fkd/seed-0/step-1/train", "iteration": 3, "message": "begins"}
+    write_lines(folder / "logs" / "driver.jsonl", [log, {**log, "traceback": "a\nb"}])
+    (folder / "targets").mkdir()
+    target = [{"targets": ["127.0.0.1:1"], "labels": {"job": "driver", "run": "r"}}]
+    (folder / "targets" / "driver.json").write_text(json.dumps(target), encoding="utf-8")
+    return folder
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """A JSON lines file."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def _metrics(iteration: int, at: float) -> dict[str, Any]:
+    rates = {"images_per_second": 900.0, "data_wait_share": 0.1, "seconds": 1.0, "iterations": 10}
+    counts = {"skipped": 0, "rewinds": 0, "restarts": 1, "iteration": iteration, "of": 60}
+    losses = {"loss": 2.5, "classify": 2.0, "distill": 0.5, "learning_rate": 0.1}
+    return {"time": at, "phase": "fkd/seed-0/step-1/train", **counts, **rates, **losses}
+
+
+def _write_output(run: Run, kind: str, output: Path, step: int) -> None:
+    def write(name: str, value: Any) -> None:
+        output.with_name(name).write_text(json.dumps(value), encoding="utf-8")
+
+    picture = {"identity": "id-1", "jpeg": jpeg()}
+    if kind == "train":
+        settings, ranks = EmbedderSettings(width=2, depth=1, dimension=4), Ranks()
+        rows = ShardedRows.new(0, run.benchmark.rows[step], 4, 0, ranks)
+        names = [f"id-{row}" for row in range(rows.last)]
+        classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+        net = build_embedder(settings)
+        save_model(output, settings, (16, 16), classifier, net, [rows], names, ranks)
+    elif kind == "neighbours":
+        output.mkdir()
+        write("neighbour_examples.json", [{"query": picture, "found": [picture]}])
+    elif kind == "evaluate":
+        figures = {"top1": 0.5, "map": 0.4, "verification": 0.8, "cmc": [0.5, 0.6], "roc": _ROC}
+        write("evaluation.json", {**figures, "queries": 9, "tasks": [0.5], "tests": _TESTS})
+        write("examples.json", [{"query": picture, "found": [picture]}])
+        output.with_name("embeddings.safetensors").write_bytes(b"")
+    elif kind == "compatibility":
+        against = [compared(step, earlier) for earlier in range(step)]
+        write("compatibility.json", {"holds": True, "paragon": None, "against": against})
