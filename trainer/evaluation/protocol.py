@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from data_shards.benchmark import Benchmark
 from data_shards.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
+from trainer.evaluation.held_out.common import cameras_of
 from trainer.evaluation.incremental import predicted_classes, task_accuracy
 from trainer.evaluation.retrieval import Retrieval, nearest, retrieve
 from trainer.evaluation.roc import roc
@@ -105,14 +106,13 @@ def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> 
 
 
 def _search(dataset: ShardDataset, embedded: Embedded, query: Ids, gallery: Ids) -> Retrieval:
-    camera = dataset.camera.astype(np.int64)
     return retrieve(
         embedded.of(query),
         embedded.of(gallery),
         dataset.identity[query],
         dataset.identity[gallery],
-        camera[query],
-        camera[gallery],
+        cameras_of(dataset, query),
+        cameras_of(dataset, gallery),
         _DEPTH,
     )
 

@@ -15,7 +15,7 @@ from data_shards.sources import ROLES
 from trainer.evaluation.compatibility.points import DEFAULT, Point
 from trainer.evaluation.compatibility.search import Search
 from trainer.evaluation.compatibility.vectors import Embedded, comparable
-from trainer.evaluation.held_out.common import columns
+from trainer.evaluation.held_out.common import cameras_of, columns, searched
 from trainer.evaluation.templates import template_vectors
 
 Ids = NDArray[np.int64]
@@ -163,7 +163,7 @@ def of_dataset(dataset: ShardDataset) -> Trials:
         pairs = Pairs(left, right, same[there], identity[left], identity[right])
     asked, found = (np.flatnonzero(dataset.role == ROLES.index(r)) for r in ("query", "gallery"))
     if len(asked) and len(found):
-        search = _search(dataset, asked, found)
+        search = _search(dataset, asked, *searched(dataset))
     if search is None and pairs is None:
         raise InputError(
             f"{what} has no images with roles query and gallery, and none of the tables pairs and "
@@ -172,10 +172,12 @@ def of_dataset(dataset: ShardDataset) -> Trials:
     return Trials(search, pairs, None, True, what)
 
 
-def _search(dataset: ShardDataset, query: Ids, gallery: Ids) -> Search:
-    identity, camera = dataset.identity, dataset.camera.astype(np.int64)
+def _search(dataset: ShardDataset, query: Ids, gallery: Ids, shown: Ids | None = None) -> Search:
+    """A search in `gallery`, whose images show the identities `shown`; none: the dataset's own."""
+    shown = dataset.identity[gallery] if shown is None else shown
     return Search.of(
-        (query, identity[query], camera[query]), (gallery, identity[gallery], camera[gallery])
+        (query, dataset.identity[query], cameras_of(dataset, query)),
+        (gallery, shown, cameras_of(dataset, gallery)),
     )
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
-from data_shards.sources import ROLES
+from data_shards.sources import ROLES, UNKNOWN_CAMERA
 from trainer.evaluation.vectors import StoredVectors
 
 Ids = NDArray[np.int64]
@@ -43,6 +43,28 @@ def with_role(dataset: ShardDataset, role: str) -> Ids:
     if not len(samples):
         raise InputError(f"{dataset.location} has no image with role {role}: import it again")
     return samples
+
+
+def searched(dataset: ShardDataset) -> tuple[Ids, Ids]:
+    """The gallery of retrieval, ascending, and whom each of its images shows: [g], [g].
+
+    Images with role distractor belong to it (Market-1501's identity 0000): every query searches
+    them and none asks for them, so each shows somebody of its own, numbered behind the dataset's
+    identities. Raises InputError when no image has role gallery.
+    """
+    with_role(dataset, "gallery")
+    apart = dataset.role == ROLES.index("distractor")
+    samples = np.flatnonzero(apart | (dataset.role == ROLES.index("gallery")))
+    nobody = len(dataset.names) + samples
+    return samples, np.where(apart[samples], nobody, dataset.identity[samples])
+
+
+def cameras_of(dataset: ShardDataset, samples: Ids) -> Ids:
+    """The cameras of samples, [n]; an unknown one is like no other, so that nothing is dropped for
+    having been taken by the same."""
+    camera = dataset.camera[samples].astype(np.int64)
+    names = np.array(dataset.manifest["cameras"])
+    return np.where(names[camera] == UNKNOWN_CAMERA, -1 - samples, camera)
 
 
 def columns(table: pa.Table, *names: str) -> list[NDArray[Any]]:
