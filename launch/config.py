@@ -170,6 +170,18 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _teacher_sees_what_is_trained_on(self) -> "RunConfig":
+        changes = {key: getattr(self.data.augmentation, key) for key in ("shift", "erase")}
+        used = [f"data.augmentation.{key} = {value}" for key, value in changes.items() if value]
+        asking = [name for name, method in self.methods.items() if method.recipe().needs.answers]
+        if used and asking and self.teacher.mode == "cached":
+            raise ValueError(
+                f"teacher.mode = cached answers for images without {' and '.join(used)}, and "
+                f"{', '.join(asking)} would compare with that: set teacher.mode=online, or 0"
+            )
+        return self
+
     def deciding(self) -> dict[str, Any]:
         """The part of the configuration that a result depends on, as plain values."""
         values = self.model_dump(mode="json")
