@@ -56,7 +56,8 @@ class RunConfig(Settings):
     """The methods to compare, by a name of your choice; `kind` says which it is and may be left
     out where the name says it."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Each method runs once a seed; results are mean ± standard deviation over them."""
+    """Each method runs once a seed; results are mean ± standard deviation over them, all
+    at the one split that `benchmark.seed` draws."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the work runs."""
 

@@ -10,6 +10,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from monitoring.results import SPREAD
+
 TITLES = {"top1": "top-1", "map": "mAP", "tar": "TAR at FAR", "tpir": "TPIR at FPIR"}
 _FIGURES = ("old_old", "new_old", "new_new", "paragon")
 
@@ -149,6 +151,8 @@ def summary_tables(rows: list[dict[str, Any]]) -> Iterator[Table]:
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1, 0, 0),
+            caption=SPREAD if any(row["seeds"] > 1 for row in own) else None,
+            caption_justify="left",
         )
         for number, head in enumerate(SUMMARY_HEADS):
             table.add_column(head, justify="left" if number < 2 else "right", no_wrap=number < 2)

@@ -250,6 +250,7 @@ def faces_bin(path: Path, pairs: int) -> list[bool]:
     return same
 
 
+@pytest.mark.reliability(1, "LFW's accuracy is that of the usual evaluation, from the .bin file on")
 def test_lfw_is_insightfaces_verification(tmp_path):
     """`evaluate` of its verification.py: thresholds 0 to 4 by 0.01, KFold without shuffling."""
     same = np.array(faces_bin(tmp_path / "lfw.bin", 60))
@@ -284,6 +285,7 @@ def accepted(score, genuine, rate, tries=None) -> float:
     return max(shares, default=0.0)
 
 
+@pytest.mark.reliability(1, "MegaFace's rank-1 and counts are its protocol's, raw and cleaned")
 def test_megaface_is_every_ordered_pair_among_all_distractors(tmp_path):
     probes = [f"Person {p}/Person_{p}_{n}.jpg" for p in range(5) for n in range(4)]
     others = [f"{n % 3}/{n}@N0/{n}_0.jpg" for n in range(60)]
@@ -355,6 +357,9 @@ def ijb_files(root: Path) -> dict[str, list]:
     return {"faces": faces, "pairs": pairs, **parts}
 
 
+@pytest.mark.reliability(
+    3, "images enter a template with the length that the model gave them, as is usual for IJB"
+)
 def test_ijb_is_the_official_1_to_1_and_1_to_n_evaluation(tmp_path):
     """Embeddings as the model gives them: their length weighs within a template."""
     files = ijb_files(tmp_path / "raw")
