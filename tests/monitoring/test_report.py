@@ -61,7 +61,8 @@ def test_plus_minus_says_of_what(tmp_path):
     write_run(tmp_path)
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(*tables(compare([tmp_path])))
-    assert "over seeds of the training, at one split (benchmark.seed)" in console.export_text()
+    told = " ".join(console.export_text().split())
+    assert "over seeds of the training, at one split (benchmark.seed)" in told
     page = " ".join(draw(tmp_path).read_text().split())
     assert "over seeds of the training, at one split" in page
 

@@ -130,13 +130,15 @@ class Classifier:
 
         Either way they move once an update, from where they were before it.
         """
+        margin = self.settings.margin
+        assert not isinstance(margin, Softmax), "linear logits have no statistics"
         if part is None or part.number == 0:
             self._before = {name: value.clone() for name, value in self.running.items()}
             self._norms = []
         self._norms.append(norms)
         for name, value in self._before.items():
             self.running[name].copy_(value)
-        self.settings.margin.observe(torch.cat(self._norms), self.running)
+        margin.observe(torch.cat(self._norms), self.running)
 
     def _draw(
         self, rows: ShardedRows, place: torch.Tensor, owned: torch.Tensor, iteration: int
