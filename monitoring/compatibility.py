@@ -50,6 +50,10 @@ def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
         table.add_row(point["point"], *cells, verdict)
     yield table
     yield (
+        f"{found['queries']:,} queries ({found['queries_without_match']:,} without a match) in a "
+        f"gallery of {found['gallery']:,}; {found['pairs']:,} pairs"
+    )
+    yield (
         f"confidence {found['confidence']:.0%}, by {found['resamples']:,} resamples of "
         f"{found['identities']:,} query identities"
     )
