@@ -129,7 +129,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
 ) -> None:
-    """Compare methods over learning steps: mean ± standard deviation over seeds."""
+    """Compare methods over learning steps: mean ± standard deviation over seeds, at one split."""
     from monitoring.compatibility import summary, summary_tables
     from monitoring.records import Damage, evaluations, told
     from monitoring.results import compare as rows_of

@@ -61,7 +61,8 @@ class RunConfig(Settings):
     """The methods to compare, by a name of your choice; `kind` says which it is and may be left
     out where the name says it."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """Each method runs once a seed; results are mean ± standard deviation over them."""
+    """Each method runs once a seed; results are mean ± standard deviation over them, all
+    at the one split that `benchmark.seed` draws."""
     cluster: ClusterSettings = ClusterSettings()
     """Where the work runs."""
 
@@ -183,6 +184,18 @@ class RunConfig(Settings):
             raise ValueError(
                 f"training.batch = {self.training.batch} is no multiple of "
                 f"data.order.images_per_identity = {order.images_per_identity}: change either"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_sees_what_is_trained_on(self) -> "RunConfig":
+        changes = {key: getattr(self.data.augmentation, key) for key in ("shift", "erase")}
+        used = [f"data.augmentation.{key} = {value}" for key, value in changes.items() if value]
+        asking = [name for name, method in self.methods.items() if method.recipe().needs.answers]
+        if used and asking and self.teacher.mode == "cached":
+            raise ValueError(
+                f"teacher.mode = cached answers for images without {' and '.join(used)}, and "
+                f"{', '.join(asking)} would compare with that: set teacher.mode=online, or 0"
             )
         return self
 

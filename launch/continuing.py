@@ -8,8 +8,6 @@ from launch.model_names import named
 from monitoring.records import comparison
 from trainer.model import row_names
 
-_BYTES = 1 << 26
-
 
 def first_model(config: RunConfig, folder: Path, chain: str) -> Path:
     """The model that `chain` of the run in `folder` begins with: its own copy, once it has one.

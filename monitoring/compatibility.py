@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitoring.records import Damage, comparisons
+from monitoring.results import SPREAD
 from untrusted.text import printable
 
 TITLES = {"top1": "top-1", "map": "mAP", "tar": "TAR at FAR", "tpir": "TPIR at FPIR"}
@@ -51,6 +52,10 @@ def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
         table.add_row(point["point"], *cells, verdict)
     yield table
     yield from (f"left out: {why}" for why in found.get("left_out", ()))
+    yield (
+        f"{found['queries']:,} queries ({found['queries_without_match']:,} without a match) in a "
+        f"gallery of {found['gallery']:,}; {found['pairs']:,} pairs"
+    )
     yield (
         f"confidence {found['confidence']:.0%}, by {found['resamples']:,} resamples of "
         f"{found['identities']:,} query identities"
@@ -142,6 +147,8 @@ def summary_tables(rows: list[dict[str, Any]]) -> Iterator[Table]:
             box=box.SIMPLE_HEAD,
             pad_edge=False,
             padding=(0, 1, 0, 0),
+            caption=SPREAD if any(row["seeds"] > 1 for row in own) else None,
+            caption_justify="left",
         )
         for number, head in enumerate(SUMMARY_HEADS):
             table.add_column(head, justify="left" if number < 2 else "right", no_wrap=number < 2)

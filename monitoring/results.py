@@ -31,6 +31,7 @@ _OF_TESTS = {
     "tar": "TAR at FAR",
     "tpir": "TPIR at FPIR",
 }
+SPREAD = "± is the standard deviation over seeds of the training, at one split (benchmark.seed)"
 _RATES = {"tar": "0.0001", "tpir": "0.01"}  # shown, where the test is large enough to tell
 
 
@@ -119,6 +120,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
                 cells.append(_cell(row[metric], row["seeds"]) if row and metric in row else "–")
             table.add_row(Text(f"{run}: {method}" if several_runs else method), *cells)
         drawn.append(table)
+    if drawn and any(row["seeds"] > 1 for row in rows):
+        drawn[-1].caption, drawn[-1].caption_justify = SPREAD, "left"
     return drawn
 
 

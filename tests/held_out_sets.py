@@ -67,7 +67,8 @@ def write_sets(root: Path) -> None:
     noisy = pa.table({"sample_key": ["train/200_0", "train/200_1", "train/200_2"]})
     write("probes", probes, noisy=noisy)
     people = [image(i, c, "gallery") for i in range(400, 412) for c in range(4)]
-    write("market", people + [image(i, 2, "query") for i in range(404, 416)])
+    nobody = [image(i, 1, "distractor") for i in range(420, 428)]
+    write("market", people + nobody + [image(i, 2, "query") for i in range(404, 416)])
 
 
 TESTS = {

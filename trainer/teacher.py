@@ -23,7 +23,8 @@ class TeacherSettings(Settings):
     """How the previous model is asked."""
 
     mode: Literal["cached", "online"] = "cached"
-    """Ahead of training, on CPU, or on the training device with the augmented view."""
+    """Ahead of training, on CPU, for the image and its mirror image; or on the training device
+    with the very view that is trained on, which `shift` and `erase` of the augmentation ask for."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the cached forward pass. bf16 pays where the CPU has instructions for it, and is
     fp32 where it has none."""

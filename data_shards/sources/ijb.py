@@ -98,7 +98,8 @@ def list_ijb(settings: IjbSettings) -> Iterator[Listed]:
                 f"{_meta(settings, 'face_tid_mid.txt')} names {name!r}, outside of "
                 f"{folder}: nothing was read"
             )
-        templates.setdefault(name, template)
+        if name not in templates or (templates[name] not in subject and template in subject):
+            templates[name] = template
     for name, template in templates.items():
         person = f"{subject[template]}" if template in subject else f"template-{template}"
         yield Listed(folder / name, f"{source}/{person}", source, f"{source}/{name}", "gallery")

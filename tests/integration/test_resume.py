@@ -18,7 +18,7 @@ from monitoring.logs import read_logs
 CONFIG = """
 dataset: {dataset}
 benchmark: {{steps: 2, train_identities: 36, test_identities: 24, pairs: 40, seen_identities: 6}}
-data: {{augmentation: {{flip: true, shift: 1}}}}
+data: {{augmentation: {{flip: true}}}}
 embedder: {{architecture: small, width: 4, dimension: 8}}
 training: {{iterations: 60, batch: 24, milestones: [30], checkpoint_every: 5, log_every: 4}}
 methods:

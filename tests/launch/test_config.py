@@ -86,6 +86,28 @@ def test_what_is_wrong_is_named(file, override, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.reliability(
+    3, "shift or erase is refused beside a cached teacher, which answers for the image without them"
+)
+@pytest.mark.parametrize("change", ["shift=2", "erase=0.5"])
+@pytest.mark.parametrize("method", ["fkd", "lwf", "lfl", "l2", "bct-kd", "bct-lwf"])
+def test_a_cached_teacher_is_not_asked_about_images_it_has_not_seen(file, method, change):
+    given = [f"methods={{{method}: {{}}}}", f"data.augmentation.{change}"]
+    named = (
+        rf"data\.augmentation\.{change.replace('=', ' = ')}, and {method} .*teacher\.mode=online"
+    )
+    with pytest.raises(InputError, match=named) as caught:
+        load_config(file, given)
+    assert "\n" not in str(caught.value)
+    load_config(file, [*given, "teacher.mode=online"])
+    load_config(file, [f"methods={{{method}: {{}}}}", "data.augmentation.flip=true"])
+
+
+@pytest.mark.parametrize("method", ["finetune", "joint", "bct", "bct-sys"])
+def test_methods_that_ask_no_teacher_may_shift_and_erase(file, method):
+    load_config(file, [f"methods={{{method}: {{}}}}", "data.augmentation={shift: 2, erase: 0.5}"])
+
+
 def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "demo.yaml").write_text("a: [")
     with pytest.raises(InputError, match=r"other\.yaml does not exist.*demo\.yaml"):

@@ -35,6 +35,7 @@ def compared(step, against, seed=0, holds=True, gain=0.03):
         "most": [0.53, 0.61, 0.7],
     }
     facts = {"confidence": 0.95, "resamples": 1000, "identities": 30, "flips": flips}
+    facts |= {"queries": 90, "queries_without_match": 3, "gallery": 4000, "pairs": 0}
     return {"step": against, "points": [point], "holds": holds, "backfill": [curve], **facts}
 
 
@@ -79,6 +80,7 @@ def test_a_comparison_of_two_models_is_told_in_full():
     shown = text(comparison_tables(found))
     for part in ("queries by a, gallery by b", "50.0", "+3.0 (1.0…5.0)", "yes", "95%", "1,000"):
         assert part in shown
+    assert "90 queries (3 without a match) in a gallery of 4,000; 0 pairs" in shown
     assert "negative flips: 7 of 50 trials" in shown and "4 of 30 identities get worse" in shown
     assert "no" in text(comparison_tables({**found, **compared(1, 0, holds=False)}))
 

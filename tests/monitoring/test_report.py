@@ -12,6 +12,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
 from monitoring.charts import Line, Span, line_chart, log_ticks, ticks, timeline
 from monitoring.curves import tradeoffs
@@ -65,6 +66,17 @@ def test_means_and_deviations_are_over_seeds(tmp_path):
     assert row["map"]["std"] == pytest.approx(statistics.stdev(values))
     assert [method for _, method in ordered_methods(rows)] == ["finetune", "fkd"]
     assert [method for _, method in ordered_methods(rows, "forgetting")] == ["fkd", "finetune"]
+
+
+@pytest.mark.reliability(4, "compare and the report say that ± is over seeds at one split")
+def test_plus_minus_says_of_what(tmp_path):
+    write_run(tmp_path)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(*tables(compare([tmp_path])))
+    told = " ".join(console.export_text().split())
+    assert "over seeds of the training, at one split (benchmark.seed)" in told
+    page = " ".join(draw(tmp_path).read_text().split())
+    assert "over seeds of the training, at one split" in page
 
 
 def test_the_report_holds_everything_and_runs_nothing(tmp_path):

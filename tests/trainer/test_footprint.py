@@ -2,12 +2,15 @@
 
 import json
 from collections import Counter
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from data_shards.benchmark import build_benchmark
@@ -50,18 +53,42 @@ def head(method, rows, step, world):
 
 
 def allocated(work):
-    """The bytes that PyTorch's CPU allocator gave during `work`: left at the end, and at most."""
+    """The bytes that PyTorch's CPU allocator gave during `work`: left at the end, and at most.
+
+    What an operator takes and gives back before it returns is left out: which scratch memory a
+    kernel wants is the processor's affair, and can be more than all of the rest.
+    """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as done:
         kept = work()
-    held = most = 0
-    for event in done.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
+    found = []
+
+    def collect(node, operators):
+        if node.tag == _EventType.Allocation:
+            memory = node.extra_fields
+            found.append((node.start_time_ns, memory.ptr, memory.alloc_size, operators))
+        elif node.name.startswith("aten::"):
+            operators = operators | {node.id}
+        for child in node.children:
+            collect(child, operators)
+
+    for root in done.profiler.kineto_results.experimental_event_tree():
+        collect(root, frozenset())
+    sizes, taken = [], {}
+    for place, (_, address, size, operators) in enumerate(sorted(found, key=itemgetter(0))):
+        sizes.append(size)
+        if size > 0:
+            taken[address] = place, operators
+            continue
+        begun, within = taken.pop(address, (0, frozenset()))
+        if within & operators:
+            sizes[begun] = sizes[place] = 0
     del kept
-    return held, most
+    return sum(sizes), max(accumulate(sizes, initial=0))
 
 
+@pytest.mark.reliability(
+    0, "planned memory is compared with what is allocated beyond the kernels' own scratch memory"
+)
 @pytest.mark.parametrize("architecture", ["small", "resnet18"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_embedders_memory_is_what_the_allocator_gives(architecture, precision):
@@ -79,7 +106,7 @@ def test_the_embedders_memory_is_what_the_allocator_gives(architecture, precisio
     held, _ = allocated(forward)
     assert planned.activations == pytest.approx(held, rel=0.01)
     _, most = allocated(lambda: forward().sum().backward())
-    assert planned.peak < most < 1.4 * planned.peak  # kernels have scratch memory of their own
+    assert planned.peak == pytest.approx(most, rel=0.01)
     held = [*network.parameters(), *network.buffers()]
     assert planned.parameters == sum(t.numel() * t.element_size() for t in held)
     assert planned.gradients == sum(p.numel() * 4 for p in network.parameters())

@@ -16,13 +16,16 @@ from trainer.heads.margins import AdaFace
 from trainer.model import Model
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
+GENTLE = {"learning_rate": 0.005}
+"""At ten times this rate float error flips ReLUs on some processors, and what follows differs by a
+per cent; at this one hardly any (docs/decisions.md)."""
 
 
 @pytest.fixture(scope="module")
 def first_step(small_folder, tmp_path_factory):
     """A run folder with step 0 trained, and its losses."""
     out = tmp_path_factory.mktemp("first")
-    return out, train_step(small_folder, out, "finetune", 0)
+    return out, train_step(small_folder, out, "finetune", 0, **GENTLE)
 
 
 def copy(first_step, tmp_path):
@@ -33,7 +36,7 @@ def measured(small_folder, first_step, tmp_path):
     losses = {"step 0": first_step[1]}
     for method in ALL:
         out = Path(shutil.copytree(first_step[0], tmp_path / method))
-        losses[method] = train_step(small_folder, out, method, 1)
+        losses[method] = train_step(small_folder, out, method, 1, **GENTLE)
     return losses
 
 
@@ -44,9 +47,11 @@ def test_losses_are_the_golden_ones_of_every_method(small_folder, first_step, tm
         GOLDEN.write_text(json.dumps(losses, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())
     assert losses.keys() == golden.keys()
-    for name, values in losses.items():
-        # another CPU sums in another order, which training amplifies; a bug is off by far more
-        assert values == pytest.approx(golden[name], rel=2e-3), name
+    # another processor sums in another order: now and then a ReLU, or a neighbour at a tie, flips
+    off = [name for name, own in losses.items() if own != pytest.approx(golden[name], rel=1e-5)]
+    assert len(off) <= 3, off
+    for name in off:
+        assert losses[name] == pytest.approx(golden[name], rel=5e-3), name
 
 
 def test_joint_training_starts_from_nothing_of_the_previous_model(small_folder, tmp_path):
@@ -84,13 +89,13 @@ def test_interrupted_training_resumes_bit_for_bit(
 
 
 def on_rank(small_folder, out, method, classifier=LINEAR):
-    return train_step(small_folder, out, method, 1, classifier=classifier)
+    return train_step(small_folder, out, method, 1, classifier=classifier, **GENTLE)
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_ranks_trains_alike(small_folder, first_step, tmp_path, world):
     alone = copy(first_step, tmp_path / "alone")
-    expected = train_step(small_folder, alone, "fkd", 1)
+    expected = train_step(small_folder, alone, "fkd", 1, **GENTLE)
     out = copy(first_step, tmp_path / "ranks")
     for losses in on_ranks(world, on_rank, small_folder, out, "fkd", folder=tmp_path / "store"):
         assert losses == pytest.approx(expected, rel=1e-3)
@@ -102,13 +107,14 @@ def test_margins_and_drawn_rows_train_alike_on_any_number_of_ranks(small_folder,
     """Two steps of FKD with AdaFace on drawn rows; interrupted, and resumed on two ranks."""
     classifier = ClassifierSettings(margin=AdaFace(scale=16), sampled=0.5)
     first, alone = tmp_path / "first", tmp_path / "alone"
-    train_step(small_folder, first, "fkd", 0, classifier=classifier)
+    train_step(small_folder, first, "fkd", 0, classifier=classifier, **GENTLE)
     shutil.copytree(first, alone)
-    whole = train_step(small_folder, alone, "fkd", 1, classifier=classifier)
-    linear = train_step(small_folder, Path(shutil.copytree(first, tmp_path / "l")), "fkd", 1)
+    whole = train_step(small_folder, alone, "fkd", 1, classifier=classifier, **GENTLE)
+    other = Path(shutil.copytree(first, tmp_path / "l"))
+    linear = train_step(small_folder, other, "fkd", 1, **GENTLE)
     assert whole != pytest.approx(linear, rel=0.1), "the classifier's settings matter"
     with pytest.raises(Interrupted):
-        train_step(small_folder, first, "fkd", 1, stop_at=6, classifier=classifier)
+        train_step(small_folder, first, "fkd", 1, stop_at=6, classifier=classifier, **GENTLE)
     arguments = (small_folder, first, "fkd", classifier)
     for losses in on_ranks(2, on_rank, *arguments, folder=tmp_path / "store"):
         assert losses == pytest.approx(whole[2:], rel=1e-3)

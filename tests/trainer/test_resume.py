@@ -55,10 +55,10 @@ def test_on_two_ranks_every_zero_stage_resumes_bit_for_bit(small_folder, first_s
 
 
 def some_iterations(small_folder, out, zero, stop_at):
-    """The losses up to and with iteration `stop_at`, which the next one begins after."""
+    """The losses from the newest checkpoint up to and with iteration `stop_at`."""
     losses = []
     settings = {"iterations": 60, "log_every": 1, "milestones": (), "checkpoint_every": 10}
-    settings["learning_rate"] = 0.001  # no ReLU flips by float error: see docs/decisions.md
+    settings["learning_rate"] = 1e-4  # no ReLU flips by float error: see docs/decisions.md
     with pytest.raises(Interrupted):
         train_step(
             small_folder, out, "fkd", 1, stop_at=stop_at, losses=losses, zero=zero, **settings
@@ -66,22 +66,28 @@ def some_iterations(small_folder, out, zero, stop_at):
     return losses
 
 
+@pytest.mark.reliability(
+    0, "going on at another number of workers is compared from checkpoint to checkpoint"
+)
 def test_from_one_rank_to_two_to_three_to_one_the_losses_are_the_same(
     small_folder, first_step, tmp_path
 ):
-    """Over 50 iterations after the first checkpoint, under another ZeRO stage each time."""
-    whole = shutil.copytree(first_step, tmp_path / "whole")
+    """Under another ZeRO stage each time, beside one rank that goes on from the same checkpoint.
+
+    Not beside one that never stopped: how far float error grows within 50 iterations, and which
+    ReLU it flips, depends on the processor's kernels.
+    """
     parts = shutil.copytree(first_step, tmp_path / "parts")
-    expected = some_iterations(small_folder, whole, 0, 60)
-    measured = some_iterations(small_folder, parts, 0, 11)[:10]
-    for world, zero, stop_at in ((2, 1, 31), (3, 2, 41)):
+    begun = len(some_iterations(small_folder, parts, 0, 11)) - 1
+    for world, zero, stop_at in ((2, 1, 31), (3, 2, 41), (1, 1, 60)):
+        alone = shutil.copytree(parts, tmp_path / f"alone-{world}")
+        expected = some_iterations(small_folder, alone, 0, stop_at)
         given = (small_folder, parts, zero, stop_at)
         ranks = on_ranks(world, some_iterations, *given, folder=tmp_path / f"ranks-{world}")
         assert all(losses == ranks[0] for losses in ranks)
-        measured += ranks[0][:-1]
-    measured += some_iterations(small_folder, parts, 1, 60)
-    assert len(measured) == 60
-    assert measured == pytest.approx(expected, rel=1e-5)
+        assert len(expected) == stop_at - begun, "it did go on from the checkpoint"
+        assert ranks[0] == pytest.approx(expected, rel=1e-5)
+        begun = stop_at - 1
 
 
 @pytest.mark.parametrize("url", ["memory://checkpoints", None])

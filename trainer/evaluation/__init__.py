@@ -20,7 +20,7 @@ class HeldOutSettings(Settings):
     """What is measured, see docs/protocols.md. verification: 10-fold accuracy and TAR at FAR of the
     table `pairs`. identification: rank-1 of every image's mates among distractors. templates: TAR
     at FAR of `template_pairs`, TPIR at FPIR of `search`. retrieval: CMC, mAP and mINP of the images
-    with role query in those with role gallery."""
+    with role query in those with role gallery or distractor."""
     distractors: str | None = None
     """Folder or URL of the distractors' shards, for identification; none: the dataset's own
     images with role distractor."""
@@ -49,8 +49,9 @@ class EvaluationSettings(Settings):
     """How embeddings are compared."""
 
     distance: Distance = "cosine"
-    """Cosine normalises embeddings first; Euclidean takes them as they are. Verification,
-    identification and templates of `tests` always normalise, as their protocols say."""
+    """Cosine normalises embeddings first; Euclidean takes them as they are. It does not reach
+    verification and identification of `tests` (LFW, MegaFace), which always normalise embeddings,
+    nor templates, which normalise each template's vector: their protocols say so."""
     examples: int = 12
     """Queries whose nearest gallery images are kept for the report."""
     tests: dict[str, HeldOutSettings] = Field(default={})

@@ -28,6 +28,8 @@ class Retrieval:
     """mINP: hits divided by the rank of the last one, averaged."""
     skipped: int
     """Queries without any image of their identity to find."""
+    dropped: int
+    """Pairs of a query and a gallery image of the same identity and camera, left out."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Hits:
     """Average precision."""
     penalty: Floats
     """Hits divided by the rank of the last."""
+    dropped: Ids
+    """Gallery images left out, of the same identity and camera."""
 
 
 class Labels:
@@ -97,18 +101,18 @@ def search(
     """
     scores = all_scores(query[block], gallery).numpy()
 
-    def one(number: int) -> tuple[int, float, float]:
+    def one(number: int) -> tuple[int, float, float, int]:
         row, asked = scores[number], block.start + number
         hits, dropped = labels.own(int(identity[asked]), int(camera[asked]))
         if not len(hits):
-            return 0, 0.0, 0.0
+            return 0, 0.0, 0.0, len(dropped)
         row[dropped] = -np.inf
         ranks = _ranks(row, hits)
         found = np.arange(1, len(hits) + 1)
-        return int(ranks[0]), float(np.mean(found / ranks)), len(hits) / int(ranks[-1])
+        precision, penalty = float(np.mean(found / ranks)), len(hits) / int(ranks[-1])
+        return int(ranks[0]), precision, penalty, len(dropped)
 
-    first, precision, penalty = zip(*map(one, range(len(scores))), strict=True)
-    return Hits(np.array(first), np.array(precision), np.array(penalty))
+    return Hits(*map(np.array, zip(*map(one, range(len(scores))), strict=True)))
 
 
 def merge(parts: Iterable[Hits], depth: int) -> Retrieval:
@@ -122,6 +126,7 @@ def merge(parts: Iterable[Hits], depth: int) -> Retrieval:
         float(np.concatenate([[], *(part.precision for part in every)]).sum() / counted),
         float(np.concatenate([[], *(part.penalty for part in every)]).sum() / counted),
         int((first == 0).sum()),
+        sum(int(part.dropped.sum()) for part in every),
     )
 
 

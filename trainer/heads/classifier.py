@@ -132,7 +132,7 @@ class Classifier:
         Either way they move once an update, from where they were before it.
         """
         margin = self.settings.margin
-        assert not isinstance(margin, Softmax)  # which keeps no statistics
+        assert not isinstance(margin, Softmax), "linear logits have no statistics"
         if part is None or part.number == 0:
             self._before = {name: value.clone() for name, value in self.running.items()}
             self._norms = []

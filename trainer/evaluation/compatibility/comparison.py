@@ -59,6 +59,7 @@ def compare(
         "resamples": settings.resamples,
         "identities": len(trials.identities),
         "queries": 0 if search is None else len(search.query),
+        "queries_without_match": 0 if search is None else int((~search.mated.any(axis=1)).sum()),
         "gallery": 0 if search is None else len(search.gallery),
         "pairs": 0 if verified is None else len(verified.same),
         "dimensions": {"old": old.dimension, "new": new.dimension},

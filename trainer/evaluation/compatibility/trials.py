@@ -16,7 +16,7 @@ from data_shards.sources import ROLES
 from trainer.evaluation.compatibility.points import DEFAULT, Point
 from trainer.evaluation.compatibility.search import Search
 from trainer.evaluation.compatibility.vectors import Embedded, comparable
-from trainer.evaluation.held_out.common import columns
+from trainer.evaluation.held_out.common import columns, searched
 from trainer.evaluation.templates import template_vectors
 
 Ids = NDArray[np.int64]
@@ -148,7 +148,7 @@ def of_benchmark(dataset: ShardDataset, benchmark: Benchmark, distance: str, wha
     """The test sets of a run's benchmark: identities that no step learns. Raises InputError."""
     search = pairs = None
     if len(benchmark.query):
-        search = _search(dataset, benchmark.query, benchmark.gallery, benchmark.by_image)
+        search = _search(dataset, benchmark.query, benchmark.gallery, apart=benchmark.by_image)
     if len(benchmark.pairs):
         left, right = benchmark.pairs.T
         identity = dataset.identity
@@ -175,7 +175,7 @@ def of_dataset(dataset: ShardDataset) -> Trials:
         pairs = Pairs(left, right, same[there], identity[left], identity[right])
     asked, found = (np.flatnonzero(dataset.role == ROLES.index(r)) for r in ("query", "gallery"))
     if len(asked) and len(found):
-        search = _search(dataset, asked, found)
+        search = _search(dataset, asked, *searched(dataset))
     if search is None and pairs is None:
         raise InputError(
             f"{what} has no images with roles query and gallery, and none of the tables pairs and "
@@ -184,11 +184,17 @@ def of_dataset(dataset: ShardDataset) -> Trials:
     return Trials(search, pairs, None, True, what, refused)
 
 
-def _search(dataset: ShardDataset, query: Ids, gallery: Ids, apart: bool = False) -> Search:
-    identity = dataset.identity
+def _search(
+    dataset: ShardDataset, query: Ids, gallery: Ids, shown: Ids | None = None, apart: bool = False
+) -> Search:
+    """A search in `gallery`, whose images show the identities `shown`; none: the dataset's own.
+
+    With `apart` every image counts as one of a camera of its own.
+    """
+    shown = dataset.identity[gallery] if shown is None else shown
     return Search.of(
-        (query, identity[query], cameras(dataset, query, apart)),
-        (gallery, identity[gallery], cameras(dataset, gallery, apart)),
+        (query, dataset.identity[query], cameras(dataset, query, apart)),
+        (gallery, shown, cameras(dataset, gallery, apart)),
     )
 
 

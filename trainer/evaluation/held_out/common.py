@@ -48,6 +48,20 @@ def with_role(dataset: ShardDataset, role: str) -> Ids:
     return samples
 
 
+def searched(dataset: ShardDataset) -> tuple[Ids, Ids]:
+    """The gallery of retrieval, ascending, and whom each of its images shows: [g], [g].
+
+    Images with role distractor belong to it (Market-1501's identity 0000): every query searches
+    them and none asks for them, so each shows somebody of its own, numbered behind the dataset's
+    identities. Raises InputError when no image has role gallery.
+    """
+    with_role(dataset, "gallery")
+    apart = dataset.role == ROLES.index("distractor")
+    samples = np.flatnonzero(apart | (dataset.role == ROLES.index("gallery")))
+    nobody = len(dataset.names) + samples
+    return samples, np.where(apart[samples], nobody, dataset.identity[samples])
+
+
 def columns(table: pa.Table, *names: str) -> list[NDArray[Any]]:
     """Columns of a table as arrays. Raises InputError when there is none of a name."""
     for name in names:

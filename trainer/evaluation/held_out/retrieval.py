@@ -1,4 +1,7 @@
-"""Images with role query searched for among those with role gallery: person re-identification."""
+"""Images with role query searched for in the gallery: person re-identification.
+
+The gallery is the images with role gallery or distractor.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,8 +10,15 @@ import numpy as np
 
 from data_shards.cameras import cameras
 from data_shards.dataset import ShardDataset
+from data_shards.settings import InputError
 from trainer.evaluation.blocks import query_blocks
-from trainer.evaluation.held_out.common import DEPTH, Ids, Spread, with_role
+from trainer.evaluation.held_out.common import (
+    DEPTH,
+    Ids,
+    Spread,
+    searched,
+    with_role,
+)
 from trainer.evaluation.retrieval import Labels, merge, search
 from trainer.evaluation.vectors import StoredVectors
 
@@ -18,21 +28,25 @@ class Retrieval:
 
     def __init__(self, dataset: ShardDataset, distance: str) -> None:
         self.normalised = distance == "cosine"
-        self._identity, self._dataset = dataset.identity, dataset
-        self._query, self._gallery = (with_role(dataset, role) for role in ("query", "gallery"))
+        self._query = with_role(dataset, "query")
+        self._asked = dataset.identity[self._query], cameras(dataset, self._query)
+        self._gallery, shown = searched(dataset)
+        self._labels = Labels(shown, cameras(dataset, self._gallery))
+        self._distractors = int((shown >= len(dataset.names)).sum())
+        if not any(len(self._labels.own(*one)[0]) for one in zip(*self._asked, strict=True)):
+            raise InputError(
+                f"no query of {dataset.location} has an image of its identity by another camera in "
+                "the gallery: there is nothing to find, import it again with other roles"
+            )
 
     def samples(self) -> dict[str, Ids]:
         return {"dataset": np.union1d(self._query, self._gallery)}
 
     def measure(self, vectors: Mapping[str, StoredVectors], spread: Spread) -> dict[str, Any]:
         query, gallery = vectors["dataset"].of(self._query), vectors["dataset"].of(self._gallery)
-        labels = Labels(self._identity[self._gallery], cameras(self._dataset, self._gallery))
-        asked = cameras(self._dataset, self._query)
-        calls = [
-            (search, block, query, self._identity[self._query], asked)
-            for block in query_blocks(len(query), len(gallery))
-        ]
-        found = merge(spread([(*call, gallery, labels) for call in calls]), DEPTH)
+        blocks = query_blocks(len(query), len(gallery))
+        given = (query, *self._asked, gallery, self._labels)
+        found = merge(spread([(search, block, *given) for block in blocks]), DEPTH)
         return {
             "top1": float(found.cmc[0]),
             "map": found.mean_average_precision,
@@ -41,4 +55,6 @@ class Retrieval:
             "queries": len(query),
             "queries_without_match": found.skipped,
             "gallery": len(gallery),
+            "distractors": self._distractors,
+            "dropped_by_camera": found.dropped,
         }

@@ -27,7 +27,10 @@ class Templates:
         table = columns(dataset.table("templates"), "sample", "template", "medium")
         self._sample, self._template, self._medium = (column[table[0] >= 0] for column in table)
         known = np.unique(self._template)
-        self._refused = len(np.setdiff1d(table[1], known))
+        self._counts = {
+            "images_refused": int((table[0] < 0).sum()),
+            "templates_of_refused_images": len(np.setdiff1d(table[1], known)),
+        }
         self._pairs = self._search = None
         held = dataset.manifest["tables"]
         if not {"template_pairs", "search"} & set(held):
@@ -39,12 +42,14 @@ class Templates:
             left, right, same = columns(dataset.table("template_pairs"), "left", "right", "same")
             there = np.isin(left, known) & np.isin(right, known)
             self._pairs = left[there], right[there], same[there]
+            self._counts["pairs_of_refused_images"] = int((~there).sum())
             if len(np.unique(same[there])) < 2:
                 raise InputError(f"the template pairs of {dataset.location} are all of one kind")
         if "search" in held:
             search = columns(dataset.table("search"), "template", "subject", "part")
             there = np.isin(search[0], known)
             self._search = search[0][there], search[1][there], search[2][there]
+            self._counts["searched_of_refused_images"] = int((~there).sum())
             _check(dataset, *self._search[1:])
 
     def samples(self) -> dict[str, Ids]:
@@ -53,10 +58,7 @@ class Templates:
     def measure(self, vectors: Mapping[str, StoredVectors], spread: Spread) -> dict[str, Any]:
         images = vectors["dataset"].of(self._sample)
         names, templates = template_vectors(images, self._template, self._medium)
-        found: dict[str, Any] = {
-            "templates": len(names),
-            "templates_of_refused_images": self._refused,
-        }
+        found: dict[str, Any] = {"templates": len(names), **self._counts}
         if self._pairs is not None:
             left, right = (np.searchsorted(names, side) for side in self._pairs[:2])
             curve = roc(pair_scores(templates, left, right), self._pairs[2])
@@ -87,7 +89,8 @@ def _search(
     is_probe = part == "probe"
     probe, wanted = vector[is_probe], subject[is_probe]
     curves, cmcs = [], []
-    for name in sorted(set(part[~is_probe].tolist())):
+    names = sorted(set(part[~is_probe].tolist()))
+    for name in names:
         gallery, there = vector[part == name], subject[part == name]
         blocks = query_blocks(len(probe))
         calls = [(best_scores, b, probe, wanted, gallery, there) for b in blocks]
@@ -96,6 +99,7 @@ def _search(
         apart = np.zeros(mated.sum(), dtype=np.int64), np.ones(len(there), dtype=np.int64)
         found = retrieve(probe[mated], gallery, wanted[mated], there, *apart, depth=DEPTH)
         cmcs.append(found.cmc)
+    alone = sum(int((~np.isin(wanted, subject[part == name])).sum()) for name in names)
     fewest = min(curve.impostors for curve in curves)
     rates = log_rates(fewest)
     able = [rate for rate in FALSE_POSITIVE_RATES if rate * fewest >= 1]
@@ -108,5 +112,7 @@ def _search(
         "rank5": float(cmc[4]),
         "cmc": cmc.tolist(),
         "probes": len(probe),
+        "probes_without_mate": alone,
         "galleries": len(curves),
+        "enrolled": int((~is_probe).sum()),
     }
