@@ -43,7 +43,8 @@ OPERATORS = frozenset(_NAMES.split())
 _NODES = 20_000
 """More than any embedder has; the runtime takes minutes for some graphs of 100,000."""
 _STRUCTURE = 16 << 20
-"""Bytes of a file that are not weights: nodes, names, notes. Parsed, they may take 75 times more."""
+"""Bytes of a file that are not weights: nodes, names, notes. Parsed, they take up to 75 times that.
+"""
 _KINDS = {
     "model": {7: "graph"},
     "graph": {1: "node", 5: "tensor"},
