@@ -8,9 +8,10 @@ are converted when they are adopted, and only then run (`trainer.conversion`).
 import difflib
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import nn
@@ -25,20 +26,23 @@ PROGRAMS: dict[str, Kind] = {".pt": "torchscript", ".ts": "torchscript", ".pt2":
 _FILE_BYTES = 1 << 34
 """The largest file of weights, 16 GiB; of a graph, protobuf reads 2 GiB."""
 _GRAPH_BYTES = (1 << 31) - 1
+Side = Annotated[int, Field(ge=1, le=4096)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Triple = tuple[float, float, float]
-_BATCHES = (None, 1, 2, 4, 8, 16, 32, 64, 128)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 _ALIKE = 1e-4  # of a vector's length: sums of other batch sizes are rounded in another order
 
 
 class Pixels(Settings):
     """What images an adopted model expects."""
 
-    size: tuple[int, int]
+    size: tuple[Side, Side]
     """Height and width, pixels; images of another size are resized, bilinearly, with antialiasing.
     """
-    mean: Triple
+    mean: tuple[Finite, Finite, Finite]
     """Subtracted from each channel, on the scale 0 to 255, in the order of the model's channels."""
-    std: Triple
+    std: tuple[Positive, Positive, Positive]
     """What each channel is then divided by, on the scale 0 to 255."""
     bgr: bool = False
     """The model's channels are blue, green, red."""
@@ -57,9 +61,9 @@ class AdoptedSettings(Settings):
     """Its layer that is left out: what would enter it is the embedding; none: nothing is."""
     pixels: Pixels
     """What images it expects."""
-    dimension: int = 0
+    dimension: int = Field(default=0, ge=0)
     """d, length of the embedding."""
-    batch: int | None = None
+    batch: int | None = Field(default=None, ge=1, le=_BATCHES[-1])
     """Images that a graph takes at a time, where only one number works."""
 
 
@@ -72,6 +76,7 @@ class AdoptedEmbedder(nn.Module):
     def __init__(self, network: nn.Module, settings: AdoptedSettings) -> None:
         super().__init__()
         self._network, self._pixels, self.batch = network, settings.pixels, settings.batch
+        self._dimension = settings.dimension
         self.register_buffer("_mean", torch.tensor(self._pixels.mean).view(3, 1, 1))
         self.register_buffer("_std", torch.tensor(self._pixels.std).view(3, 1, 1))
 
@@ -99,7 +104,13 @@ class AdoptedEmbedder(nn.Module):
         vectors = self._network(pixels)
         if not isinstance(vectors, torch.Tensor) or len(vectors) != len(pixels):
             raise ValueError("it does not return one tensor with a vector for each image")
-        return vectors.flatten(1).float()
+        vectors = vectors.flatten(1).float()
+        if self._dimension not in (0, vectors.shape[1]):
+            raise InputError(
+                f"the adopted model gives vectors of {vectors.shape[1]:,} numbers, and its card "
+                f"says {self._dimension:,}: adopt it again"
+            )
+        return vectors
 
 
 class _Graph(nn.Module):
@@ -127,13 +138,17 @@ def build_adopted(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -
 def _torchvision(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -> nn.Module:
     """The torchvision network with the weights `tensors`. Raises InputError where they differ."""
     network = _untrained(settings.architecture or "")
+    linear = linear_layers(network)
     if settings.layer is not None:
+        _check_layer(settings.layer, network, settings.architecture)
         network.set_submodule(settings.layer, nn.Identity())
-    else:
-        name, linear = linear_layers(network)[-1]
-        if (weight := tensors.get(f"{name}.weight")) is not None:
-            out, bias = len(weight), f"{name}.bias" in tensors
-            network.set_submodule(name, nn.Linear(linear.in_features, out, bias))
+    elif linear:
+        name, last = linear[-1]
+        weight = tensors.get(f"{name}.weight")
+        # of another width it is found wrong below, before its length asks for memory
+        if weight is not None and weight.shape[1:] == (last.in_features,):
+            bias = f"{name}.bias" in tensors
+            network.set_submodule(name, nn.Linear(last.in_features, len(weight), bias))
     try:
         missing, unexpected = network.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
@@ -149,6 +164,12 @@ def _torchvision(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) ->
             "or --layer, or rename the tensors"
         )
     return network
+
+
+def _check_layer(layer: str, network: nn.Module, architecture: str | None) -> None:
+    names = [name for name, _ in network.named_modules()]
+    if layer == "" or layer not in names:
+        raise InputError(f"--layer: give a layer of {architecture}, such as {names[-1]}, or none")
 
 
 def _untrained(architecture: str) -> nn.Module:
@@ -177,14 +198,15 @@ def read_weights(
     InputError.
     """
     network = _untrained(architecture)
-    names = [name for name, _ in network.named_modules()]
     linear = linear_layers(network)
-    if layer is None and linear:
+    if layer is None and not linear:
+        raise InputError(f"--layer: {architecture} has no linear layer: name one, or say none")
+    if layer is None:
         layer = linear[-1][0]
     elif layer == "none":
         layer = None
-    if layer not in (None, *names) or layer == "" or not linear:
-        raise InputError(f"--layer: give a layer of {architecture}, such as {names[-1]}, or none")
+    else:
+        _check_layer(layer, network, architecture)
     try:
         tensors = load(_read(file, _FILE_BYTES))
     except SafetensorError as error:
@@ -202,10 +224,11 @@ def _without_prefix(tensors: dict[str, torch.Tensor], known: set[str]) -> dict[s
 
     DistributedDataParallel calls it ``module.``, other trainers ``backbone.`` or ``model.``.
     """
-    first = {name.partition(".")[0] for name in tensors}
-    if len(first) != 1 or known & tensors.keys():
-        return tensors
-    return {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    for _ in range(4):  # they may be nested
+        if len({name.partition(".")[0] for name in tensors}) != 1 or known & tensors.keys():
+            break
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def read_graph(
@@ -273,7 +296,7 @@ def tried(
     generator = torch.Generator().manual_seed(0)
     height, width = settings.pixels.size
     images = torch.randint(0, 256, (3, 3, height, width), dtype=torch.uint8, generator=generator)
-    batches = (None,) if settings.source == "torchvision" else _BATCHES
+    batches = (None,) if settings.source == "torchvision" else (None, *_BATCHES)
     failures: list[Exception] = []
     embedder = build_adopted(settings, tensors)
     for batch in batches:

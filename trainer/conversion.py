@@ -7,10 +7,12 @@ no sandbox: the process has the user's rights.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ import torch
 from data_shards.settings import InputError
 from trainer.onnx_graphs import first_line, load_graph
 from untrusted.files import read_bytes
+from untrusted.text import printable
 
 Kind = Literal["torchscript", "exported"]
 _SECONDS = 1200
@@ -42,25 +45,30 @@ def converted(kind: Kind, file: Path, size: tuple[int, int]) -> bytes:
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         own = {"HOME": made, "TMPDIR": made, "PYTHONPATH": str(root), "PYTHONUTF8": "1"}
         command = [sys.executable, "-m", "trainer.conversion", kind, str(file.absolute())]
+        process = subprocess.Popen(
+            [*command, *map(str, size)],
+            cwd=made,
+            env=kept | own,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                [*command, *map(str, size)],
-                cwd=made,
-                env=kept | own,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=_SECONDS,
-            )
+            code = process.wait(_SECONDS)
         except subprocess.TimeoutExpired as error:
             raise InputError(f"{file} was not converted within {_SECONDS} s: {_REMEDY}") from error
+        finally:
+            with suppress(ProcessLookupError):  # whatever the program has started ends, too
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         folder = Path(made)
         if (folder / "error").exists():
-            why = read_bytes(folder / "error", 1 << 16).decode(errors="replace")
-            raise InputError(f"{file} {why}")
-        if done.returncode:
-            raise InputError(f"{file} ended its process ({done.returncode}): {_REMEDY}")
-        graph = read_bytes(folder / "graph.onnx", _BYTES)
+            why = read_bytes(folder / "error", 1 << 16, folder).decode(errors="replace")
+            raise InputError(f"{file} {printable(why)}")
+        if code:
+            raise InputError(f"{file} ended its process ({code}): {_REMEDY}")
+        graph = read_bytes(folder / "graph.onnx", _BYTES, folder)
         pixels, vectors = (
             torch.from_numpy(np.load(folder / f"{name}.npy", allow_pickle=False))
             for name in ("pixels", "vectors")
@@ -93,18 +101,18 @@ def _load(kind: Kind, file: Path) -> Any:
 
 def _tried(program: Any, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Pixels, the vectors that `program` gives for them, and whether batches of any size work."""
-    pixels = torch.randn(128, 3, *size, generator=torch.Generator().manual_seed(0))
     failure: Exception | None = None
     for count in (3, *_BATCHES):
+        pixels = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
         try:
-            vectors = program(pixels[:count])
+            vectors = program(pixels)
             free = count == 3 and len(program(pixels[:2])) == 2
         except Exception as error:  # a stranger's program raises whatever it runs into
             failure = failure or error
             continue
         if not isinstance(vectors, torch.Tensor) or len(vectors) != count:
             raise InputError("does not return one tensor with a vector for each image")
-        return pixels[:count], vectors.flatten(1).float(), free
+        return pixels, vectors.flatten(1).float(), free
     assert failure is not None
     raise InputError(f"cannot be run on images of {size[0]}x{size[1]}: {first_line(failure)}")
 

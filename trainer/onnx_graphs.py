@@ -6,6 +6,7 @@ what was looked at: a field that this reader does not know does not reach the ot
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from data_shards.settings import InputError
+from untrusted.protobuf import structure
 from untrusted.text import printable
 
 if TYPE_CHECKING:
@@ -38,10 +40,25 @@ Transpose Trilu Unsqueeze Upsample Where Xor
 """
 OPERATORS = frozenset(_NAMES.split())
 """Of the standard domain. None has a graph within, makes text, draws numbers or decodes images."""
-_NODES = 100_000
-"""More than any embedder has; each costs memory before it runs."""
+_NODES = 20_000
+"""More than any embedder has; the runtime takes minutes for some graphs of 100,000."""
+_STRUCTURE = 16 << 20
+"""Bytes of a file that are not weights: nodes, names, notes. Parsed, they take up to 75 times that.
+"""
+_KINDS = {
+    "model": {7: "graph"},
+    "graph": {1: "node", 5: "tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor"},
+    "tensor": dict.fromkeys((4, 5, 9, 10), ""),
+}
+"""Where weights are in a file, by the numbers of fields in onnx.proto.
+
+Not int64_data and uint64_data: a byte of these becomes eight, and no embedder has many.
+"""
 _MEMORY = 8 << 30
-"""Bytes that all graphs of a process may use while they run: many times a batch of a large one."""
+"""Bytes that all graphs of a process may use while they run: many times a batch of a large one.
+Where the machine has less than twice that, half of what it has."""
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _registered = False
 
@@ -52,6 +69,15 @@ def checked(content: bytes, name: str) -> bytes:
     Raises InputError that names `name` and the remedy for anything but a graph as described above.
     """
     onnx = _package("onnx", name)
+    try:
+        beside = structure(content, _KINDS, "model")
+    except ValueError as error:
+        raise InputError(f"{name} cannot be read: it is no ONNX file: {error}") from error
+    if beside > _STRUCTURE:
+        raise InputError(
+            f"{name} is refused: {beside:,} of its bytes are not weights, and {_STRUCTURE:,} can "
+            "be; export the bare network, without notes on where its nodes come from"
+        )
     model = onnx.ModelProto()
     try:
         model.ParseFromString(content)
@@ -63,7 +89,8 @@ def checked(content: bytes, name: str) -> bytes:
             "with its weights in the same file"
         )
     model.DiscardUnknownFields()
-    del model.metadata_props[:]
+    for described in (model, model.graph, *model.graph.node):
+        del described.metadata_props[:]
     return model.SerializeToString()
 
 
@@ -130,6 +157,8 @@ def load_graph(content: bytes, name: str) -> Program:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     options.add_session_config_entry("session.use_env_allocators", "1")
+    # threads that wait would keep a core from the machine's other work
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(kept, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime has an exception for each of its states
@@ -147,6 +176,11 @@ def load_graph(content: bytes, name: str) -> Program:
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         given = pixels.permute(0, 2, 3, 1) if channels_last else pixels
+        for said, size in zip(inputs[0].shape[1:], given.shape[1:], strict=False):
+            if isinstance(said, int) and said != size:
+                raise InputError(
+                    f"{name} takes images of {inputs[0].shape}, and is given {list(given.shape)}"
+                )
         images = np.ascontiguousarray(given.numpy(), dtype=kind)
         try:
             (vectors,) = session.run([outputs[0].name], {inputs[0].name: images})
@@ -182,8 +216,10 @@ def _bound_memory(runtime: Any) -> None:
     if not _registered:
         kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
         info = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         # extended by what is asked for: doubling would reach the bound at half of it
-        arena = runtime.OrtArenaCfg({"max_mem": _MEMORY, "arena_extend_strategy": 1})
+        most = {"max_mem": min(_MEMORY, memory // 2), "arena_extend_strategy": 1}
+        arena = runtime.OrtArenaCfg(most)
         runtime.create_and_register_allocator(info, arena)
         _registered = True
 

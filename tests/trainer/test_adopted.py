@@ -8,6 +8,7 @@ import zipfile
 import pytest
 import torch
 import torchvision
+from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import save, save_file
 from torch import nn
@@ -15,6 +16,7 @@ from torchvision.transforms.v2.functional import resize
 
 from data_shards.settings import InputError
 from launch.adopting import Outside, run_adopt
+from trainer.adopted import AdoptedSettings, Pixels, build_adopted
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
 
@@ -85,7 +87,7 @@ def test_an_adopted_program_gives_what_the_original_gives(suffix, tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module."])
 def test_a_prefix_that_all_weights_share_is_left_out(prefix, tmp_path):
     net = torchvision.models.shufflenet_v2_x0_5(num_classes=7).eval()
     weights = {prefix + name: tensor for name, tensor in net.state_dict().items()}
@@ -260,6 +262,57 @@ def forge(folder, name, content):
     manifest = json.loads((folder / "manifest.json").read_bytes())
     manifest[name] = hashlib.sha256(content).hexdigest()
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+
+
+@pytest.mark.reliability(
+    5, "a model's card cannot ask for images, batches or layers that take all memory or are not"
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixels": {"size": [1 << 20, 1 << 20]}},
+        {"pixels": {"size": [0, 16]}},
+        {"pixels": {"std": [0, 1, 1]}},
+        {"pixels": {"mean": [float("inf"), 0, 0]}},
+        {"batch": 1 << 40},
+        {"dimension": -1},
+    ],
+)
+def test_a_forged_card_is_not_believed(change, tmp_path):
+    save_onnx(network(), tmp_path / "net.onnx")
+    settings = adopt(tmp_path / "net.onnx", tmp_path / "model").settings.model_dump()
+    pixels = settings["pixels"] | change.pop("pixels", {})
+    with pytest.raises(ValidationError):
+        AdoptedSettings.model_validate({**settings, **change, "pixels": pixels})
+
+
+def test_vectors_of_another_length_than_the_card_says_are_refused(tmp_path):
+    save_onnx(network(), tmp_path / "net.onnx")
+    folder = adopt(tmp_path / "net.onnx", tmp_path / "model").folder
+    card = json.loads((folder / "card.json").read_bytes())
+    card["embedder"]["dimension"] = 1 << 40
+    forge(folder, "card.json", json.dumps(card).encode())
+    with pytest.raises(InputError, match="gives vectors of 8 numbers, and its card says"):
+        Model.open(folder).embedder()(images(2))
+
+
+@pytest.mark.parametrize(
+    ("layer", "weights"),
+    [
+        ("forward", {}),
+        ("", {}),
+        ("fc.weight", {}),
+        (None, {"fc.weight": torch.empty(1 << 40, 0)}),
+        (None, {"fc.weight": torch.tensor(1.0)}),
+    ],
+)
+def test_forged_weights_are_refused_before_memory_is_taken_for_them(layer, weights):
+    pixels = Pixels(size=(32, 32), mean=(0, 0, 0), std=(1, 1, 1))
+    settings = AdoptedSettings(
+        source="torchvision", architecture="shufflenet_v2_x0_5", layer=layer, pixels=pixels
+    )
+    with pytest.raises(InputError, match=r"--layer: give a layer|not the weights of"):
+        build_adopted(settings, weights)
 
 
 def test_a_classifier_comes_with_the_names_of_its_rows(tmp_path):

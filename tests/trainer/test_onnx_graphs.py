@@ -188,3 +188,28 @@ class onnx_bytes:
 
     def __init__(self, content):
         self.SerializeToString = lambda: content
+
+
+@pytest.mark.reliability(
+    5, "ONNX: what a file would become in memory is counted before it is parsed, and bounded"
+)
+@pytest.mark.parametrize("length", [2 << 20, 20 << 20])
+def test_a_file_of_millions_of_empty_nodes_is_refused_before_it_is_parsed(length, monkeypatch):
+    monkeypatch.setattr(onnx, "ModelProto", None)  # there is nothing to parse it with
+    empty = b"\x0a\x00" * (length // 2)
+    whole = onnx.GraphProto(doc_string=" " * len(empty)).SerializeToString()
+    content = b"\x3a" + whole[1 : -len(empty)] + empty  # field 7, the graph
+    with pytest.raises(InputError, match=r"1,000,000 fields|of its bytes are not weights"):
+        checked(content, "net.onnx")
+
+
+def test_the_runtime_reads_no_notes_of_nodes():
+    model = graph()
+    model.graph.metadata_props.add(key="hint", value="x")
+    model.graph.node[0].metadata_props.add(key="hint", value="x")
+    assert b"hint" not in checked(model.SerializeToString(), "net.onnx")
+
+
+def test_a_graph_for_images_of_another_size_names_its_own():
+    with pytest.raises(InputError, match=r"takes images of \['n', 3, 8, 8\]"):
+        vectors(graph(), torch.zeros(2, 3, 16, 16))
