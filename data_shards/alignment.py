@@ -57,10 +57,8 @@ def align(image: Image.Image, landmarks: NDArray[Any]) -> Image.Image:
 
 
 def aligned_png(image: bytes, landmarks: NDArray[Any]) -> bytes:
-    """`align` for encoded bytes. Raises OSError or ValueError when they cannot be decoded."""
-    with open_picture(image) as opened:
-        crop = align(opened, landmarks)
-    return png(crop)
+    """`align` for encoded bytes. Raises ValueError when they cannot be decoded."""
+    return png(align(open_picture(image), landmarks))
 
 
 def png(image: Image.Image) -> bytes:

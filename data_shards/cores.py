@@ -41,10 +41,10 @@ def _limit(group: Path) -> float:
     """A control group's own limit, cores."""
     try:
         if (group / "cpu.max").exists():
-            allowed, period = (group / "cpu.max").read_text().split()
+            allowed, period = (group / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            allowed = (group / "cpu.cfs_quota_us").read_text()
-            period = (group / "cpu.cfs_period_us").read_text()
+            allowed = (group / "cpu.cfs_quota_us").read_text(encoding="utf-8")
+            period = (group / "cpu.cfs_period_us").read_text(encoding="utf-8")
         share = int(allowed) / int(period)
     except (OSError, ValueError, ZeroDivisionError):  # "max": no limit
         return math.inf

@@ -1,19 +1,19 @@
 """What images come as, made what training reads: 8-bit grey or RGB JPEGs that DALI can decode."""
 
 import io
-import warnings
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from data_shards.settings import Settings, Size
 from data_shards.sources import MAX_ENCODED_BYTES
-from untrusted.pictures import FORMATS, MAX_PIXELS, TooLarge, open_picture
+from untrusted.pictures import FORMATS, MAX_PIXELS, MOST_PIXELS, BadPicture, open_picture
 
+__all__ = ["FORMATS", "Checked", "ImageSettings", "Unfit", "normalise", "normalise_all"]
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
 
@@ -26,7 +26,7 @@ class ImageSettings(Settings):
     images stay as large as they are."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of images that had to be encoded anew; colour is not subsampled."""
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=178_000_000)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MOST_PIXELS)
     """Images with more pixels than this are refused: decoded they would fill the memory."""
 
 
@@ -97,22 +97,16 @@ def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
     if len(image) > MAX_ENCODED_BYTES:
         return Unfit("too large", f"{len(image):,} bytes, more than {MAX_ENCODED_BYTES:,}")
     try:
-        opening = open_picture(image, settings.max_pixels)
-        with warnings.catch_warnings(action="ignore"), opening as opened:
-            jpeg = opened.format in ("JPEG", "MPO")
-            if not jpeg and (frames := getattr(opened, "n_frames", 1)) > 1:
-                return Unfit("several pictures", f"{frames} frames or pages: which one is meant?")
-            opened.load()
-            size = (opened.height, opened.width)
-            as_it_is = jpeg and opened.mode in ("L", "RGB") and settings.size in (None, size)
-            if as_it_is and _orientation(opened) == 1 and _has_plain_header(image):
-                return Checked(None, opened.height, opened.width, zlib.crc32(image))
-            return _encoded(opened, settings)
-    except TooLarge as error:
-        return Unfit("too large", str(error))
-    except UnidentifiedImageError:
-        return Unfit("not an image", f"no {', '.join(FORMATS)}; it begins {image[:8]!r}")
-    except Exception as error:  # Pillow's readers raise whatever they run into
+        opened = open_picture(image, settings.max_pixels)
+        size = (opened.height, opened.width)
+        jpeg = opened.format in ("JPEG", "MPO")
+        as_it_is = jpeg and opened.mode in ("L", "RGB") and settings.size in (None, size)
+        if as_it_is and _orientation(opened) == 1 and _has_plain_header(image):
+            return Checked(None, opened.height, opened.width, zlib.crc32(image))
+        return _encoded(opened, settings)
+    except BadPicture as bad:
+        return Unfit(bad.reason, bad.why)
+    except Exception as error:  # Pillow raises whatever it runs into when it converts and turns
         return Unfit("damaged", " ".join(str(error).split()) or type(error).__name__)
 
 

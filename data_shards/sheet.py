@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from data_shards.counter import shuffled, stream_key
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.sources import ROLES, UNKNOWN_CAMERA
-from untrusted.pictures import open_picture
+from untrusted.pictures import MOST_PIXELS, BadPicture, open_picture
 from untrusted.text import printable
 
 _CELL, _CAPTION, _NAMES, _GAP = 112, 16, 200, 6
@@ -35,14 +35,9 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 def _loaded(dataset: ShardDataset, sample: int) -> Image.Image:
     """A sample's picture, decoded. Raises SampleError: a stranger's shard may hold anything."""
     try:
-        image = open_picture(dataset.image(sample))
-        image.load()
-    except SampleError:
-        raise
-    except Exception as error:  # Pillow's readers raise whatever they run into
-        why = " ".join(str(error).split())
-        raise SampleError(f"sample {sample} is no picture that can be shown: {why}") from error
-    return image
+        return open_picture(dataset.image(sample), MOST_PIXELS)
+    except BadPicture as bad:
+        raise SampleError(f"sample {sample} cannot be shown: {bad}") from bad
 
 
 def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> Image.Image:

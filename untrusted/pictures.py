@@ -1,47 +1,130 @@
-"""Opening pictures: the only place that does."""
+"""Opening a stranger's picture: the only place of the project that calls Pillow's `Image.open`."""
 
 import io
 import warnings
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM", "JPEG2000")
-"""What Pillow is let try; some of its other readers start programs (EPS) or know no limits."""
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"
+)  # fmt: skip
+"""What Pillow is let try, by its own names. Others start programs (EPS starts Ghostscript), need
+plugins (HEIF) or know no limits."""
 MAX_PIXELS = 64_000_000
-"""Decoded they take 192 MB."""
-_SCANS = 64
-"""Of a progressive JPEG, which usually has ten; each takes as long as decoding a whole picture."""
-_SCANNED = 10 * MAX_PIXELS
-"""Scans times pixels: seconds of decoding."""
-_START_OF_SCAN = b"\xff\xda"
+"""Decoded, a picture of more pixels fills the memory: 192 MB as RGB, and as much to convert it."""
+MOST_PIXELS = 178_000_000
+"""The most that a user may allow: Pillow itself refuses more."""
+_MAX_SCANS = 100
+"""Of a JPEG. Each goes over all blocks even if it holds nothing; usual encoders write ten."""
+_SCANS_AT_FULL_SIZE = 16
+"""How many scans a JPEG of the most pixels may have; smaller ones may have more, for equal work."""
+_MAX_PARTS = 10_000
+"""Segments of a JPEG: 256 MB of metadata in segments of 64 kB are 4,096."""
+_MAX_CHUNKS = 100_000
+"""Chunks of a PNG: 256 MB in chunks of 8 kB, as libpng writes them, are 32,768."""
 
 
-class TooLarge(ValueError):
-    """A picture that would take too much memory or time to decode."""
+class BadPicture(ValueError):
+    """A picture that is not taken."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason, self.why = reason, why
+        """`reason` is one of few kinds, by which refusals are counted."""
 
 
-def open_picture(
-    content: bytes | memoryview,
-    max_pixels: int = MAX_PIXELS,
-    formats: tuple[str, ...] = FORMATS,
-) -> Image.Image:
-    """The picture in `content`, not decoded yet (``load`` does, and raises whatever it runs into).
+def open_picture(content: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The decoded picture, as it is stored: not turned by its EXIF orientation.
 
-    Raises TooLarge, PIL.UnidentifiedImageError for no picture of the `formats`, and what else
-    Pillow raises for damaged ones.
+    Raises BadPicture, and nothing else, for whatever cannot be decoded, holds several pictures, or
+    asks for more memory or time than a picture of `max_pixels` may.
     """
-    with warnings.catch_warnings(action="ignore"):
-        try:
-            opened = Image.open(io.BytesIO(content), formats=formats)
-        except Image.DecompressionBombError as error:
-            raise TooLarge(f"more pixels than max_pixels = {max_pixels:,}") from error
-    pixels = opened.width * opened.height
-    if pixels > max_pixels:
-        size = f"{opened.width} × {opened.height} pixels"
-        raise TooLarge(f"{size}, more than max_pixels = {max_pixels:,}")
-    if opened.format in ("JPEG", "MPO"):
-        # within a scan 0xff is always followed by 0; pictures in metadata count, too
-        scans = bytes(content).count(_START_OF_SCAN)
-        if scans > _SCANS or scans * pixels > max(_SCANNED, 10 * max_pixels):
-            raise TooLarge(f"{scans} scans of {opened.width} × {opened.height} pixels")
-    return opened
+    content = bytes(content)
+    try:
+        if content[:2] == b"\xff\xd8":
+            scans, end = _scans(content)
+            shown = content[:end]
+        else:
+            scans, shown = 0, content
+            _check_chunks(content)
+        with warnings.catch_warnings(action="ignore"):
+            image = Image.open(io.BytesIO(shown), formats=FORMATS)
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                size = f"{image.width} × {image.height} pixels"
+                raise BadPicture("too large", f"{size}, more than max_pixels = {max_pixels:,}")
+            if scans > _MAX_SCANS or scans * pixels > _SCANS_AT_FULL_SIZE * max_pixels:
+                raise BadPicture(
+                    "too large", f"a progressive JPEG of {scans} scans: save it anew with ten"
+                )
+            # The pictures behind the first of a JPEG are previews and depths of the same one.
+            if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
+                raise BadPicture("several pictures", "several frames or pages: which is meant?")
+            _check_tiles(image, content, max_pixels)
+            image.load()
+            return image
+    except BadPicture:
+        raise
+    except Image.DecompressionBombError:
+        why = f"more pixels than max_pixels = {max_pixels:,}"
+        raise BadPicture("too large", why) from None
+    except UnidentifiedImageError:
+        why = f"no {', '.join(FORMATS)}; it begins {content[:8]!r}"
+        raise BadPicture("not an image", why) from None
+    except Exception as error:  # Pillow's readers raise whatever they run into
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise BadPicture("damaged", why) from error
+
+
+def _scans(jpeg: bytes) -> tuple[int, int]:
+    """How many scans a JPEG has, at most, and where it ends before another picture begins.
+
+    What lies behind the first scan is not parsed: the bytes that begin a scan are counted.
+
+    Raises BadPicture when it has more segments than any picture needs.
+    """
+    at = 2
+    for _ in range(_MAX_PARTS):
+        at = jpeg.find(b"\xff", at)
+        if at < 0 or at + 4 > len(jpeg):
+            return 0, len(jpeg)
+        marker = jpeg[at + 1]
+        if marker == 0xDA:
+            # Entropy-coded data holds no such bytes. Pictures behind the first one would be counted
+            # with it; where only a comment looks like another picture, the rest is cut off.
+            end = jpeg.find(b"\xff\xd9\xff\xd8\xff", at)
+            end = end + 2 if end > 0 else len(jpeg)
+            return jpeg.count(b"\xff\xda", at, end), end
+        if marker in (0x00, 0x01, 0xFF, 0xD8, 0xD9) or 0xD0 <= marker <= 0xD7:
+            at += 1
+        else:
+            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    raise BadPicture("damaged", f"it has more than {_MAX_PARTS:,} segments before its picture")
+
+
+def _check_chunks(content: bytes) -> None:
+    """Raises BadPicture for a PNG of so many chunks that reading them is all the work."""
+    if content[:8] != b"\x89PNG\r\n\x1a\n":
+        return
+    at = 8
+    for _ in range(_MAX_CHUNKS):
+        if at >= len(content):
+            return
+        at += 12 + int.from_bytes(content[at : at + 4], "big")
+    raise BadPicture("damaged", f"it has more than {_MAX_CHUNKS:,} chunks")
+
+
+def _check_tiles(image: Image.Image, content: bytes, max_pixels: int) -> None:
+    """Raises BadPicture for a TIFF whose tiles, which are decoded whole, are larger than pictures
+    may be, or which holds JPEGs of many scans."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        return
+    width, length = (int(tags.get(tag, 0)) for tag in (322, 323))
+    if width * length > max_pixels:
+        raise BadPicture("too large", f"its tiles have {width} × {length} pixels")
+    if tags.get(259) in (6, 7):
+        scans = content.count(b"\xff\xda")
+        parts = max(len(tags.get(273, ())), len(tags.get(324, ())), 1)
+        if scans > 4 * parts:  # baseline JPEGs, which TIFF asks for, have one scan a component
+            raise BadPicture("too large", f"it holds JPEGs of {scans} scans: save it anew")

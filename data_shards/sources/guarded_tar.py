@@ -20,7 +20,7 @@ from data_shards.sources import MAX_ENCODED_BYTES
 _PACKERS: dict[bytes, Any] = {
     b"\x1f\x8b": gzip.open,
     b"BZh": bz2.open,
-    b"\xfd7zXZ\0": lzma.open,
+    b"\xfd7zXZ\0": lambda path: _Xz(path),
     b"\x28\xb5\x2f\xfd": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
 }
 """By what a file begins with: names of packed tars are often wrong."""
@@ -33,6 +33,38 @@ _HEADER_BYTES = 1 << 20
 _GROWTH, _SLACK = 200, 1 << 26
 """Unpacked bytes for each packed one, and beyond that: pictures hardly shrink, zeros do."""
 _STEP = 1 << 20
+_XZ_BYTES = 1 << 28
+"""Memory to unpack xz: its largest preset takes 65 MiB, and a file may ask for 4 GiB."""
+
+
+class _Xz(io.RawIOBase):
+    """An xz file, unpacked with bounded memory, which `lzma.open` does not offer."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._machine = lzma.LZMADecompressor(memlimit=_XZ_BYTES)
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; fewer at the end alone."""
+        parts, left = [], size
+        while left > 0:
+            if self._machine.eof:  # another stream may follow
+                rest = self._machine.unused_data or self._file.read(_STEP)
+                if not rest.strip(b"\0"):
+                    break
+                self._machine = lzma.LZMADecompressor(memlimit=_XZ_BYTES)
+            else:
+                rest = self._file.read(_STEP) if self._machine.needs_input else b""
+                if self._machine.needs_input and not rest:
+                    raise EOFError("it is cut off")
+            part = self._machine.decompress(rest, max_length=left)
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _Guarded(io.RawIOBase):

@@ -1,7 +1,6 @@
 """Whatever images come as, what is stored is a JPEG that DALI decodes to the same picture."""
 
 import io
-import os
 import struct
 import zlib
 
@@ -13,11 +12,9 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
-from data_shards.dataset import SampleError, ShardDataset
+from data_shards.dataset import SampleError
 from data_shards.images import Checked, ImageSettings, Unfit, normalise
 from data_shards.sheet import contact_sheet
-from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
 from tests.conftest import jpeg
 
 PLAIN = ImageSettings()
@@ -90,6 +87,9 @@ CONVERTED = {
     "TIFF": lambda g: encoded(g, "TIFF"),
     "opaque PNG with alpha": lambda g: encoded(g.convert("RGBA"), "PNG"),
     "CMYK JPEG": lambda g: encoded(g.convert("CMYK"), "JPEG", quality=95),
+    "AVIF": lambda g: encoded(g, "AVIF", quality=95),
+    "JPEG2000": lambda g: encoded(g, "JPEG2000"),
+    "PPM": lambda g: encoded(g, "PPM"),
     "CMYK TIFF": lambda g: encoded(g.convert("CMYK"), "TIFF"),
 }
 
@@ -163,10 +163,10 @@ REFUSED = {
     "JPEG cut in the header": (jpeg(0, 0)[:200], "damaged", ""),
     "JPEG cut in the picture": (jpeg(0, 0)[:-12], "damaged", ""),
     "PNG cut": (CONVERTED["PNG"](gradient())[:-40], "damaged", ""),
-    "animated GIF": (animation("GIF"), "several pictures", "2 frames"),
-    "animated WebP": (animation("WEBP"), "several pictures", "2 frames"),
-    "animated PNG": (animation("PNG"), "several pictures", "2 frames"),
-    "two-page TIFF": (animation("TIFF"), "several pictures", "2 frames"),
+    "animated GIF": (animation("GIF"), "several pictures", "several frames"),
+    "animated WebP": (animation("WEBP"), "several pictures", "several frames"),
+    "animated PNG": (animation("PNG"), "several pictures", "several frames"),
+    "two-page TIFF": (animation("TIFF"), "several pictures", "several frames"),
     "floating point": (floats(), "damaged", "no agreed range"),
     "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image", ""),
 }
@@ -196,42 +196,57 @@ def test_huge_dimensions_are_refused_before_decoding(side, recwarn):
     assert small == Unfit("too large", "16 × 16 pixels, more than max_pixels = 255")
 
 
-@pytest.mark.reliability(10, "a JPEG of more scans than any encoder writes is refused undecoded")
-def test_a_picture_of_very_many_scans_is_refused_before_decoding():
-    out = io.BytesIO()
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(out, "JPEG", progressive=True)
-    plain = out.getvalue()
-    assert isinstance(normalise(plain, PLAIN), Checked)
-    last = plain.rindex(b"\xff\xda")
-    scans = plain[:last] + plain[last:-2] * 150 + plain[-2:]
-    found = normalise(scans, PLAIN)
-    assert isinstance(found, Unfit) and found.reason == "too large" and "scans" in found.why
-
-
-@pytest.mark.parametrize("kind", ["AVIF", "PPM", "JPEG2000"])
-def test_what_pillow_decodes_by_itself_is_taken(kind):
-    out = io.BytesIO()
-    Image.new("RGB", (20, 16), (200, 30, 30)).save(out, kind)
-    found = normalise(out.getvalue(), PLAIN)
-    assert isinstance(found, Checked) and found.jpeg is not None
-    assert (found.height, found.width) == (16, 20)
-
-
-@pytest.mark.reliability(9, "PostScript in a shard is no picture: `shards show` starts no program")
-def test_postscript_starts_no_program(tmp_path, monkeypatch):
+@pytest.mark.reliability(9, "One function opens pictures, of allowed formats: no EPS, no program")
+def test_a_contact_sheet_starts_no_program(small, tmp_path, monkeypatch):
+    """Pillow hands PostScript to whatever is called gs."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
-    for program in ("gs", "gswin64c"):
-        (tmp_path / program).write_text(f"#!/bin/sh\ntouch {tmp_path}/RAN\n", encoding="utf-8")
-        (tmp_path / program).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert isinstance(normalise(eps, PLAIN), Unfit)
-    write_dataset([SourceImage(jpeg(0, 0), "a", "", "k")], tmp_path / "d", {})
-    dataset = ShardDataset.open(tmp_path / "d")
-    monkeypatch.setattr(ShardDataset, "image", lambda dataset, sample: memoryview(eps))
-    with pytest.raises(SampleError, match="sample 0 is no picture"):
-        contact_sheet(dataset, 1, 1, 0)
-    assert not (tmp_path / "RAN").exists()
+    monkeypatch.setattr(type(small), "image", lambda self, sample: memoryview(eps))
+    with pytest.raises(SampleError, match="cannot be shown: no JPEG"):
+        contact_sheet(small, 1, 1, 0)
+    assert not (tmp_path / "started").exists()
+
+
+def of_scans(count, side=16):
+    """A progressive JPEG whose last scan, which refines a little, comes again and again."""
+    image = encoded(gradient(side, side), "JPEG", progressive=True)
+    start = image.rindex(b"\xff\xda")
+    return image[:start] + image[start:-2] * count + image[-2:]
+
+
+@pytest.mark.reliability(10, "JPEGs of many scans are refused by their number before decoding")
+def test_jpegs_of_many_scans_are_refused_before_they_are_decoded():
+    found = normalise(of_scans(150), PLAIN)
+    assert isinstance(found, Unfit) and found.reason == "too large" and "scans" in found.why
+    assert isinstance(normalise(of_scans(40), PLAIN), Checked)
+    work = normalise(of_scans(40, 160), ImageSettings(max_pixels=160 * 160))
+    assert isinstance(work, Unfit), "forty scans of the largest picture"
+
+
+def test_a_comment_that_looks_like_another_picture_hides_no_scans():
+    image = of_scans(150)
+    second = image.index(b"\xff\xda", image.index(b"\xff\xda") + 2)
+    comment = b"\xff\xfe\0\x07\xff\xd9\xff\xd8\xff"
+    assert isinstance(normalise(image[:second] + comment + image[second:], PLAIN), Unfit)
+
+
+def test_a_jpeg_with_previews_behind_it_is_one_picture():
+    preview = of_scans(30)
+    image = encoded(gradient(), "JPEG") + preview * 4
+    assert isinstance(normalise(image, PLAIN), Checked)
+
+
+def test_pictures_of_very_many_parts_are_refused():
+    image = encoded(gradient(), "JPEG")
+    found = normalise(image[:2] + b"\xff\xfe\0\2" * 20_000 + image[2:], PLAIN)
+    assert isinstance(found, Unfit) and "segments" in found.why
+    image = encoded(gradient(), "PNG")
+    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    found = normalise(image[:-12] + empty * 120_000 + image[-12:], PLAIN)
+    assert isinstance(found, Unfit) and "chunks" in found.why
 
 
 class Dali:

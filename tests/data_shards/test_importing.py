@@ -254,7 +254,7 @@ def test_taken_keys_are_a_set(chunks, fresh):
         ("foldr", [], "did you mean folder"),
         ("folder", ["camera=true"], "has no option 'camera': it has cameras, name"),
         ("folder", ["cameras"], "write key=value"),
-        ("folder", ["cameras=[1"], "not YAML"),
+        ("folder", ["cameras=[1"], "no YAML"),
         ("folder", ["cameras=7"], "folder: cameras: .*given: 7"),
     ],
 )
