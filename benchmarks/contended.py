@@ -92,7 +92,9 @@ def apart(work: str, wait: str, *how: object) -> dict[str, float]:
     kept = {name: value for name, value in os.environ.items() if name not in _SPINNING}
     command = [sys.executable, "-m", "benchmarks.contended", "--work", work, *map(str, how)]
     environment = {**kept, **WAITS[wait]}
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env=environment, check=True, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -1,11 +1,6 @@
 """The command `perennial`."""
 
-import contextlib
-import os
-import sys
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,16 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from data_shards.settings import InputError, parse_size
+from launch.errors import report_errors
 from launch.launching import launching
 from launch.model_commands import ImageSize, adopt, backfill, embed, evaluate
-from launch.preemption import EXIT_CODE as PREEMPTED
-from launch.preemption import Preempted
 from launch.shards import shards
 from launch.surroundings import settle
-from launch.terminal import begin_in_utf_8, console, prepare_output, say, say_json
+from launch.terminal import begin_in_utf_8, console, say, say_json
 from launch.withheld import EXIT_CODE as WITHHELD
-from launch.withheld import Withheld
-from untrusted.text import printable, redacted
 
 app = typer.Typer(
     help="Train identity embeddings whose identities keep arriving.",
@@ -37,7 +29,6 @@ app.add_typer(launching, name="launch")
 for command in (adopt, embed, backfill, evaluate):
     app.command()(command)
 
-_INTERRUPTED = 130
 _DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 ConfigFile = Annotated[
@@ -378,37 +369,6 @@ def main() -> None:
     begin_in_utf_8()
     settle()
     report_errors(app)
-
-
-def report_errors(command: Callable[[], None]) -> None:
-    """Errors that the user can mend are one line, Ctrl-C and SIGTERM say how to go on.
-
-    Of others the stack trace is printed, without the passwords of URLs.
-    """
-    prepare_output()
-    try:
-        command()
-    except InputError as error:
-        _stop(f"error: {error}", 2)
-    except Preempted as ended:
-        _stop(str(ended), PREEMPTED)
-    except Withheld as refused:
-        _stop(str(refused), WITHHELD)
-    except Exception:  # our own fault; its message may hold text of others
-        print(redacted(printable(traceback.format_exc(), keep="\n")), file=sys.stderr)
-        sys.exit(1)
-    except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
-            _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)
-        raise
-
-
-def _stop(message: str, code: int) -> None:
-    """Ends at once: a Ray Train thread may still be waiting for its workers."""
-    with contextlib.suppress(BrokenPipeError):
-        print(printable(message, keep="\n"), file=sys.stderr, flush=True)
-        sys.stdout.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

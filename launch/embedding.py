@@ -124,7 +124,7 @@ def embed_shards(
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder against other processes of this machine. Raises InputError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with (folder / ".lock").open("wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

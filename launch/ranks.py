@@ -3,7 +3,7 @@
 torchrun --nproc-per-node 2 -m launch.ranks CONFIG [key=value ...] --out RUN
 """
 
-from launch.cli import report_errors
+from launch.errors import report_errors
 from launch.surroundings import settle
 from launch.terminal import begin_in_utf_8
 

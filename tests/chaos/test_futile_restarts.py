@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitoring.results import read_jsonl
+from monitoring.records import read_jsonl
 from tests.chaos.test_processes import config  # noqa: F401
 from tests.integration.test_resume import finish, start
 

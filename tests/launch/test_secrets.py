@@ -51,7 +51,7 @@ def test_an_event_and_a_stack_trace(tmp_path):
     (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
     assert json.loads(line)["message"] == "cannot reach s3://***@host/x"
     script = (
-        "from launch.cli import report_errors\n"
+        "from launch.errors import report_errors\n"
         f"def fail(): raise OSError('cannot reach {URL}')\n"
         "report_errors(fail)\n"
     )
