@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo monitoring han kubectl test lint lock bench peers clean
+.PHONY: help setup demo monitoring han kubectl test lint lock fuzz bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -47,6 +47,9 @@ kubectl: .tools/usr/bin/kubectl  ## Debian's kubectl with its old kustomize, bes
 .tools/usr/bin/kubectl:
 	mkdir -p .tools
 	cd .tools && apt-get download kubernetes-client && dpkg -x kubernetes-client_*.deb . && rm kubernetes-client_*.deb
+
+fuzz: setup  ## damaged files for every reader, 100,000 each: for nights
+	$(RUN)/python -m tests.fuzz
 
 bench: setup  ## the benchmarks, quickly
 	for name in neighbourhoods data step compatible classifier evaluation; do $(RUN)/python -m benchmarks.$$name --quick || exit 1; done

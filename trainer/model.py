@@ -18,7 +18,7 @@ from data_shards.files import fingerprint
 from data_shards.settings import InputError
 from trainer.adopted import AdoptedEmbedder, AdoptedSettings, build_adopted
 from trainer.backbones import Embedder, EmbedderSettings, build_embedder
-from trainer.checkpoint import Fence, Folder, save_folder, unfenced
+from trainer.checkpoint import DamagedError, Fence, Folder, save_folder, unfenced
 from trainer.checkpoint.format import CARD
 from trainer.checkpoint.rows import load_rows, part_name
 from trainer.heads.classifier import Classifier, ClassifierSettings
@@ -90,7 +90,13 @@ class Model:
 
     def names(self) -> list[str]:
         """The identity of each of its rows."""
-        return row_names(self.folder) if self.rows else []
+        names = row_names(self.folder) if self.rows else []
+        if len(names) != self.rows:
+            raise DamagedError(
+                f"{self.folder} names {len(names):,} identities for {self.rows:,} rows: restore it "
+                "from a copy"
+            )
+        return names
 
     def running(self) -> dict[str, torch.Tensor]:
         """The running statistics of its margin."""

@@ -34,7 +34,8 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """The bytes of a regular file of at most `limit`, see `open_regular`. Raises OSError."""
     with open_regular(path, within) as file:
-        content = file.read(limit + 1)
+        # not `limit + 1` alone: room for all of it would be taken at once
+        content = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(content) > limit:
         raise Refused(f"{path.name} is larger than {limit:,} bytes")
     return content

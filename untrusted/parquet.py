@@ -37,10 +37,14 @@ def read_batches(
     with _opened(path, list(columns)) as file:
         room = _FREE + _GROWTH * path.stat().st_size
         _check(file, room, columns, rows, most)
+        left = file.metadata.num_rows
         for batch in file.iter_batches(_BATCH, columns=list(columns), use_threads=False):
             found = [_decoded(batch.column(name), name, room) for name in columns]
             room -= sum(column.nbytes for column in found if not _fixed(column.type))
+            left -= batch.num_rows
             yield pa.RecordBatch.from_arrays(found, list(columns))
+        if left:  # a damaged page may end the file without a word
+            raise Malformed(f"{left:,} of its rows are not there")
 
 
 def read_table(

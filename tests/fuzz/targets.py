@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from onnx import TensorProto, helper, numpy_helper
 
 from data_shards.benchmark_file import read_benchmark
 from data_shards.dataset import SampleError, ShardDataset
@@ -27,6 +28,7 @@ from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
+from trainer.onnx_graphs import load_graph
 from trainer.stored import read_embeddings, write_embeddings
 from untrusted.errors import InputError
 
@@ -118,10 +120,10 @@ def _records(*records: dict[str, object]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-PHASE = "fkd/seed-0/step-0/train"
+PHASE, OUTPUT = "fkd/seed-0/step-0/train", "chains/fkd/seed-0/steps/0/model"
 LEDGER = _records(
-    {"phase": PHASE, "fingerprint": "a", "started": 1.0, "finished": 2.0, "attempt": 1},
-    {"phase": PHASE[:-1], "fingerprint": "b", "started": 2.0, "finished": 3.0, "attempt": 2},
+    {"phase": PHASE, "fingerprint": "a", "output": OUTPUT, "started": 1.0, "finished": 2.0},
+    {"phase": PHASE, "fingerprint": "b", "output": OUTPUT, "started": 2.0, "finished": 3.0},
 )
 METRICS = _records(
     {"time": 1.0, "phase": PHASE, "iteration": 10, "of": 20, "loss": 1.5},
@@ -186,6 +188,26 @@ def gallery(folder: Path) -> Path:
     return folder / "gallery.json"
 
 
+def graph(folder: Path) -> Path:
+    """A network of one layer as ONNX."""
+    weight = numpy_helper.from_array(np.ones((12, 4), np.float32), "W")
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["f"], axis=1),
+        helper.make_node("MatMul", ["f", "W"], ["y"]),
+    ]
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 2, 2])
+    made = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])
+    whole = helper.make_graph(nodes, "g", [given], [made], [weight])
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "x.onnx").write_bytes(model.SerializeToString())
+    return folder / "x.onnx"
+
+
+def read_graph(folder: Path) -> None:
+    """Looks it through and runs it."""
+    load_graph((folder / "x.onnx").read_bytes(), "x.onnx")(torch.zeros(2, 3, 2, 2))
+
+
 TARGETS: dict[str, Target] = {
     **SOURCE_TARGETS,
     "manifest": Target(dataset_with("manifest.json"), read_dataset),
@@ -197,10 +219,11 @@ TARGETS: dict[str, Target] = {
     "embedder": Target(model_with("embedder.safetensors"), read_model, forged),
     "names": Target(model_with("names.safetensors"), read_model, forged),
     "rows": Target(model_with("rows-00000-of-00001.safetensors"), read_model, forged),
-    "ledger": Target(text("ledger.jsonl", LEDGER), lambda at: Ledger(at / "ledger.jsonl")),
+    "ledger": Target(text("ledger.jsonl", LEDGER), lambda at: Ledger.open(at / "ledger.jsonl")),
     "metrics": Target(text("metrics.jsonl", METRICS), lambda at: records.metrics(at)),
     "configuration": Target(text("run.yaml", CONFIG), lambda at: load_config(at / "run.yaml")),
     "benchmark": Target(text("b.json", BENCHMARK), lambda at: read_benchmark(at / "b.json")),
+    "onnx": Target(graph, read_graph),
     "features": Target(feature, lambda at: read_feature(at / "x.bin")),
     "answers": Target(answers, read_answers),
     "embeddings": Target(embeddings, lambda at: read_embeddings(at / "e.safetensors", "model")),
