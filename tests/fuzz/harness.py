@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.fuzz.mutate import mutations
 from untrusted.errors import InputError
+from untrusted.text import printable
 
 CPU_SECONDS = 10
 """Of one input; past them the kernel ends the process."""
@@ -155,7 +156,7 @@ def tried(target: Target, good: Good, damaged: bytes) -> str:
     try:
         target.read(good.tried)
     except InputError as error:
-        if not str(error).isprintable():
+        if printable(str(error)) != str(error):
             return f"an error that is not one line of text: {str(error)[:300]!r}"
     except Exception:
         return traceback.format_exc()[-1500:]
