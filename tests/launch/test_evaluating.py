@@ -217,6 +217,7 @@ def test_a_model_and_its_feature_files_have_the_same_figures(
     monkeypatch.setattr("launch.importing._PLAIN_SECONDS", 0.0)  # and shows how far it is
     words = [features / "facescrub", *on, *of_files, "--actors", "1", "--json"]
     said = CliRunner().invoke(app, ["evaluate", *map(str, words)])
+    assert said.exit_code == 0, said.output
     assert json.loads(said.stdout) == found
     assert "reading" in said.stderr
     assert not list(tmp_path.glob(".evaluating-*"))
