@@ -15,6 +15,7 @@ from data_shards.keys import TakenKeys, key_hash
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, Refusal, SourceImage
 from data_shards.tars import ShardFile
+from untrusted.files import no_link
 
 SHARD_BYTES = 1 << 29
 """A shard is closed once it is this large, if it does not reach its number of samples before."""
@@ -73,7 +74,7 @@ def _unfit_names(item: SourceImage) -> Unfit | None:
 
 def _open_at(path: Path, length: int) -> BinaryIO:
     """Opens a file to append behind its first `length` bytes; what follows them is cut off."""
-    file = path.open("ab")
+    file = open(path, "ab", opener=no_link)  # noqa: SIM115
     if file.seek(0, os.SEEK_END) < length:
         raise InputError(f"{path} is not as it was left: restore it, or import into another folder")
     file.truncate(length)

@@ -21,7 +21,7 @@ from data_shards.manifest import Name, check_facts
 from data_shards.places import FOLDER, Place
 from data_shards.samples import ROWS
 from data_shards.settings import InputError
-from untrusted.files import read_bytes
+from untrusted.files import no_link, read_bytes
 from untrusted.json_text import parse_json
 from untrusted.parquet import read_table, written_beside
 
@@ -79,7 +79,8 @@ class Journal:
             raise InputError(f"{place.name} already holds a dataset: write elsewhere")
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("wb")
+        lock = self.folder / "lock"
+        self._lock = open(lock, "w", encoding="utf-8", opener=no_link)  # noqa: SIM115
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -155,7 +156,7 @@ class Journal:
 def _says(path: Path, deciding: dict[str, Any]) -> bool:
     """Whether an import's record of what decides it is of just this one."""
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = parse_json(read_bytes(path, _BYTES))
     except (OSError, ValueError):
         return False
     return bool(begun == json.loads(json.dumps(deciding)))

@@ -4,11 +4,11 @@ A command that finds no manifest cannot know that a folder is broken: far more o
 and of another kind. So no message here says to delete anything.
 """
 
-import json
 from itertools import islice
 from pathlib import Path
 
 from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
 from untrusted.text import printable
 
 _IMAGES = frozenset(
@@ -40,8 +40,8 @@ def kind_of(folder: Path) -> str:
 
 def _by_manifest(path: Path) -> str:
     try:
-        manifest = json.loads(read_bytes(path, _MANIFEST_BYTES))
-    except (OSError, ValueError, RecursionError):
+        manifest = parse_json(read_bytes(path, _MANIFEST_BYTES))
+    except (OSError, ValueError):
         return "other"
     if not isinstance(manifest, dict):
         return "other"

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.order import Order
 from data_shards.settings import InputError
+from untrusted.files import no_link
 
 _NONE = np.empty(0, dtype=np.int64)
 
@@ -40,7 +41,7 @@ class Quarantine:
         self._count()
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
+            with open(self._path, "a", encoding="utf-8", opener=no_link) as file:
                 file.write(json.dumps({"sample": sample, "why": why}) + "\n")
         if len(self._known) > self._budget:
             raise InputError(

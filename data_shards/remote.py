@@ -193,9 +193,9 @@ def fetch_tables(url: str, settings: CacheSettings) -> Path:
     content = _manifest(system, root, url, settings)
     files = parse_manifest(content, f"{url}/manifest.json")["files"]
     tables = {name: facts for name, facts in files.items() if name.endswith(".parquet")}
-    if (most := max(facts["bytes"] for facts in tables.values())) > settings.bytes:
+    if (most := sum(facts["bytes"] for facts in tables.values())) > settings.bytes:
         raise InputError(
-            f"{url} has a table of {most:,} bytes, more than data.cache.bytes = {settings.bytes:,}:"
+            f"{url} has tables of {most:,} bytes, more than data.cache.bytes = {settings.bytes:,}:"
             " raise it"
         )
     wanted = [RemoteFile(system, f"{root}/{n}", f["bytes"], f["sha256"]) for n, f in tables.items()]

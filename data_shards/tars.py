@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.files import write_atomically
+from untrusted.files import no_link
 
 _BLOCK, _RECORD = 512, 10_240
 
@@ -39,7 +40,7 @@ class ShardFile:
     def __init__(self, path: Path) -> None:
         self.path, self.bytes, self.samples = path, 0, 0
         self._part = path.with_suffix(".tar.part")
-        self._file = self._part.open("wb")
+        self._file = open(self._part, "wb", opener=no_link)  # noqa: SIM115
         self._hash = hashlib.sha256()
         self._index: list[str] = []
 

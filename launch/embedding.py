@@ -32,7 +32,7 @@ from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
 from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
-from untrusted.files import read_bytes
+from untrusted.files import no_link, read_bytes
 from untrusted.json_text import parse_json
 from untrusted.text import tsv_cells
 
@@ -124,7 +124,7 @@ def embed_shards(
 def locked(folder: Path) -> Iterator[None]:
     """Holds a folder against other processes of this machine. Raises InputError."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("wb") as file:
+    with open(folder / ".lock", "w", encoding="utf-8", opener=no_link) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.progress import RunProgress
+from untrusted.files import no_link
 from untrusted.text import redacted
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -19,7 +20,7 @@ def append(folder: Path, file: str, record: dict[str, Any]) -> None:
     Raises OSError.
     """
     line = (redacted(json.dumps({"time": time.time(), **record})) + "\n").encode()
-    with (folder / file).open("ab", buffering=0) as out:
+    with open(folder / file, "ab", buffering=0, opener=no_link) as out:
         before = os.fstat(out.fileno()).st_size
         if out.write(line) != len(line):  # there was room for some of it
             out.truncate(before)

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from untrusted.files import no_link
+
 _LOST = ("closed by peer", "reset by peer", "gloo", "nccl", "timed out waiting", "distbackend")
 """Words of what a rank raises because another one has ended."""
 _DEAD = ("RayActorError", "WorkerHealthCheckTimeoutError")
@@ -115,7 +117,7 @@ def crash_file(folder: Path, rank: int) -> Path:
 def crash_told(path: Path) -> Iterator[None]:
     """Lets a fatal signal of this process write its name and Python's stack to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", opener=no_link) as file:
         faulthandler.enable(file)
         try:
             yield

@@ -9,7 +9,7 @@ from typing import Any
 from data_shards.settings import InputError
 from monitoring.records import checked, reason
 from monitoring.schemas import LEDGER
-from untrusted.files import Refused, read_bytes
+from untrusted.files import Refused, no_link, read_bytes
 from untrusted.json_text import parse_json
 
 _BYTES = 1 << 28
@@ -67,7 +67,7 @@ class Ledger:
     def add(self, record: dict[str, Any]) -> None:
         """Records a finished phase durably."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
+        with open(self.path, "a", encoding="utf-8", opener=no_link) as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())

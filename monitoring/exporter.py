@@ -10,6 +10,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from untrusted.files import no_link
+
 Application = Callable[..., Iterable[bytes]]
 """Of WSGI."""
 
@@ -66,7 +68,8 @@ def serving(
     target_file.parent.mkdir(parents=True, exist_ok=True)
     part = target_file.with_suffix(".part")
     text = json.dumps([target])
-    part.write_text(text, encoding="utf-8")
+    with open(part, "w", encoding="utf-8", opener=no_link) as file:
+        file.write(text)
     part.rename(target_file)
     try:
         yield bound

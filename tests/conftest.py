@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported, by whatever test
 
 import hypothesis
 import numpy as np

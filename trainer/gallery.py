@@ -38,8 +38,8 @@ class Part:
 
     name: Annotated[str, AfterValidator(plain_name)]
     shard: Annotated[int, Field(ge=0)]
-    model: str
-    """The model's fingerprint."""
+    model: Annotated[str, AfterValidator(plain_name)]
+    """The model's fingerprint; files that are written anew are named by it."""
     rows: Annotated[int, Field(ge=0, lt=2**40)]
     sha256: Annotated[str, AfterValidator(sha256_text)]
 

@@ -60,6 +60,7 @@ _MEMORY = 8 << 30
 """Bytes that all graphs of a process may use while they run: many times a batch of a large one.
 Where the machine has less than twice that, half of what it has."""
 _ELEMENTS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TEXT = "it computes with text, whose memory the runtime does not bound"
 _registered = False
 
 
@@ -115,6 +116,9 @@ def _reason(model: "onnx.ModelProto", onnx: Any) -> str:
             # the type is only said: what counts is which fields are there
             if given.type not in plain or given.HasField("g") or given.graphs:
                 return f"a {node.op_type} has a graph within, or an attribute of a kind of its own"
+            to_text = (node.op_type, given.name, given.i) == ("Cast", "to", onnx.TensorProto.STRING)
+            if to_text or given.name in ("value_string", "value_strings"):
+                return _TEXT
             if given.ref_attr_name or given.HasField("sparse_tensor") or given.sparse_tensors:
                 return f"a {node.op_type} has an attribute of a kind of its own"
     return next((why for tensor in _tensors(graph) if (why := _odd(tensor, onnx))), "")
@@ -138,6 +142,8 @@ def _odd(tensor: "onnx.TensorProto", onnx: Any) -> str:
     """Why a tensor is not taken; empty: it is."""
     if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
         return "its weights are in another file"
+    if tensor.data_type == onnx.TensorProto.STRING or tensor.string_data:
+        return _TEXT
     if tensor.HasField("segment"):
         return "a weight is given in segments"
     if any(size < 0 for size in tensor.dims) or len(tensor.dims) > 16:

@@ -31,6 +31,12 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
         raise
 
 
+def no_link(path: str, flags: int) -> int:
+    """For `open(path, "a", opener=no_link)`: raises OSError where the file is a link, which whoever
+    else may write in its folder could have led anywhere."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def read_bytes(path: Path, limit: int, within: Path | None = None) -> bytes:
     """The bytes of a regular file of at most `limit`, see `open_regular`. Raises OSError."""
     with open_regular(path, within) as file:

@@ -1,18 +1,23 @@
-"""JSON of a stranger: bounded in depth, each key once, and what is wrong said in one way."""
+"""JSON of a stranger: bounded in depth and values, each key once, what is wrong said in one way."""
 
 import json
 from typing import Any
 
 _DEPTH = 64
+_FREE, _LENGTH = 1_000_000, 16
+"""How many values any text may hold, and characters that each further one takes: a value of two
+characters becomes an object of sixty bytes and more."""
 
 
 def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text in UTF-8.
 
     Raises ValueError for anything else: other encodings, a key given twice, nesting deeper than 64,
-    integers of thousands of digits. The caller bounds the length.
+    integers of thousands of digits, millions of tiny values. The caller bounds the length.
     """
     text = content if isinstance(content, str) else content.decode("utf-8-sig")
+    if sum(map(text.count, "[{,")) > _FREE + len(text) // _LENGTH:
+        raise ValueError("it holds too many values for its length")
     try:
         value = json.loads(text, object_pairs_hook=_once)
     except RecursionError as error:
@@ -25,8 +30,8 @@ def parse_json(content: bytes | str) -> Any:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {twice[:40]!r} is given twice")
     return found
 

@@ -16,6 +16,9 @@ _SAYS = (
 )
 _QUERY = re.compile(rf"([?&;](?:{_SAYS}|sig|key)=)[^&#\s'\"]+", re.I)
 _ASSIGNED = re.compile(rf"((?<![\w.-]){_SAYS}=)[^&#\s'\"]+", re.I)
+_QUOTED = re.compile(
+    rf"(\\?['\"]{_SAYS}\\?['\"]\s{{0,9}}:\s{{0,9}}(\\?['\"]))(?:\\.|[^\\]){{0,4096}}?(?=\2)", re.I
+)
 _HEADER = re.compile(r"(authorization['\"]?: *['\"]?\w+ +)[^\s'\"]+", re.I)
 
 
@@ -31,7 +34,7 @@ def printable(text: str, keep: str = "") -> str:
 
 def redacted(text: str) -> str:
     """`text` without passwords: of URLs (``user:password@``, ``?token=``), of headers."""
-    for secret in (_QUERY, _ASSIGNED, _HEADER):
+    for secret in (_QUERY, _ASSIGNED, _QUOTED, _HEADER):
         text = secret.sub(r"\1***", text)
     return _USER.sub("***@", text)
 

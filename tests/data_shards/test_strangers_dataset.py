@@ -301,9 +301,12 @@ def test_a_server_that_sends_without_end(copy, tmp_path, name):
     assert sum(path.stat().st_size for path in held) < 1_000_000
 
 
-def test_a_table_larger_than_the_cache_is_not_fetched(copy, tmp_path):
+@pytest.mark.reliability(8, "tables that are together larger than the cache are not fetched")
+@pytest.mark.parametrize("sizes", [[2**47], [15_000_000_000, 15_000_000_000]])
+def test_tables_larger_than_the_cache_are_not_fetched(copy, tmp_path, sizes):
     manifest = manifest_of(copy)
-    manifest["files"]["keys.parquet"]["bytes"] = 2**47
+    for name, size in zip(["keys.parquet", "more.parquet"], sizes, strict=False):
+        manifest["files"][name] = {"bytes": size, "sha256": "0" * 64}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with serving(copy) as server:
         assert "data.cache.bytes" in refused(server.url, CacheSettings(folder=tmp_path / "cache"))

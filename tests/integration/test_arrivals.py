@@ -22,6 +22,7 @@ from launch.phases import pending, phases
 from launch.plan import plan_run, split_of
 from tests.alone import execute_alone
 from tests.conftest import source
+from tests.monitoring.test_compatibility import compared
 from trainer.checkpoint import Folder
 from trainer.model import Model
 
@@ -142,7 +143,7 @@ def test_what_a_gate_withheld_is_not_continued(first, tmp_path):
     verdict = out / "chains" / "fkd" / "seed-0" / "steps" / "1" / "compatibility.json"
     for holds in (None, False, True):
         if holds is not None:
-            verdict.write_text(json.dumps({"holds": holds}))
+            verdict.write_text(json.dumps({"holds": holds, "against": [compared(0, 0)]}))
         assert first_model(config, tmp_path / "run", "finetune/seed-0").exists()
         if holds:
             assert first_model(config, tmp_path / "run", "fkd/seed-0").exists()

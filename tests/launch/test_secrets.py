@@ -13,6 +13,7 @@ from launch.config import load_config
 from launch.events import append
 from launch.jobs import check_address
 from trainer.checkpoint import Folder
+from untrusted.text import redacted
 
 SECRET = "hunter2hunter2"
 URL = f"s3://me:{SECRET}@host/x"
@@ -44,6 +45,20 @@ def test_wherever_a_url_is_given(use, tmp_path, monkeypatch):
         use(URL.replace("s3", "http") if use is check_address else URL)
     assert SECRET not in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.reliability(7, "secrets in printed mappings are left out of errors and logs")
+@pytest.mark.parametrize("show", [str, json.dumps])
+def test_a_mapping_that_is_printed(show):
+    shown = redacted(show({"token": SECRET, "aws_secret_access_key": SECRET, "rank": "7"}))
+    assert SECRET not in shown and "7" in shown
+
+
+def test_a_mapping_within_an_event_leaves_it_json(tmp_path):
+    inner = json.dumps({"token": SECRET, "x": 1})
+    append(tmp_path, "events.jsonl", {"message": inner, "token": 'a"b'})
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["token"] == "***" and SECRET not in line
 
 
 def test_an_event_and_a_stack_trace(tmp_path):

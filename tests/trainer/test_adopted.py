@@ -337,7 +337,7 @@ def test_a_classifier_comes_with_the_names_of_its_rows(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"size": "112"}, "--size '112'"),
+        ({"size": "112"}, "size '112'"),
         ({"scale": ("0.5", "0.5")}, "add --unit"),
         ({"scale": ("127.5", "127.5"), "unit": True}, "leave out --unit"),
         ({"scale": ("1,2", "1")}, "one number or three"),

@@ -161,6 +161,41 @@ def test_what_the_reader_does_not_know_does_not_reach_the_runtime():
     assert kept == checked(kept, "net.onnx")
 
 
+def long_text(model):
+    model.graph.initializer.append(helper.make_tensor("t", TensorProto.STRING, [1], [b"0" * 999]))
+
+
+def text_in_attribute(model):
+    text = helper.make_tensor("t", TensorProto.STRING, [1], [b"0" * 999])
+    model.graph.node.append(helper.make_node("Constant", [], ["t"], value=text))
+
+
+def text_of_a_constant(model):
+    model.graph.node.append(helper.make_node("Constant", [], ["t"], value_string="0" * 999))
+
+
+def texts_of_a_constant(model):
+    model.graph.node.append(helper.make_node("Constant", [], ["t"], value_strings=["0" * 999]))
+
+
+def numbers_to_text(model):
+    model.graph.node.append(helper.make_node("Cast", ["f"], ["t"], to=TensorProto.STRING))
+
+
+TEXTS = [long_text, text_in_attribute, text_of_a_constant, texts_of_a_constant, numbers_to_text]
+
+
+@pytest.mark.parametrize("attack", TEXTS)
+@pytest.mark.reliability(
+    5, "ONNX: text is refused: a megabyte of it, gathered 10,000 times, took memory without bound"
+)
+def test_text_in_a_graph_is_refused(attack):
+    model = graph()
+    attack(model)
+    with pytest.raises(InputError, match="computes with text"):
+        checked(model.SerializeToString(), "net.onnx")
+
+
 @pytest.mark.parametrize(
     "nodes",
     [

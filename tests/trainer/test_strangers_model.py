@@ -21,7 +21,7 @@ from data_shards.settings import InputError
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.checkpoint import DamagedError, Folder
 from trainer.checkpoint.inspection import inspect
-from trainer.gallery import INDEX, Gallery, stored
+from trainer.gallery import INDEX, Gallery, Part, stored, upgraded
 from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
@@ -294,6 +294,19 @@ def test_the_index_of_a_gallery_is_checked(gallery, case):
     with pytest.raises(InputError) as error:
         list(Gallery.open(gallery).vectors("m", 3))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.reliability(8, "the models that a gallery names are no paths: files are named by them")
+def test_an_upgrade_writes_nothing_outside_of_the_gallery(tmp_path):
+    folder, model = tmp_path / "gallery", "x/../../outside"
+    (folder / "shard-00000-x").mkdir(parents=True)
+    write_embeddings(folder / "a", np.arange(3), np.ones((3, 4), np.float32), model)
+    part = Part("a", 0, model, 3, sha256(folder / "a"))
+    Gallery(folder, "d", {model: 4}, (part,)).save()
+    fresh = [(0, np.arange(1), np.ones((1, 4), np.float32))]
+    with pytest.raises(InputError, match="damaged"):
+        upgraded(Gallery.open(folder), "new", 4, fresh)
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
 
 
 def test_vectors_of_samples_that_are_not_there(gallery):

@@ -28,8 +28,17 @@ def test_what_json_writes_is_read(value):
         ('{"a": 1, "a": 2}', "'a' is given twice"),
         ("9" * 5000, "digits"),
         (b"\xff\xfe", "utf-8"),
+        ("[" + "[]," * 1_300_000 + "[]]", "too many values"),
     ],
 )
 def test_what_would_harm_is_refused(text, why):
     with pytest.raises(ValueError, match=why):
+        parse_json(text)
+
+
+@pytest.mark.reliability(8, "JSON: the last of 200,000 keys given twice is found in one pass")
+def test_a_key_given_twice_among_many_is_found_at_once():
+    keys = [f"{number:06d}" for number in range(200_000)]
+    text = "{" + ",".join(f'"{key}":0' for key in [*keys, keys[-1]]) + "}"
+    with pytest.raises(ValueError, match="'199999' is given twice"):  # it was days
         parse_json(text)
