@@ -18,7 +18,7 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load
 
-from data_shards.kinds import no_model
+from data_shards.kinds import kind_of, no_model
 from data_shards.remote import check_no_secret
 from data_shards.settings import InputError
 from untrusted.files import open_regular
@@ -130,6 +130,8 @@ class Folder:
         except FileNotFoundError as error:
             raise DamagedError(no_model(str(self))) from error
         except (OSError, ValueError) as error:
+            if kind_of(Path(str(self))) == "dataset":
+                raise DamagedError(no_model(str(self))) from error
             raise DamagedError(
                 f"{self}/{MANIFEST} cannot be read, or is none: {_REMEDY}"
             ) from error
