@@ -33,7 +33,7 @@ def status_table(folder: Path) -> Iterator[Any]:
     damage: Damage = {}
     finished = Ledger(folder / "ledger.jsonl", ledger(folder, damage))
     todo = {phase.name for phase in pending(run, finished)}
-    table = Table(title=Text(str(folder)), title_justify="left")
+    table = Table(title=str(folder), title_justify="left")
     table.add_column("chain")
     steps = range(run.config.learning_steps)
     for step in steps:
@@ -52,10 +52,10 @@ def status_table(folder: Path) -> Iterator[Any]:
         yield from goodput_tables(spent)
     happened = [event["message"] for event in events(folder, damage) if "message" in event]
     if happened:
-        yield Text(f"{len(happened)} events, the newest: {happened[-1]}")
+        yield f"{len(happened)} events, the newest: {happened[-1]}"
     records = metrics(folder, damage)
     if records and todo:
-        yield Text(_newest(records[-1]))
+        yield _newest(records[-1])
     for line in told(damage):
         yield Text(line, "yellow")
 

@@ -36,7 +36,7 @@ def _interval(value: dict[str, float] | None) -> str:
 
 def comparison_tables(found: dict[str, Any]) -> Iterator[Any]:
     """A comparison of two models for the terminal: figures, gains, verdict, flips."""
-    yield Text(f"queries by {found['new']}, gallery by {found['old']}, in %:")
+    yield Text(printable(f"queries by {found['new']}, gallery by {found['old']}, in %:"))
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     shown = [key for key in _FIGURES if key in found["points"][0]]
@@ -154,5 +154,7 @@ def summary_tables(rows: list[dict[str, Any]]) -> Iterator[Table]:
             table.add_column(head, justify="left" if number < 2 else "right", no_wrap=number < 2)
         for row in own:
             method, *cells = summary_cells(row)
-            table.add_row(Text(f"{row['run']}: {method}" if several_runs else method), *cells)
+            table.add_row(
+                Text(printable(f"{row['run']}: {method}" if several_runs else method)), *cells
+            )
         yield table

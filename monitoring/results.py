@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitoring.records import Damage, evaluations
+from untrusted.text import printable
 
 METRICS = {
     "top1": "top-1 on unseen identities",
@@ -109,7 +110,9 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     found = {(r["run"], r["method"], r["step"]): r for r in rows}
     drawn = []
     for metric, title in metrics(rows).items():
-        table = Table(title=Text(f"{title} (%)"), title_justify="left", title_style="bold")
+        table = Table(
+            title=Text(printable(f"{title} (%)")), title_justify="left", title_style="bold"
+        )
         table.add_column("method")
         for step in steps:
             table.add_column(f"step {step}", justify="right")
@@ -118,7 +121,7 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
             for step in steps:
                 row = found.get((run, method, step))
                 cells.append(_cell(row[metric], row["seeds"]) if row and metric in row else "–")
-            table.add_row(Text(f"{run}: {method}" if several_runs else method), *cells)
+            table.add_row(Text(printable(f"{run}: {method}" if several_runs else method)), *cells)
         drawn.append(table)
     if drawn and any(row["seeds"] > 1 for row in rows):
         drawn[-1].caption, drawn[-1].caption_justify = SPREAD, "left"

@@ -40,7 +40,7 @@ def test_two_hundred_runs_are_listed_and_hostile_words_stay_words(tmp_path):
             await browser.go(f"http://127.0.0.1:{port}/")
             await browser.until("document.querySelectorAll('.run').length == 202")
             assert await browser.ask(text(".summary")) == (
-                "1 needs attention, 0 running, 201 at rest"
+                "2 need attention, 0 running, 200 at rest"
             )
             first = text(".run .name")
             assert await browser.ask(first) == "&quot;'\"><b>"
@@ -57,9 +57,8 @@ def test_two_hundred_runs_are_listed_and_hostile_words_stay_words(tmp_path):
                 "[...document.querySelectorAll('.run a')]"
                 f".find(a => a.textContent == {HOSTILE!r}).click()"
             )
-            await browser.until("document.querySelectorAll('svg').length >= 3")
-            shown = await browser.ask("document.body.innerText")
-            assert shown.count(HOSTILE) >= 5
+            # no run names a method so: its phases are left out, and its words are shown as words
+            await browser.until(f"document.body.innerText.split({HOSTILE!r}).length > 3")
             assert await browser.ask("window.hacked") is None
             elements = "document.querySelectorAll('img, main script, b b').length"
             assert await browser.ask(elements) == 0
