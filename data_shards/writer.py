@@ -69,7 +69,12 @@ def vanished(out: Path, taken: Container[str]) -> list[str]:
 def whole_identities(names: Sequence[str]) -> str:
     """The first ten of `names`, as part of a sentence."""
     more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return f"{len(names):,} identities ({', '.join(names[:10])}{more})"
+    return f"{so_many_identities(len(names))} ({', '.join(names[:10])}{more})"
+
+
+def so_many_identities(count: int) -> str:
+    """``1 identity`` or ``1,234 identities``."""
+    return f"{count:,} identit{'y' if count == 1 else 'ies'}"
 
 
 def _check_budget(place: Place, intake: Intake, max_refused: float) -> int:

@@ -28,7 +28,7 @@ from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
-from data_shards.writer import refusals, vanished, whole_identities
+from data_shards.writer import refusals, so_many_identities, vanished, whole_identities
 from untrusted.text import printable
 
 _PLAIN_SECONDS = 30.0
@@ -124,7 +124,7 @@ def run_import(
         console.print(table)
     dataset = ShardDataset.open(out)
     gone = vanished(place.folder, set(dataset.names.tolist()))
-    nothing = f", nothing of {len(gone):,} identities" if gone else ""
+    nothing = f", nothing of {so_many_identities(len(gone))}" if gone else ""
     console.print(
         f"✓ {manifest['samples']:,} images of {manifest['identities']:,} identities in "
         f"{out}, {manifest['refused']:,} refused{nothing}"
