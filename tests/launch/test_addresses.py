@@ -23,6 +23,7 @@ from launch import jobs
 from launch.cluster_settings import ClusterSettings
 from launch.config import load_config
 from launch.lease import FOLDER, Lease, Process, ask_to_end, newest
+from launch.ray_token import own_token
 from launch.remembered import locations, remember, remembered
 from launch.status import open_run
 
@@ -62,7 +63,7 @@ def dashboard(run):
 @pytest.fixture(autouse=True)
 def state(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
+    own_token()  # Ray keeps the first token of a process: another would shut later tests out
     return tmp_path / "state"
 
 
