@@ -15,6 +15,7 @@ from launch.phases import pending, phases
 from launch.remembered import check_locations
 from monitoring.goodput import goodput, goodput_tables
 from monitoring.records import Damage, events, ledger, metrics, told
+from untrusted.text import printable
 
 
 def open_run(folder: Path) -> Run:
@@ -33,7 +34,7 @@ def status_table(folder: Path) -> Iterator[Any]:
     damage: Damage = {}
     finished = Ledger(folder / "ledger.jsonl", ledger(folder, damage))
     todo = {phase.name for phase in pending(run, finished)}
-    table = Table(title=str(folder), title_justify="left")
+    table = Table(title=Text(printable(str(folder))), title_justify="left")
     table.add_column("chain")
     steps = range(run.config.learning_steps)
     for step in steps:
@@ -52,10 +53,10 @@ def status_table(folder: Path) -> Iterator[Any]:
         yield from goodput_tables(spent)
     happened = [event["message"] for event in events(folder, damage) if "message" in event]
     if happened:
-        yield f"{len(happened)} events, the newest: {happened[-1]}"
+        yield Text(printable(f"{len(happened)} events, the newest: {happened[-1]}"))
     records = metrics(folder, damage)
     if records and todo:
-        yield _newest(records[-1])
+        yield Text(printable(_newest(records[-1])))
     for line in told(damage):
         yield Text(line, "yellow")
 
