@@ -30,8 +30,8 @@ from trainer.checkpoint.rows import part_name, rows_tensors
 from trainer.engine import build_engine, ensure_process_group
 from trainer.gradients import Gradients
 from trainer.guard import Guard
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.plain import Finetune
@@ -58,7 +58,7 @@ def saving(rows: int, dimension: int, folder: Path, rounds: int) -> dict[str, An
     engine = build_engine(embedder.train(), optimizer, BATCH, ranks)
     current = ShardedRows.new(0, rows, dimension, 0, ranks)
     row_optimizers = {"current": RowOptimizer(current, training)}
-    classifier = Classifier(ClassifierSettings(), 0, current.weight.device)
+    classifier = MarginLoss(ClassifierSettings(), 0, current.weight.device)
     gradients, guard = Gradients(embedder.parameters()), Guard(training.guard)
     state = State(engine, classifier, current, None, optimizer, row_optimizers, gradients, guard)
     step = Stepper(training, Finetune().recipe().at(0, 0), state, NoTeacher(), ranks)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.cross_entropy import Update
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.margins import AdaFace, ArcFace, CosFace
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
@@ -38,7 +38,7 @@ def ours(
     """One iteration: loss, gradient of the embeddings, updated rows (SGD with momentum)."""
     rows = ShardedRows.new(0, identities, dimension, 0, ranks).to(device)
     optimizer = RowOptimizer(rows, TrainingSettings(iterations=1))
-    classifier = Classifier(settings, 0, device)
+    classifier = MarginLoss(settings, 0, device)
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(batch, dimension, generator=generator).to(device).requires_grad_()
     labels = torch.randint(0, identities, (batch,), generator=generator).to(device)

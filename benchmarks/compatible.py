@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks import interleaved, report
 from benchmarks.iterations import Iterations
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import CosFace
 from trainer.methods.bct import BackwardCompatible, DistilledInfluence, SynthesisedClassifier
 from trainer.methods.plain import Joint

@@ -25,7 +25,7 @@ from benchmarks import report
 from benchmarks.iterations import Iterations
 from data_shards.cores import cores
 from trainer.backbones import EmbedderSettings, build_embedder
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.plain import Finetune
 
 BATCH, SIZE, ROWS, DIMENSION = 64, 32, 2_000, 64

@@ -30,10 +30,10 @@ from PIL import Image
 from benchmarks import report
 from benchmarks.data import pictures
 from data_shards.dataset import ShardDataset
+from data_shards.destination import Folder
 from data_shards.files import sha256, write_json
 from data_shards.journal import JOURNAL_ROWS, Journal, ShardFacts
 from data_shards.keys import TakenKeys
-from data_shards.places import Folder
 from data_shards.samples import write_samples
 from data_shards.sources import SourceImage
 from data_shards.sources.recordio import MAGIC, RecordIOSettings, read_recordio
@@ -230,7 +230,7 @@ def keys(samples: int) -> float:
     for hashes in np.array_split(np.random.default_rng(0).integers(0, 1 << 63, samples), 1000):
         for number in hashes.tolist():
             taken.add(number)
-        taken.settle()
+        taken.merge_fresh()
     return (process.memory_info().rss - before) / 1e6
 
 

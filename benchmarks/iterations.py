@@ -13,8 +13,8 @@ from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.engine import build_engine, ensure_process_group
 from trainer.gradients import Gradients
 from trainer.guard import Guard
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import MethodSettings, Needs, OldClassifier
@@ -70,11 +70,11 @@ class Iterations:
         current = ShardedRows.new(first, last, self._dimension, 0, ranks)
         previous = ShardedRows.new(0, old, self._dimension, 1, ranks) if first else None
         trained = {"current": current}
-        classifier = Classifier(self._settings, 0, torch.device("cpu"))
+        classifier = MarginLoss(self._settings, 0, torch.device("cpu"))
         teacher: Any = NoTeacher()
         anchor = None
         if recipe.needs.any:
-            rows = last if recipe.needs.prototypes else old
+            rows = last if recipe.needs.class_means else old
             frozen = ShardedRows.new(0, rows, self._dimension, 1, ranks).requires_grad_(False)
             anchor = OldClassifier(frozen, classifier, old)
         if anchor is not None and recipe.needs.answers:

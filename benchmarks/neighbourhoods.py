@@ -12,8 +12,8 @@ import torch
 from benchmarks import interleaved, report
 from launch.neighbourhoods import fast_embedder
 from trainer.backbones import EmbedderSettings, build_embedder
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
 from trainer.teacher import TeacherSettings
@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = ShardedRows.new(0, 8, 256, 0, Ranks())
         embedder = build_embedder(settings)
-        linear = Classifier(ClassifierSettings(), 0, images.device)
+        linear = MarginLoss(ClassifierSettings(), 0, images.device)
         names = ["-"] * 8
         save_model(
             Path(folder) / "m", settings, (112, 112), linear, embedder, [rows], names, Ranks()

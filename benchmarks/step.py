@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import interleaved, report
 from benchmarks.iterations import Iterations
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.plain import Finetune
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from data_shards.counter import bits, integers, stream_key, uniform
+from data_shards.counter_rng import bits, integers, stream_key, uniform
 from data_shards.settings import Settings
 
 Ids = NDArray[np.int64]

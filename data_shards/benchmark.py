@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from data_shards.benchmark_file import BenchmarkFile, place
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.cameras import knows_cameras
-from data_shards.counter import bits, shuffled, stream_key
+from data_shards.counter_rng import bits, shuffled, stream_key
 from data_shards.dataset import ShardDataset
-from data_shards.known import Known, Names
+from data_shards.known import KnownIdentities, Names
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
 
@@ -29,10 +29,10 @@ class Benchmark:
 
     steps: tuple[Ids, ...]
     """The training samples of each learning step."""
-    row: Ids
+    row_of_identity: Ids
     """[identities of the dataset] the classifier row of each, or -1 for those not trained on."""
-    rows: tuple[int, ...]
-    """Classifier rows after each learning step; step t owns rows[t-1] <= row < rows[t]."""
+    row_ends: tuple[int, ...]
+    """Classifier rows after each learning step; step t owns row_ends[t-1] <= row < row_ends[t]."""
     query: Ids
     """Samples that are searched for."""
     gallery: Ids
@@ -48,7 +48,7 @@ class Benchmark:
     seen_gallery: Ids
     """The trained samples of those identities."""
     names: Names
-    """[rows[-1]] the identity of each classifier row."""
+    """[row_ends[-1]] the identity of each classifier row."""
     classified: tuple[Ids, ...] = ()
     """The test samples of each learning step's own identities, for accuracy task by task; none
     unless a benchmark file names them."""
@@ -57,7 +57,7 @@ class Benchmark:
 
     def rows_before(self, step: int) -> int:
         """C_old at learning step `step`."""
-        return self.rows[step - 1] if step else 0
+        return self.row_ends[step - 1] if step else 0
 
     def step_samples(self, step: int, all_so_far: bool) -> Ids:
         """The samples of `step`, or of every step up to it."""
@@ -227,7 +227,7 @@ def _tested(identities: int, settings: BenchmarkSettings) -> int:
 def counted_split(
     identities: int, images: int, settings: BenchmarkSettings
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """`Benchmark.rows`, and the training images of each step, of a dataset that is not at hand.
+    """`Benchmark.row_ends`, and the training images of each step, of a dataset that is not at hand.
 
     As if every identity had two cameras and as many images as any other. Raises InputError as
     `build_benchmark` does.
@@ -272,7 +272,7 @@ def build_benchmark(
             "build the dataset again"
         )
     read = settings.read_file()
-    before = Known.of(known, dataset)
+    before = KnownIdentities.of(known, dataset)
     if read is None:
         return _drawn(dataset, settings, before)
     return _listed(dataset, settings, before, *read)
@@ -281,7 +281,7 @@ def build_benchmark(
 def _listed(
     dataset: ShardDataset,
     settings: BenchmarkSettings,
-    known: Known,
+    known: KnownIdentities,
     file: BenchmarkFile,
     path: Path,
 ) -> Benchmark:
@@ -303,8 +303,8 @@ def _listed(
     measured = np.isin(dataset.identity[trained], dataset.identity[placed.seen])
     return Benchmark(
         steps=by_step(trained),
-        row=row,
-        rows=rows,
+        row_of_identity=row,
+        row_ends=rows,
         query=placed.query,
         gallery=placed.gallery,
         pairs=none.reshape(0, 2),
@@ -317,7 +317,7 @@ def _listed(
     )
 
 
-def _names(dataset: ShardDataset, row: Ids, rows: int, known: Known) -> Names:
+def _names(dataset: ShardDataset, row: Ids, rows: int, known: KnownIdentities) -> Names:
     """[rows] the identity of each row."""
     names = np.empty(rows, dtype=np.object_)
     names[: known.count] = known.names
@@ -326,7 +326,7 @@ def _names(dataset: ShardDataset, row: Ids, rows: int, known: Known) -> Names:
     return names
 
 
-def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: Known) -> Benchmark:
+def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdentities) -> Benchmark:
     count = dataset.manifest["identities"]
     trains = _trains(dataset)
     everyone = np.unique(dataset.identity[trains])
@@ -357,8 +357,8 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: Known) -> 
     pairs, same, folds = _verification_pairs(dataset, query, gallery, settings)
     return Benchmark(
         steps=tuple(np.flatnonzero(step_of == t) for t in range(len(rows))),
-        row=row,
-        rows=rows,
+        row_of_identity=row,
+        row_ends=rows,
         query=query,
         gallery=gallery,
         pairs=pairs,

@@ -15,11 +15,11 @@ def in_words(
 ) -> Iterator[str]:
     """Lines on who is learned and tested; `known` identities were learned before."""
     tested = np.unique(dataset.identity[np.concatenate([benchmark.query, benchmark.gallery])])
-    learned = benchmark.rows[-1] - known
+    learned = benchmark.row_ends[-1] - known
     drawn = settings.file is None
     key = f" (benchmark.{settings.evaluate}_identities)" if drawn else ""
     yield f"{learned:,} identities are learned, {len(tested):,} kept for testing{key}"
-    left = len(np.setdiff1d(np.flatnonzero(benchmark.row < 0), tested))
+    left = len(np.setdiff1d(np.flatnonzero(benchmark.row_of_identity < 0), tested))
     if left:
         yield f"{left:,} identities of the dataset are neither learned nor tested"
     if len(tested) > learned:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.counter import Permutation, shuffled, stream_key
+from data_shards.counter_rng import Permutation, shuffled, stream_key
 
 Ids = NDArray[np.int64]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from data_shards.destination import Destination
 from data_shards.images import ImageSettings
-from data_shards.intake import Item
-from data_shards.places import Place
 from data_shards.settings import InputError, Settings
+from data_shards.shard_builder import Item
 from data_shards.sources.registry import SOURCES, Source
 from data_shards.writer import write_dataset
 from untrusted.json_text import parse_json
@@ -51,7 +51,7 @@ def source_settings(name: str, path: str, options: Iterable[str]) -> Settings:
         raise InputError(f"{name}: {key}: {first['msg']} (given: {first['input']!r})") from error
 
 
-def finished(place: Place, source: dict[str, Any]) -> bool:
+def finished(place: Destination, source: dict[str, Any]) -> bool:
     """Whether a place holds the whole dataset of just this import; if so, it is tidied up."""
     try:
         manifest = parse_json(place.manifest() or b"")
@@ -59,14 +59,14 @@ def finished(place: Place, source: dict[str, Any]) -> bool:
         return False
     if not isinstance(manifest, dict) or manifest.get("source") != source:
         return False
-    place.settle()
+    place.forget_journal()
     return True
 
 
 def import_source(
     name: str,
     settings: Settings,
-    out: Path | Place,
+    out: Path | Destination,
     image: ImageSettings | None = None,
     shard_samples: int = 4096,
     max_refused: float = 0.0,

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel
 
+from data_shards.destination import FOLDER, Destination
 from data_shards.files import write_atomically, write_json
 from data_shards.manifest import Name, check_facts
-from data_shards.places import FOLDER, Place
 from data_shards.samples import ROWS
 from data_shards.settings import InputError
 from untrusted.files import no_link, read_bytes
@@ -67,7 +67,7 @@ def _read(path: Path) -> Any:
 class Journal:
     """The records of the finished shards of a dataset that is being written."""
 
-    def __init__(self, place: Place, deciding: dict[str, Any]) -> None:
+    def __init__(self, place: Destination, deciding: dict[str, Any]) -> None:
         """Opens or begins the journal of `place`; `deciding` is all that decides the result.
 
         Raises InputError when the place holds a dataset or the beginning of another one, or
@@ -75,7 +75,7 @@ class Journal:
         """
         self.place, self.out, self.folder = place, place.folder, place.folder / FOLDER
         if place.manifest() is not None:
-            place.settle()
+            place.forget_journal()
             raise InputError(f"{place.name} already holds a dataset: write elsewhere")
         path = self.folder / "source.json"
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ class Journal:
 
     def delete(self) -> None:
         """The dataset is whole."""
-        self.place.settle()
+        self.place.forget_journal()
         self.close()
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ class TakenKeys:
         self._fresh.add(key)
         return True
 
-    def settle(self) -> None:
+    def merge_fresh(self) -> None:
         """Moves what was added into the arrays once it is much."""
         if len(self._fresh) >= _FRESH:
             fresh = np.fromiter(self._fresh, np.uint64, len(self._fresh))

@@ -16,7 +16,7 @@ Names = NDArray[np.object_]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownIdentities:
     """Whom a model knows, and which of them a dataset shows."""
 
     rows: tuple[int, ...]
@@ -27,7 +27,7 @@ class Known:
     """[identities of the dataset] the model's row of each, or -1 where it has none."""
 
     @classmethod
-    def of(cls, names: Sequence[str] | None, dataset: ShardDataset) -> "Known":
+    def of(cls, names: Sequence[str] | None, dataset: ShardDataset) -> "KnownIdentities":
         """Finds `names`, the identities of a model's rows, in `dataset`; None: no model."""
         held = pa.array(dataset.names, pa.string())
         found = pc.index_in(held, value_set=pa.array(names or [], pa.string()))

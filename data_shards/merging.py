@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.dataset import SampleError, ShardDataset
-from data_shards.places import Place
+from data_shards.destination import Destination
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, Refusal, SourceImage
 from data_shards.writer import write_dataset
 
 
 def merge_datasets(
-    datasets: Sequence[ShardDataset], out: Path | Place, processes: int = 0
+    datasets: Sequence[ShardDataset], out: Path | Destination, processes: int = 0
 ) -> dict[str, Any]:
     """Writes the samples of `datasets`, one dataset after the other, and returns the manifest.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from data_shards.block_order import BlockOrder
-from data_shards.counter import Permutation, stream_key
+from data_shards.counter_rng import Permutation, stream_key
 from data_shards.identity_order import IdentityOrder
 from data_shards.settings import Settings
 

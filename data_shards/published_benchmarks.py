@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.benchmark_file import BenchmarkFile, Names
-from data_shards.counter import bits, stream_key
+from data_shards.counter_rng import bits, stream_key
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES

@@ -6,7 +6,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from data_shards.counter import shuffled, stream_key
+from data_shards.counter_rng import shuffled, stream_key
 from data_shards.dataset import SampleError, ShardDataset
 from data_shards.sources import ROLES, UNKNOWN_CAMERA
 from untrusted.pictures import MOST_PIXELS, BadPicture, open_picture

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from data_shards.benchmark import Benchmark, build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
+from data_shards.destination import Destination
 from data_shards.importing import finished
 from data_shards.merging import images_of, refuse_tables
-from data_shards.places import Place
 from data_shards.sources import ROLES, Refusal, SourceImage
 from data_shards.writer import write_dataset
 
@@ -21,7 +21,7 @@ Ids = NDArray[np.int64]
 
 
 def split_dataset(
-    dataset: ShardDataset, train: Place, test: Place, settings: BenchmarkSettings
+    dataset: ShardDataset, train: Destination, test: Destination, settings: BenchmarkSettings
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes the two parts that `settings` draws, and returns their manifests.
 

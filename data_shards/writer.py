@@ -28,16 +28,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_shards.destination import FOLDER, Destination, Folder
 from data_shards.files import sha256, write_json
 from data_shards.images import ImageSettings
-from data_shards.intake import Intake, Item, checked, chunks, items_behind
 from data_shards.journal import JOURNAL_ROWS, Journal
 from data_shards.keys import key_hash
 from data_shards.manifest import MANIFEST_VERSION
 from data_shards.parallel import in_order
-from data_shards.places import FOLDER, Folder, Place
 from data_shards.samples import write_samples
 from data_shards.settings import InputError
+from data_shards.shard_builder import Intake, Item, checked, chunks, items_behind
 from untrusted.json_text import parse_json
 
 
@@ -77,7 +77,7 @@ def so_many_identities(count: int) -> str:
     return f"{count:,} identit{'y' if count == 1 else 'ies'}"
 
 
-def _check_budget(place: Place, intake: Intake, max_refused: float) -> int:
+def _check_budget(place: Destination, intake: Intake, max_refused: float) -> int:
     """The number of refused images. Raises InputError when it is too large, or nothing is left."""
     samples = intake.samples
     refused = sum(count for (_, counts), count in refusals(place.folder).items() if counts)
@@ -185,7 +185,7 @@ def _opened(read: Callable[[int], Iterable[Item]]) -> Callable[[int], Iterable[I
 
 def write_dataset(
     images: Iterable[Item] | Callable[[int], Iterable[Item]],
-    out: Path | Place,
+    out: Path | Destination,
     source: dict[str, Any],
     shard_samples: int = 4096,
     max_refused: float = 0.0,

@@ -15,8 +15,8 @@ from launch.config import differences
 from launch.folder import Chain, Run
 from trainer.adopted import AdoptedSettings, Pixels, Triple, read_embedder
 from trainer.checkpoint import Folder
-from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.model import Model, save_adopted
 from untrusted.text_files import read_lines
 from untrusted.yaml_text import parse_yaml
@@ -142,7 +142,7 @@ def check_given(run: Run) -> None:
             raise InputError(
                 "adopted models run as they are: leave out teacher.precision and .compile"
             )
-        if len(run.benchmark.rows) > 1:
+        if len(run.benchmark.row_ends) > 1:
             _check_recipe(run, chain, model)
 
 
@@ -155,7 +155,7 @@ def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
             f"methods.{name} goes on training the model before, and an adopted one cannot be "
             "trained: use a method that starts from scratch, such as bct-sys"
         )
-    if not model.rows and (needs.answers or (needs.classifier and not needs.prototypes)):
+    if not model.rows and (needs.answers or (needs.classifier and not needs.class_means)):
         raise InputError(
             f"methods.{name} asks the old model's classifier, and {model.folder} has none: use "
             "bct-sys, or adopt the model with --classifier and --names"
@@ -174,7 +174,7 @@ def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
             )
     if run.config.continues is not None and recipe.data == "all":
         shown = np.zeros(model.rows, dtype=bool)
-        shown[run.benchmark.row[run.dataset.identity[run.benchmark.steps[0]]]] = True
+        shown[run.benchmark.row_of_identity[run.dataset.identity[run.benchmark.steps[0]]]] = True
         if missing := int((~shown).sum()):
             raise InputError(
                 f"methods.{name} trains on every identity so far, and {run.config.dataset} has no "
@@ -189,7 +189,7 @@ def _row_order(run: Run, model: Model) -> list[int]:
     Raises InputError when its identities are not those of step 0.
     """
     place = {name: row for row, name in enumerate(model.names())}
-    row_of, last = run.benchmark.row, run.benchmark.rows[0]
+    row_of, last = run.benchmark.row_of_identity, run.benchmark.row_ends[0]
     known = np.flatnonzero((row_of >= 0) & (row_of < last))
     names = run.dataset.names[known[np.argsort(row_of[known])]].tolist()
     if set(names) != place.keys():

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from data_shards.files import write_json
 from data_shards.settings import InputError
-from launch.embedding import Images, Spread, embed_shards, locked, settle
+from launch.embedding import Images, Spread, check_same_plan, embed_shards, locked
+from trainer.arrays import read_arrays, read_embeddings, stored_model, write_arrays
 from trainer.gallery import Gallery, Ids, Order, chosen, upgraded
 from trainer.model import Model
-from trainer.stored import read_embeddings, read_stored, stored_model, write_stored
 
 WORK = "upgrade"
 """Folder of a gallery that holds what an upgrade has embedded so far."""
@@ -81,13 +81,13 @@ def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: O
     plan = {**images.plan(model), "budget": budget, "order": order}
     if not (work / PLAN).exists():
         samples = chosen(gallery, model.fingerprint, images.dataset.identity, budget, order)
-        write_stored(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
+        write_arrays(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
         write_json(work / PLAN, plan)
         return samples
-    settle(work / PLAN, plan, "finish it first, by the same command as before")
+    check_same_plan(work / PLAN, plan, "finish it first, by the same command as before")
     if stored_model(work / SAMPLES) != gallery.fingerprint:
         return np.empty(0, np.int64)
-    begun, count = read_stored(work / SAMPLES).get("samples"), len(images.dataset)
+    begun, count = read_arrays(work / SAMPLES).get("samples"), len(images.dataset)
     if begun is None or begun.dtype != np.int64 or begun.ndim != 1:
         raise InputError(f"{work / SAMPLES} holds no samples: delete {work}")
     if ((begun < 0) | (begun >= count)).any() or (np.diff(begun) <= 0).any():

@@ -128,10 +128,10 @@ def merge(
 ) -> None:
     """Make one dataset of several, image for image; given again after a kill, it goes on."""
     from data_shards.dataset import ShardDataset
+    from data_shards.destination import destination_at
     from data_shards.merging import merge_datasets
-    from data_shards.places import place_at
 
-    place = place_at(out)
+    place = destination_at(out)
     manifest = merge_datasets([ShardDataset.open(folder) for folder in datasets], place)
     place.leave()
     console.print(
@@ -156,7 +156,7 @@ def split(
     """Make two datasets of one: OUT/train, and OUT/test with queries, gallery and pairs."""
     from data_shards.benchmark_settings import BenchmarkSettings
     from data_shards.dataset import ShardDataset
-    from data_shards.places import place_at
+    from data_shards.destination import destination_at
     from data_shards.splitting import split_dataset
 
     if not 0 < test < 1:
@@ -166,7 +166,7 @@ def split(
     settings = BenchmarkSettings(
         steps=1, test_identities=wanted, queries=queries, pairs=pairs, seen_identities=0, seed=seed
     )
-    parts = {name: place_at(f"{out.rstrip('/')}/{name}") for name in ("train", "test")}
+    parts = {name: destination_at(f"{out.rstrip('/')}/{name}") for name in ("train", "test")}
     made = split_dataset(opened, parts["train"], parts["test"], settings)
     for place, manifest in zip(parts.values(), made, strict=True):
         console.print(

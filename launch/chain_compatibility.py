@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from data_shards.files import write_json
 from launch.folder import Chain, Run
 from launch.phases import Phase
+from trainer.arrays import read_embeddings
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.trials import Trials, of_benchmark
 from trainer.evaluation.compatibility.vectors import Embedded
 from trainer.model import Model
-from trainer.stored import read_embeddings
 
 Map = Callable[[str, list[tuple[Any, ...]]], list[Any]]
 """Calls an actor's method with each of several arguments, and returns the results in order."""

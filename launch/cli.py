@@ -13,7 +13,7 @@ from launch.errors import report_errors
 from launch.launching import launching
 from launch.model_commands import ImageSize, adopt, backfill, embed, evaluate
 from launch.shards import shards
-from launch.surroundings import settle
+from launch.surroundings import prepare_environment
 from launch.terminal import begin_in_utf_8, console, say, say_json
 from launch.withheld import EXIT_CODE as WITHHELD
 
@@ -367,7 +367,7 @@ def config(
 def main() -> None:
     """Entry point."""
     begin_in_utf_8()
-    settle()
+    prepare_environment()
     report_errors(app)
 
 

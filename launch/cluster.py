@@ -47,7 +47,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
 
     environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}
     if settings.address is not None:
-        environment["worker_process_setup_hook"] = "launch.interfaces.settle_host"
+        environment["worker_process_setup_hook"] = "launch.interfaces.prepare_host"
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

@@ -20,12 +20,12 @@ from data_shards.settings import InputError
 from launch.config import kept_config, load_config
 from launch.model_names import model_folder
 from launch.neighbourhoods import embed, fast_embedder, units
+from trainer.arrays import read_embeddings
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.trials import Trials, of_benchmark, of_dataset
 from trainer.evaluation.compatibility.vectors import Embedded
 from trainer.model import Model
-from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
 
 

@@ -17,7 +17,7 @@ from launch.cluster_settings import ClusterSettings
 from launch.remembered import locations
 from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods import METHODS, Method
 from trainer.optimizers import NOT_DECIDING, TrainingSettings
 from trainer.teacher import TeacherSettings

@@ -11,11 +11,13 @@ from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.pipeline import image_size
 from launch.crew import Crew
 from launch.folder import Run
-from launch.held_out import Embedding, Measurement
 from launch.neighbourhoods import neighbour_examples, units
 from launch.phases import Phase
+from launch.test_sets import Embedding, Measurement
 from monitoring.records import evaluation
 from monitoring.results import figures
+from trainer.arrays import write_embeddings
+from trainer.class_means import class_means, read_sums, write_class_means
 from trainer.evaluation.incremental import so_far
 from trainer.evaluation.protocol import (
     class_accuracies,
@@ -25,8 +27,6 @@ from trainer.evaluation.protocol import (
 )
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
-from trainer.prototypes import class_means, read_sums, write_prototypes
-from trainer.stored import write_embeddings
 
 Ids = NDArray[np.int64]
 
@@ -75,8 +75,8 @@ class CpuPhases:
         part = phase.output.with_name("prototypes.part")
         part.mkdir(parents=True, exist_ok=True)
         model = anchor.folder.resolve()
-        row_of = run.benchmark.row[run.dataset.identity]
-        first, last = run.prototype_rows(phase.chain, phase.step)
+        row_of = run.benchmark.row_of_identity[run.dataset.identity]
+        first, last = run.class_mean_rows(phase.chain, phase.step)
         samples = run.benchmark.step_samples(phase.step, all_so_far=True)
         shards = units(run.dataset, samples[row_of[samples] >= first])
         files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
@@ -89,7 +89,7 @@ class CpuPhases:
         sums = (read_sums(file, anchor.fingerprint) for file in files)
         means = class_means(sums, first, last)
         run.fence.check()
-        write_prototypes(phase.output, means, anchor.fingerprint)
+        write_class_means(phase.output, means, anchor.fingerprint)
         shutil.rmtree(part)
         return f"{len(means):,} rows"
 
@@ -110,13 +110,13 @@ class CpuPhases:
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
         write_json(phase.output.with_name("examples.json"), search_examples(*given))
         measured = evaluate(*given) | self._by_task(phase, model, samples, embeddings)
-        if run.held_out:
+        if run.test_sets:
             scratch = phase.output.with_name(f"held-out-{phase.fingerprint}")
             size = image_size(run.dataset, config.data)
             data = config.data.model_copy(update={"image_size": size})
             vectors = Embedding(model.folder, data, config.teacher.batch, self._crew.map)
             measurement = Measurement(vectors, scratch, self._crew.map)
-            measured["tests"] = measurement.measure(run.held_out)
+            measured["tests"] = measurement.measure(run.test_sets)
         run.fence.check()
         write_json(phase.output, measured)
         shown = list(figures(measured).values())[:2]
@@ -130,7 +130,11 @@ class CpuPhases:
         Empty where the benchmark names no such images, or the classifier knows other classes.
         """
         run, step = self._run, phase.step
-        if not run.benchmark.classified or model.adopted or model.rows != run.benchmark.rows[step]:
+        if (
+            not run.benchmark.classified
+            or model.adopted
+            or model.rows != run.benchmark.row_ends[step]
+        ):
             return {}
         directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
         given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
@@ -139,4 +143,4 @@ class CpuPhases:
             for past in range(step)
         ]
         accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]
-        return so_far(accuracies, run.benchmark.rows) if all(accuracies) else {}
+        return so_far(accuracies, run.benchmark.row_ends) if all(accuracies) else {}

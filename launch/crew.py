@@ -18,7 +18,7 @@ class Crew(Protocol):
     """Does what the driver cannot do alone."""
 
     def map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Calls a method of `OldModel` with each of `calls`, somewhere; results in their order.
+        """Calls a method of `ShardWorker` with each of `calls`, somewhere; results in their order.
 
         Raises InputError as the method did, Preempted when asked to stop.
         """

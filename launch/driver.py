@@ -14,7 +14,7 @@ from launch.ledger import Ledger
 from launch.links import link
 from launch.phases import Phase
 from launch.preemption import Preempted
-from launch.publishing import gated, settle, verdict
+from launch.publishing import gated, update_published, verdict
 from monitoring.progress import RunProgress
 
 
@@ -85,7 +85,7 @@ class Driver:
         """Publishes what may be, where the run has a gate; says so where `phase` may not."""
         if phase.kind not in ("evaluate", "compatibility") or not gated(self._run):
             return
-        withheld = settle(self._run, self._ledger)
+        withheld = update_published(self._run, self._ledger)
         if phase.kind == "compatibility" and (why := verdict(phase)) in withheld:
             self._progress.notice(why)
             append(self._run.folder, "events.jsonl", {"event": "withheld", "message": why})

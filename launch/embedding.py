@@ -28,9 +28,9 @@ from launch.neighbourhoods import units
 from launch.pool import ActorPool
 from launch.preemption import sigterm
 from trainer.adopted import AdoptedSettings
+from trainer.arrays import read_embeddings
 from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
-from trainer.stored import read_embeddings
 from trainer.teacher import TeacherSettings
 from untrusted.files import no_link, read_bytes
 from untrusted.json_text import parse_json
@@ -77,7 +77,7 @@ class Images:
 
 
 Call = tuple[Path, Path, Ids, PipelineSettings, TeacherSettings]
-"""The arguments of `OldModel.embed_part`."""
+"""The arguments of `ShardWorker.embed_part`."""
 Spread = Callable[[Images, list[Call], int], None]
 """Makes these calls, beside so many that are done already."""
 
@@ -155,7 +155,7 @@ def run_embed(
         _check_same(out, plan)
     else:
         with locked(work):
-            settle(work / "plan.json", plan, f"use another --out, or move {work} away")
+            check_same_plan(work / "plan.json", plan, f"use another --out, or move {work} away")
             everything = np.arange(len(images.dataset), dtype=np.int64)
             part = work / "gallery"
             files = embed_shards(images, model, everything, part, 0, spread)
@@ -184,7 +184,7 @@ def _check_name(out: Path) -> None:
         )
 
 
-def settle(path: Path, plan: dict[str, Any], remedy: str) -> None:
+def check_same_plan(path: Path, plan: dict[str, Any], remedy: str) -> None:
     """Writes a plan, or checks that the one which was begun here is the same. Raises InputError."""
     if not path.exists():
         write_json(path, plan)
@@ -217,7 +217,7 @@ def _check_same(out: Path, plan: dict[str, Any]) -> None:
         return
     if not card.exists():
         raise InputError(f"{out} exists and was not written by this command: {remedy}")
-    settle(card, plan, remedy)
+    check_same_plan(card, plan, remedy)
 
 
 def _join_lines(files: Iterable[Path], target: Path) -> None:

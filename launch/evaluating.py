@@ -21,31 +21,31 @@ from launch.cluster import cluster
 from launch.cluster_settings import ClusterSettings
 from launch.config import explain
 from launch.embedding import Images, locked
-from launch.held_out import (
+from launch.importing import progress
+from launch.pool import ActorPool
+from launch.preemption import sigterm
+from launch.test_sets import (
     Embedding,
-    HeldOutTest,
     Ids,
     Map,
     Measurement,
+    TestSet,
     Vectors,
     new_matrix,
     open_test,
 )
-from launch.importing import progress
-from launch.pool import ActorPool
-from launch.preemption import sigterm
 from monitoring.results import parts
-from trainer.evaluation import HeldOutSettings
+from trainer.evaluation import TestSetSettings
 from trainer.model import Model
 from trainer.teacher import TeacherSettings
 
 _BATCH = 1024  # feature files between two movements of the bar
 
 
-def settings_of_test(**given: Any) -> HeldOutSettings:
+def settings_of_test(**given: Any) -> TestSetSettings:
     """A test as the command's options give it. Raises InputError."""
     try:
-        return HeldOutSettings.model_validate(given)
+        return TestSetSettings.model_validate(given)
     except ValidationError as error:
         raise explain(error, "the test set") from error
 
@@ -60,7 +60,7 @@ class FeatureFiles:
     """Of the files' names, after the image's."""
     console: Console
 
-    def __call__(self, test: HeldOutTest, part: str, samples: Ids, target: Path) -> None:
+    def __call__(self, test: TestSet, part: str, samples: Ids, target: Path) -> None:
         """Raises InputError naming a file that is missing, damaged or longer than others."""
         folder, dimension = self.folders[part], self._dimension(test)
         with (
@@ -80,7 +80,7 @@ class FeatureFiles:
                     matrix[row] = vector
                 hear(begin + len(keys))
 
-    def _dimension(self, test: HeldOutTest) -> int:
+    def _dimension(self, test: TestSet) -> int:
         """d of the test's first image."""
         part, samples = next(iter(test.protocol.samples().items()))
         (key,) = test.datasets[part].keys(samples[:1])
@@ -89,7 +89,7 @@ class FeatureFiles:
 
 def run_evaluate(
     vectors: Model | FeatureFiles,
-    settings: HeldOutSettings,
+    settings: TestSetSettings,
     size: tuple[int, int] | None,
     actors: ClusterSettings,
     out: Path | None,

@@ -12,15 +12,15 @@ from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
 from launch.config import RunConfig
 from launch.continuing import first_model, known_names
-from launch.held_out import HeldOutTest, open_tests
 from launch.lease import UNFENCED, Fence
 from launch.model_names import model_folder
+from launch.test_sets import TestSet, open_tests
 from trainer.backbones import EmbedderSettings
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
-from trainer.task import Task
+from trainer.training_spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Run:
     config: RunConfig
     dataset: ShardDataset
     benchmark: Benchmark
-    held_out: dict[str, HeldOutTest]
+    test_sets: dict[str, TestSet]
     """Test sets of their own."""
     fence: Fence = UNFENCED
     """Checked before anything of the run is written."""
@@ -105,9 +105,9 @@ class Run:
         before = self.anchor_step(chain, step)
         return Model.open(self.step_folder(chain, before) / "model") if step else None
 
-    def prototype_rows(self, chain: Chain, step: int) -> tuple[int, int]:
+    def class_mean_rows(self, chain: Chain, step: int) -> tuple[int, int]:
         """The identities first <= r < last that `step` trains on and its anchor does not know."""
-        rows, before = self.benchmark.rows, self.anchor_step(chain, step)
+        rows, before = self.benchmark.row_ends, self.anchor_step(chain, step)
         if self.recipe(chain, step).data != "all":
             return rows[step - 1], rows[step]
         unknowing = before == 0 and self.adopted is not None and not self.adopted.rows
@@ -117,7 +117,7 @@ class Run:
         """The schedule of a learning step."""
         whole = self.recipe(chain, step).data == "all"
         settings = self.config.training
-        return for_all_data(settings, self.benchmark.rows, step) if whole else settings
+        return for_all_data(settings, self.benchmark.row_ends, step) if whole else settings
 
     def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
         """The network of a learning step."""
@@ -127,10 +127,10 @@ class Run:
         """The loss of a learning step."""
         return self.config.methods[chain.method].loss(self.config.classifier, step)
 
-    def task(self, chain: Chain, step: int) -> Task:
+    def training_spec(self, chain: Chain, step: int) -> TrainingSpec:
         """The training phase of one step. The step before must be finished."""
         config, folder = self.config, self.step_folder(chain, step)
-        return Task(
+        return TrainingSpec(
             dataset=self.dataset,
             benchmark=self.benchmark,
             data=config.data,
@@ -144,7 +144,7 @@ class Run:
             previous=self.previous(chain, step),
             anchor=self.anchor(chain, step),
             cache=folder / "neighbours",
-            prototypes=folder / "prototypes.safetensors",
+            class_means=folder / "prototypes.safetensors",
             folder=folder,
             checkpoints=self.checkpoints(chain, step),
             fence=self.fence.check,

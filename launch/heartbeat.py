@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from trainer.pulse import Doing, Pulse
+from trainer.activity import Activity, Doing
 
 _SECONDS = 1.0
 
@@ -38,13 +38,13 @@ class Heartbeat:
         mailbox: Any,
         phase: str,
         rank: int,
-        pulse: Pulse,
+        activity: Activity,
         superseded: Callable[[], bool] = lambda: False,
     ) -> None:
         """`superseded` is asked once a second whether another attempt has taken the run over."""
         import ray  # the driver sets the environment that it reads when it is imported
 
-        self._mailbox, self._phase, self._rank, self._pulse = mailbox, phase, rank, pulse
+        self._mailbox, self._phase, self._rank, self._activity = mailbox, phase, rank, activity
         self._superseded = superseded
         self._node = ray.get_runtime_context().get_node_id()
         self._born = psutil.Process().create_time()
@@ -61,7 +61,7 @@ class Heartbeat:
         self._mailbox.leave.remote(self._beat())
 
     def _beat(self) -> Beat:
-        now = self._pulse.read()
+        now = self._activity.read()
         return Beat(self._phase, self._rank, self._node, os.getpid(), self._born, now)
 
     def _run(self) -> None:
@@ -70,7 +70,7 @@ class Heartbeat:
         while True:
             try:
                 if ray.get(self._mailbox.beat.remote(self._beat())) or self._superseded():
-                    self._pulse.stop.set()
+                    self._activity.stop.set()
             except Exception:  # Ray's own while it shuts down are of many kinds
                 return  # the driver is gone, and Ray ends this worker, too
             if self._ended.wait(_SECONDS):

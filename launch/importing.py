@@ -22,9 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from data_shards.dataset import ShardDataset
+from data_shards.destination import Destination
 from data_shards.images import ImageSettings
 from data_shards.importing import description, finished, import_source
-from data_shards.places import Place
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
@@ -96,7 +96,7 @@ def refusal_table(out: Path) -> Table | None:
 def run_import(
     name: str,
     settings: Settings,
-    place: Place,
+    place: Destination,
     image: ImageSettings,
     shard_samples: int,
     max_refused: float,

@@ -6,12 +6,12 @@ from typing import Any
 
 import psutil
 
-from launch.surroundings import settle
+from launch.surroundings import prepare_environment
 
 
-def settle_host() -> None:
+def prepare_host() -> None:
     """Ray calls it in every process, before the process knows what it is for."""
-    settle()
+    prepare_environment()
     choose_interface()
 
 

@@ -10,8 +10,8 @@ import psutil
 import torch
 
 from data_shards.settings import InputError
+from trainer.dry_run import Collective, Operation
 from trainer.processor import multiplies_bf16
-from trainer.rehearsal import Collective, Operation
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Machine:
 
     name: str
     rates: dict[str, float]
-    """Operations a second of dense matrix products, by `trainer.rehearsal.Precision`."""
+    """Operations a second of dense matrix products, by `trainer.dry_run.Precision`."""
     memory: float
     """Bytes of the rank's memory."""
     bandwidth: float

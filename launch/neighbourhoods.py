@@ -24,15 +24,15 @@ from launch.lease import UNFENCED, Fence
 from monitoring.exporter import serving
 from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
+from trainer.arrays import write_embeddings
 from trainer.backbones import Embedder
+from trainer.class_means import class_sums, write_sums
 from trainer.evaluation.protocol import picture
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
 from trainer.model import Model
 from trainer.processor import fallback, multiplies_bf16
-from trainer.prototypes import class_sums, write_sums
-from trainer.stored import write_embeddings
 from trainer.teacher import TeacherSettings, answers
 from untrusted.text import tsv_line
 
@@ -86,7 +86,7 @@ def embed(
     return np.concatenate(vectors)[: len(samples)]
 
 
-class OldModel:
+class ShardWorker:
     """An actor that keeps the dataset open and the last model loaded."""
 
     def __init__(
@@ -105,7 +105,7 @@ class OldModel:
         self._cache = cache
         self._dataset = self._opened_at(dataset)
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
-        self._held_out: dict[str, ShardDataset] = {}
+        self._test_sets: dict[str, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
         folder = target_file.parents[1]
         self._opened = ExitStack()  # until it is closed, or Ray ends the actor
@@ -198,7 +198,7 @@ class OldModel:
         write_embeddings(out, samples, vectors, model.fingerprint)
         return vectors.shape[1]
 
-    def embed_held_out(
+    def embed_test_set(
         self,
         model_folder: Path,
         dataset: str,
@@ -213,9 +213,9 @@ class OldModel:
         `mirrored` adds those of the mirror images.
         """
         _, embedder, _ = self._model(model_folder, TeacherSettings())
-        if dataset not in self._held_out:
-            self._held_out[dataset] = self._opened_at(dataset)
-        images = self._held_out[dataset]
+        if dataset not in self._test_sets:
+            self._test_sets[dataset] = self._opened_at(dataset)
+        images = self._test_sets[dataset]
         self._metrics.embedded.inc(len(samples) * (1 + mirrored))
         vectors = embed(embedder, images, samples, data, batch)
         if mirrored:
@@ -239,7 +239,7 @@ def neighbour_examples(
     """
     chosen = np.sort(samples)[np.linspace(0, len(samples) - 1, count).astype(np.int64)]
     classes = cache.look_up(chosen, np.zeros(count, dtype=bool))["classes"][:, :8]
-    rows = benchmark.row[dataset.identity]
+    rows = benchmark.row_of_identity[dataset.identity]
     return [
         {
             "query": picture(dataset, int(sample)),

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_shards.files import fingerprint
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
+from trainer.methods.spelling import spelled
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,18 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
         needs, data = recipe.needs, recipe.data
         past = run.fingerprint(chain, step - 1) if step else ""
         if step and needs.answers and run.config.teacher.mode == "cached":
-            made = fingerprint(["neighbours", past, repr(needs), data, step, deciding["teacher"]])
+            made = fingerprint(
+                ["neighbours", past, spelled(needs), data, step, deciding["teacher"]]
+            )
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
-        if step and needs.prototypes:
+        if step and needs.class_means:
             before = run.anchor_step(chain, step)
-            of = [run.fingerprint(chain, before), run.prototype_rows(chain, step)]
+            of = [run.fingerprint(chain, before), run.class_mean_rows(chain, step)]
             made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
             yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
         kind = "train" if step or not run.given else "adopt"
         yield Phase(kind, chain, step, trained, folder / "model")
-        tests = [test.fingerprint for test in run.held_out.values()]
+        tests = [test.fingerprint for test in run.test_sets.values()]
         tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
         beside = ("embeddings.safetensors", "examples.json")
         yield Phase("evaluate", chain, step, tested, folder / "evaluation.json", beside)

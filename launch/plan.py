@@ -15,6 +15,7 @@ from launch.machines import Machine
 from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
+from trainer.dry_run import Operation
 from trainer.footprint import (
     Calls,
     EmbedderFootprint,
@@ -27,19 +28,18 @@ from trainer.footprint import (
     rows_by_rank,
     saved_bytes,
 )
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods import Method
 from trainer.methods.recipe import Needs, Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
-from trainer.rehearsal import Operation
 
 
 @dataclass(frozen=True)
 class Split:
     """How many identities and images each learning step has."""
 
-    rows: tuple[int, ...]
+    row_ends: tuple[int, ...]
     """Identities learned after each step."""
     images: tuple[int, ...]
     """Training images of each step."""
@@ -104,7 +104,7 @@ def split_of(config: RunConfig, identities: int | None, images: int | None) -> S
         files = run.dataset.manifest["files"].values()
         samples = tuple(len(own) for own in run.benchmark.steps)
         shards = sum(facts["bytes"] for facts in files)
-        return Split(run.benchmark.rows, samples, _known(size), shards)
+        return Split(run.benchmark.row_ends, samples, _known(size), shards)
     if identities is None or images is None:
         raise InputError("--identities and --images go together: say both, or neither")
     known, drawn = known_names(config, Path()), config.benchmark
@@ -129,8 +129,8 @@ def _known(size: Any) -> tuple[int, int]:
 def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
     """Plans every learning step. Raises InputError for what a run would refuse, too."""
     planner = _Planner(config, split, machine)
-    check_steps(split.rows, split.images, config.cluster.workers, bool(planner.given))
-    steps = [step for number in range(len(split.rows)) for step in planner.steps(number)]
+    check_steps(split.row_ends, split.images, config.cluster.workers, bool(planner.given))
+    steps = [step for number in range(len(split.row_ends)) for step in planner.steps(number)]
     if not steps:
         raise InputError("there is nothing to plan: step 0 is adopted, and benchmark.steps is 1")
     return Plan(planner.world, len(config.seeds), machine, split.shards, steps)
@@ -200,13 +200,13 @@ class _Planner:
         return method.network(self._config.embedder, max(0, step - 1))
 
     def _old(self, step: int) -> int:
-        return self._split.rows[step - 1] if step else 0
+        return self._split.row_ends[step - 1] if step else 0
 
     def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
         config, split, world = self._config, self._split, self.world
         recipe, dimension = trained.recipe, trained.embedder.dimension
-        old, last, whole = self._old(step), split.rows[step], recipe.data == "all"
-        training = for_all_data(config.training, split.rows, step) if whole else config.training
+        old, last, whole = self._old(step), split.row_ends[step], recipe.data == "all"
+        training = for_all_data(config.training, split.row_ends, step) if whole else config.training
         images = sum(split.images[: step + 1]) if whole else split.images[step]
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
@@ -299,7 +299,7 @@ class _Planner:
         if self._machine is None:
             return None
         compute = self._machine.compute_seconds(embedding)
-        # rows are rehearsed in the CPU's small blocks: a GPU starts fewer kernels for them
+        # rows are run dry in the CPU's small blocks: a GPU starts fewer kernels for them
         started = not self._config.cluster.gpu
         compute += self._machine.compute_seconds(head.operations, started)
         every = [call for made in calls.values() for call in made]

@@ -9,7 +9,7 @@ from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from launch.cluster_settings import ClusterSettings
 from launch.lease import UNFENCED, Fence
-from launch.neighbourhoods import OldModel
+from launch.neighbourhoods import ShardWorker
 from launch.placement import Waiting
 from launch.preemption import Preempted
 from monitoring.logs import LOG
@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.2
 
 
 class ActorPool:
-    """`OldModel` actors on a Ray cluster, started when they are first needed."""
+    """`ShardWorker` actors on a Ray cluster, started when they are first needed."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class ActorPool:
         if not self._actors:
             count = self._cluster.actor_count()
             threads = self._cluster.actor_threads()
-            actor = self._ray.remote(OldModel)
+            actor = self._ray.remote(ShardWorker)
             for number in range(count):
                 target = self._targets / f"actor-{number}.json"
                 options: dict[str, Any] = {"num_cpus": 1, "max_restarts": -1, "max_task_retries": 3}

@@ -46,7 +46,7 @@ def verdict(phase: Phase) -> str:
     )
 
 
-def settle(run: Run, ledger: Ledger) -> list[str]:
+def update_published(run: Run, ledger: Ledger) -> list[str]:
     """Makes ``published/`` hold the models that may be there; returns why others may not.
 
     Models share their bytes with the step's folder, and appear whole or not at all. The paragon's

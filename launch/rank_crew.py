@@ -28,15 +28,15 @@ from launch.config import RunConfig, load_config
 from launch.events import Records
 from launch.folder import Chain, Run
 from launch.lease import Fence
-from launch.neighbourhoods import OldModel
+from launch.neighbourhoods import ShardWorker
 from launch.preemption import Preempted, sigterm
 from launch.run import execute
 from launch.terminal import console
 from launch.workers import train_rank
 from monitoring.metrics import Metrics
 from monitoring.progress import RunProgress
+from trainer.activity import Activity
 from trainer.heads.collectives import Ranks
-from trainer.pulse import Pulse
 
 _WAITING = timedelta(days=365)
 """For rank 0's word: a rank that dies ends all of them by other means."""
@@ -49,7 +49,7 @@ class Rank:
     def __init__(self, config: RunConfig, folder: Path, word: Ranks, stop: threading.Event) -> None:
         """`word` is a gloo group of all ranks, for what they say to each other."""
         self._config, self._folder, self._word, self._stop = config, folder, word, stop
-        self._old: OldModel | None = None
+        self._old: ShardWorker | None = None
 
     def map(
         self, fence: Fence, method: str, calls: list[tuple[Any, ...]]
@@ -71,10 +71,10 @@ class Rank:
         dist.gather_object(answer, every, dst=0, group=self._word.group)
         return every or []
 
-    def _model(self, fence: Fence) -> OldModel:
+    def _model(self, fence: Fence) -> ShardWorker:
         if self._old is None:
             config, number = self._config, str(self._word.rank)
-            self._old = OldModel(
+            self._old = ShardWorker(
                 config.dataset_location(),
                 config.data.cache,
                 config.cluster.worker_threads(),
@@ -93,8 +93,8 @@ class Rank:
             self._old.close()
             self._old = None
         ranks, metrics = Ranks.default(), Metrics()
-        pulse = Pulse(metrics.count_doing)
-        pulse.stop = self._stop
+        activity = Activity(metrics.count_doing)
+        activity.stop = self._stop
         run = Run.open(self._folder, self._config, metrics.count_cache, fence)
 
         records = None if progress is None else Records(self._folder, progress)
@@ -102,10 +102,10 @@ class Rank:
         def post(record: dict[str, Any]) -> None:
             if progress is not None and records is not None:
                 records.keep(record)
-                turns = pulse.read().turns  # nobody gets on without the others
+                turns = activity.read().turns  # nobody gets on without the others
                 progress.ranks(ranks.world, ranks.world, turns)
 
-        train_rank(run, name, chain, step, ranks, metrics, pulse, post, progress is not None)
+        train_rank(run, name, chain, step, ranks, metrics, activity, post, progress is not None)
 
     def follow(self) -> None:
         """Does what rank 0 says until the end."""

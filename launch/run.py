@@ -9,8 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 from data_shards.benchmark_words import in_words
 from data_shards.cores import cores
 from data_shards.dataset import ShardDataset
+from data_shards.destination import Destination, destination_at
 from data_shards.files import write_atomically
-from data_shards.places import Place, place_at
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from data_shards.sources.glyphs import GlyphSettings, read_glyphs
@@ -27,7 +27,7 @@ from launch.lease import holding
 from launch.ledger import Ledger
 from launch.phases import pending, phases
 from launch.preemption import Preempted, sigterm
-from launch.publishing import gated, settle
+from launch.publishing import gated, update_published
 from launch.remembered import locations, remember
 from launch.withheld import Withheld
 from monitoring.compatibility import summary, summary_tables
@@ -41,7 +41,7 @@ from untrusted.text import printable
 from untrusted.yaml_text import dump_yaml
 
 
-def build_glyphs(settings: GlyphSettings, place: Place, console: Console) -> None:
+def build_glyphs(settings: GlyphSettings, place: Destination, console: Console) -> None:
     """Draws the glyph dataset into a `place`, with progress."""
     processes = cores()
     images = track(
@@ -80,7 +80,7 @@ def verify_dataset(
         dataset.verify(lambda done: bar.update(task, completed=done), fetching)
 
 
-def _settle_configuration(config: RunConfig, folder: Path) -> None:
+def _keep_configuration(config: RunConfig, folder: Path) -> None:
     """Writes run.yaml, or checks that the folder's run was configured alike."""
     path = folder / "run.yaml"
     if path.exists():
@@ -103,7 +103,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
     if config.cluster.address is None and employ is on_ray:
         check_gpus(config.cluster, max(1, config.cluster.workers))
     if config.glyphs is not None and not config.dataset_is_there():
-        build_glyphs(config.glyphs, place_at(config.dataset), console)
+        build_glyphs(config.glyphs, destination_at(config.dataset), console)
 
     def tell(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
@@ -112,11 +112,11 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         run = Run.open(folder, config, fence=attempt.fence)
         config = run.config
         samples = [len(own) for own in run.benchmark.steps]
-        check_steps(run.benchmark.rows, samples, config.cluster.workers, bool(run.given))
+        check_steps(run.benchmark.row_ends, samples, config.cluster.workers, bool(run.given))
         check_given(run)
         if config.evaluation.compatibility is not None:
             trials_of(run)
-        _settle_configuration(config, folder)
+        _keep_configuration(config, folder)
         remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
         ledger = Ledger.open(folder / "ledger.jsonl")
         todo = pending(run, ledger)
@@ -130,7 +130,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
             verify_dataset(run.dataset, console)
             every = len(phases(run))
             console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
-            known = run.benchmark.rows[0] if config.continues is not None else 0
+            known = run.benchmark.row_ends[0] if config.continues is not None else 0
             if known:
                 tell(f"{known:,} identities are known from {config.continues}")
             for line in in_words(run.dataset, config.benchmark, run.benchmark, known):
@@ -159,7 +159,7 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
                 Driver(run, ledger, hire(run, progress, stop), progress, stop).walk(todo)
         else:
             console.print(f"all {len(phases(run))} phases of {folder} are done")
-        withheld = settle(run, ledger) if gated(run) else []
+        withheld = update_published(run, ledger) if gated(run) else []
         run.fence.check()
         draw(folder)
     for table in tables(compare([folder])):

@@ -38,7 +38,7 @@ def shards_glyphs(
     seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
 ) -> None:
     """Draw the built-in dataset: characters are identities, fonts are cameras."""
-    from data_shards.places import place_at
+    from data_shards.destination import destination_at
     from data_shards.sources.glyphs import GlyphSettings
     from launch.run import build_glyphs
 
@@ -52,7 +52,7 @@ def shards_glyphs(
         query_fonts=query_fonts,
         seed=seed,
     )
-    build_glyphs(settings, place_at(out), console)
+    build_glyphs(settings, destination_at(out), console)
 
 
 @shards.command("sources")
@@ -101,9 +101,9 @@ def shards_import(
     Images that cannot be taken are listed in refused.jsonl; more than --max-refused is an error
     with exit status 2.
     """
+    from data_shards.destination import destination_at
     from data_shards.images import ImageSettings
     from data_shards.importing import source_settings
-    from data_shards.places import place_at
     from launch.importing import run_import
 
     settings = source_settings(source, path, options or [])
@@ -111,7 +111,9 @@ def shards_import(
         size=parse_size(size) if size else None, quality=quality, max_pixels=max_pixels
     )
     count = cores() if processes is None else processes
-    run_import(source, settings, place_at(out), image, shard_samples, max_refused, count, console)
+    run_import(
+        source, settings, destination_at(out), image, shard_samples, max_refused, count, console
+    )
 
 
 @shards.command("verify")

@@ -19,7 +19,7 @@ somebody else may have made, such as root when an image was built."""
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def settle() -> None:
+def prepare_environment() -> None:
     """Fills in what the user's environment leaves out; says so where a folder is replaced.
 
     To be called before torch is imported: its thread library reads the environment only then.

@@ -19,10 +19,10 @@ from monitoring.exporter import serving
 from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
 from monitoring.progress import in_words
+from trainer.activity import Activity
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
 from trainer.loop import train
-from trainer.pulse import Pulse
 
 
 def _log(folder: Path, phase: str, rank: int, metrics: Metrics) -> AbstractContextManager[None]:
@@ -55,7 +55,7 @@ def worker(spec: dict[str, Any]) -> None:
         run = Run.open(spec["folder"], config, metrics.count_cache, fence)
         chain, step = Chain(spec["method"], spec["seed"]), spec["step"]
         restarts = ray.get(mailbox.start.remote(phase, ranks.rank))
-        pulse = Pulse(metrics.count_doing)
+        activity = Activity(metrics.count_doing)
 
         def post(record: dict[str, Any]) -> None:
             mailbox.post.remote(record)
@@ -63,8 +63,8 @@ def worker(spec: dict[str, Any]) -> None:
         alone = config.cluster.workers == 0
         file = crash_file(run.folder, ranks.rank)
         told = nullcontext() if alone else crash_told(file)
-        with told, Heartbeat(mailbox, phase, ranks.rank, pulse, fence.lost):
-            train_rank(run, phase, chain, step, ranks, metrics, pulse, post, alone, restarts)
+        with told, Heartbeat(mailbox, phase, ranks.rank, activity, fence.lost):
+            train_rank(run, phase, chain, step, ranks, metrics, activity, post, alone, restarts)
     except InputError as error:
         mailbox.post.remote({"phase": phase, "error": str(error)})
         raise
@@ -77,7 +77,7 @@ def train_rank(
     step: int,
     ranks: Ranks,
     metrics: Metrics,
-    pulse: Pulse,
+    activity: Activity,
     post: Callable[[dict[str, Any]], None],
     with_driver: bool,
     restarts: int = 0,
@@ -118,4 +118,4 @@ def train_rank(
         torch.cuda.set_device(device)
     with logged, endpoint:
         LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
-        train(run.task(chain, step), ranks, device, metrics, report, tell, pulse)
+        train(run.training_spec(chain, step), ranks, device, metrics, report, tell, activity)

@@ -104,5 +104,5 @@ class Metrics:
         self._cache[event].inc(amount)
 
     def count_doing(self, doing: str, seconds: float) -> None:
-        """Counts what a rank has done for how long (`trainer.pulse.Pulse`)."""
+        """Counts what a rank has done for how long (`trainer.activity.Activity`)."""
         self._doing.labels(doing).inc(seconds)

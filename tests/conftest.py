@@ -68,7 +68,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small datasets of each kind of test set."""
-    from tests.held_out_sets import write_sets
+    from tests.own_test_sets import write_sets
 
     root = tmp_path_factory.mktemp("sets")
     write_sets(root)

@@ -21,8 +21,8 @@ from launch.status import open_run
 from monitoring.report import draw
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.checkpoint import Folder
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
 
@@ -80,7 +80,7 @@ def test_a_model(trace, tmp_path, how):
     """A pickle in the place of tensors, with a hash that is right."""
     settings, ranks = EmbedderSettings(width=4, dimension=8), Ranks()
     rows = ShardedRows.new(0, 6, 8, 0, ranks)
-    classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+    classifier = MarginLoss(ClassifierSettings(), 0, torch.device("cpu"))
     folder = tmp_path / "model"
     names = [f"id-{row}" for row in range(6)]
     net = build_embedder(settings)

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from data_shards.counter import stream_key
+from data_shards.counter_rng import stream_key
 from data_shards.settings import Settings
 
 

@@ -1,4 +1,4 @@
-"""What one iteration takes on a rank: memory, work and communication, found by rehearsing it.
+"""What one iteration takes on a rank: memory, work and communication, found by a dry run.
 
 Sizes are of the fullest rank: the one with the most images, and the one with the most rows.
 """
@@ -12,16 +12,16 @@ import torch
 from data_shards.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
+from trainer.dry_run import Collective, DryRun, DryRunRanks, Operation
 from trainer.guard import Guard
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
 from trainer.optimizers import TrainingSettings, make_optimizer
-from trainer.rehearsal import Collective, Operation, Rehearsal, RehearsedRanks
 
 Calls = dict[str, list[Collective]]
 """The collectives of an iteration by what they are for."""
@@ -88,20 +88,20 @@ def embedder_footprint(
     training: TrainingSettings,
     world: int,
 ) -> EmbedderFootprint:
-    """Rehearses the embedder on images of `size` (height, width)."""
+    """Runs the embedder dry on images of `size` (height, width)."""
     counts = images_by_rank(training.batch, world)
-    ranks = RehearsedRanks(counts.index(max(counts)), world)
-    with Rehearsal() as rehearsal:
+    ranks = DryRunRanks(counts.index(max(counts)), world)
+    with DryRun() as dry_run:
         network = build_embedder(settings).train()
         synchronise_batch_norm(network, ranks)
         optimizer = make_optimizer(network.parameters(), training)
         images = _images(max(counts), size)
-        before = rehearsal.mark()
+        before = dry_run.mark()
         with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
             embeddings = network(images)
-        activations = rehearsal.held - before
+        activations = dry_run.held - before
         embeddings.float().backward(torch.empty(embeddings.shape))
-        peak = rehearsal.peak - before
+        peak = dry_run.peak - before
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         optimizer.step()
         states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
@@ -120,7 +120,7 @@ def embedder_footprint(
             saved_optimizer=state,
             activations=activations,
             peak=peak,
-            operations=rehearsal.operations,
+            operations=dry_run.operations,
             calls=calls,
         )
 
@@ -133,12 +133,12 @@ def online_teacher_operations(
     world: int,
 ) -> list[Operation]:
     """The forward pass of a frozen embedder beside training."""
-    with Rehearsal() as rehearsal, torch.no_grad():
+    with DryRun() as dry_run, torch.no_grad():
         network = build_embedder(settings).eval()
         images = _images(max(images_by_rank(training.batch, world)), size)
-        rehearsal.mark()
+        dry_run.mark()
         network(images)
-        return rehearsal.operations
+        return dry_run.operations
 
 
 def head_footprint(
@@ -152,27 +152,27 @@ def head_footprint(
     online: bool,
     world: int,
 ) -> HeadFootprint:
-    """Rehearses the Terms of `recipe` (as it applies at the step) and their backward pass.
+    """Runs the Terms dry of `recipe` (as it applies at the step) and their backward pass.
 
     Old models, of embeddings of `old_dimension`, share one frozen copy of their rows. By the plain
-    PyTorch path: kernels of our own are nothing that a rehearsal could follow.
+    PyTorch path: kernels of our own are nothing that a dry_run could follow.
     """
     blocks = row_blocks(recipe, old, last)
     owned = {name: rows_by_rank(b.start, b.stop, world) for name, b in blocks.items()}
     held = [sum(own) for own in zip(*owned.values(), strict=True)]
-    ranks = RehearsedRanks(held.index(max(held)), world)
+    ranks = DryRunRanks(held.index(max(held)), world)
     counts = images_by_rank(training.batch, world)
-    with Rehearsal() as rehearsal:
+    with DryRun() as dry_run:
         rows = {name: _rows(block, dimension, ranks) for name, block in blocks.items()}
         trained = {"current"} | ({"previous"} if recipe.needs.trained_rows else set())
-        without = rehearsal.mark()
+        without = dry_run.mark()
         optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
-        kept = rehearsal.held - without
-        known = range(last if recipe.needs.prototypes else old)
+        kept = dry_run.held - without
+        known = range(last if recipe.needs.class_means else old)
         frozen = _rows(known, old_dimension, ranks) if recipe.needs.any else None
-        classifier = Classifier(settings, 0, torch.device("cpu"))
+        classifier = MarginLoss(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
-        before = rehearsal.mark()
+        before = dry_run.mark()
         teacher, anchor = Teacher(), None
         if frozen is not None:
             anchor = OldClassifier(frozen.requires_grad_(False), classifier, old)
@@ -182,8 +182,8 @@ def head_footprint(
         labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
         gathering = _taken(ranks)
         drawn = settings.sampled + training.batch / world / owned["current"][ranks.rank]
-        rehearsal.hits = {1: min(1.0, drawn), 2: 1 / world}
-        rehearsal.values = owned.get("previous", held)[ranks.rank]
+        dry_run.hits = {1: min(1.0, drawn), 2: 1 / world}
+        dry_run.values = owned.get("previous", held)[ranks.rank]
         update = Update(optimizers["current"], 0.1)
         forward = Forward(
             *(gathered, labels, rows["current"], rows.get("previous"), teacher, classifier),
@@ -203,8 +203,8 @@ def head_footprint(
             frozen=_bytes(frozen.weight) if frozen is not None else 0,
             optimizer=kept,
             gradients=sum(gradients),
-            peak=rehearsal.peak - before,
-            operations=rehearsal.operations,
+            peak=dry_run.peak - before,
+            operations=dry_run.operations,
             calls={"embeddings and labels": gathering, "teacher": asked, "losses": _taken(ranks)},
         )
 
@@ -217,7 +217,7 @@ def saved_bytes(
     A checkpoint has the trained rows only, with their optimiser's state, and what the guard knows.
     """
     model, checkpoint = 0, _bytes(*Guard(training.guard).tensors.values())
-    with Rehearsal():
+    with DryRun():
         for name, block in row_blocks(recipe, old, last).items():
             rows = _rows(block, dimension, Ranks())
             size = _bytes(rows.weight, rows.own_ids())
@@ -245,7 +245,7 @@ def _teacher(
     return Teacher(embeddings if needs.embeddings else None, classes, activations, rows)
 
 
-def _taken(ranks: RehearsedRanks) -> list[Collective]:
+def _taken(ranks: DryRunRanks) -> list[Collective]:
     """The calls since the last look."""
     calls = list(ranks.calls)
     ranks.calls.clear()

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from torch.nn.functional import normalize
 
-from data_shards.counter import bits, stream_key
+from data_shards.counter_rng import bits, stream_key
 from data_shards.files import fingerprint, sha256, write_json
 from data_shards.settings import InputError
-from trainer.stored import read_embeddings, write_embeddings
+from trainer.arrays import read_embeddings, write_embeddings
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 from untrusted.names import plain_name, sha256_text
@@ -34,7 +34,7 @@ _BLOCK = 4096  # identities whose means are compared with as many others at once
 
 @dataclass(frozen=True)
 class Part:
-    """The vectors of some images of one shard by one model: a file of `trainer.stored`."""
+    """The vectors of some images of one shard by one model: a file of `trainer.arrays`."""
 
     name: Annotated[str, AfterValidator(plain_name)]
     shard: Annotated[int, Field(ge=0)]

@@ -21,8 +21,8 @@ from trainer.backbones import Embedder, EmbedderSettings, build_embedder
 from trainer.checkpoint import DamagedError, Fence, Folder, save_folder, unfenced
 from trainer.checkpoint.format import CARD
 from trainer.checkpoint.rows import load_rows, part_name
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 
 _Side = Annotated[int, Field(gt=0, le=1 << 16)]
@@ -138,7 +138,7 @@ def save_model(
     folder: Path,
     settings: EmbedderSettings,
     image_size: tuple[int, int],
-    classifier: Classifier,
+    classifier: MarginLoss,
     embedder: torch.nn.Module,
     blocks: list[ShardedRows],
     names: Sequence[str],
@@ -179,7 +179,7 @@ def save_adopted(
     files = {
         "embedder": {name: tensor.contiguous() for name, tensor in tensors.items()},
         part_name("rows", ranks): {"ids": torch.arange(len(weight)), "weight": weight.contiguous()},
-        "classifier": Classifier(classifier, 0, torch.device("cpu")).running,
+        "classifier": MarginLoss(classifier, 0, torch.device("cpu")).running,
         "names": _text(names),
     }
     card = {

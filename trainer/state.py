@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from data_shards.counter import stream_key
+from data_shards.counter_rng import stream_key
 from data_shards.settings import InputError
 from trainer.backbones import build_embedder
 from trainer.batch_norm import synchronise_batch_norm
@@ -16,12 +16,12 @@ from trainer.checkpoint.rows import load_rows, part_name, parts, rows_tensors
 from trainer.engine import build_engine
 from trainer.gradients import Gradients, LossScale
 from trainer.guard import Guard
-from trainer.heads.classifier import Classifier
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import make_optimizer
-from trainer.task import Task
+from trainer.training_spec import TrainingSpec
 
 
 @dataclass
@@ -29,7 +29,7 @@ class State:
     """What changes while training."""
 
     engine: Any
-    classifier: Classifier
+    classifier: MarginLoss
     current: ShardedRows
     previous: ShardedRows | None
     embedder_optimizer: torch.optim.Optimizer
@@ -56,19 +56,19 @@ class State:
         return {name: rows for name, rows in held.items() if rows is not None}
 
 
-def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
+def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State:
     """The embedder, rows and optimisers as they are before the first iteration."""
-    seed = int(stream_key(task.seed, "step", task.step) >> 1)
-    last = task.benchmark.rows[task.step]
-    embedder = build_embedder(task.embedder, seed)
-    scratch, whole = task.recipe.start == "scratch", task.recipe.data == "all"
-    old = 0 if task.previous is None or (scratch and whole) else task.previous.rows
-    fresh = ShardedRows.new(old, last, task.embedder.dimension, seed % 2**31, ranks)
+    seed = int(stream_key(spec.seed, "step", spec.step) >> 1)
+    last = spec.benchmark.row_ends[spec.step]
+    embedder = build_embedder(spec.embedder, seed)
+    scratch, whole = spec.recipe.start == "scratch", spec.recipe.data == "all"
+    old = 0 if spec.previous is None or (scratch and whole) else spec.previous.rows
+    fresh = ShardedRows.new(old, last, spec.embedder.dimension, seed % 2**31, ranks)
     previous = None
-    if task.previous is not None and not scratch:
-        embedder.load_state_dict(task.previous.embedder().state_dict())
-    if task.previous is not None and old:
-        previous = task.previous.sharded_rows(ranks)
+    if spec.previous is not None and not scratch:
+        embedder.load_state_dict(spec.previous.embedder().state_dict())
+    if spec.previous is not None and old:
+        previous = spec.previous.sharded_rows(ranks)
     if previous is not None and whole:
         order = torch.cat([previous.own_ids(), fresh.own_ids()]).argsort()
         weight = torch.cat([previous.weight.detach(), fresh.weight.detach()])[order]
@@ -79,23 +79,23 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
     trained = {"current": fresh}
     if previous is not None:
         previous.to(device)
-        if task.recipe.needs.trained_rows:
+        if spec.recipe.needs.trained_rows:
             trained["previous"] = previous
-    scale = LossScale() if task.training.precision == "fp16" else None
-    gradients, guard = Gradients(embedder.parameters(), scale), Guard(task.training.guard)
+    scale = LossScale() if spec.training.precision == "fp16" else None
+    gradients, guard = Gradients(embedder.parameters(), scale), Guard(spec.training.guard)
     shared = {**guard.tensors, **gradients.tensors}
-    embedder_optimizer = make_optimizer(embedder.parameters(), task.training)
+    embedder_optimizer = make_optimizer(embedder.parameters(), spec.training)
     engine = build_engine(
-        embedder, embedder_optimizer, task.training.batch, ranks, task.training.zero
+        embedder, embedder_optimizer, spec.training.batch, ranks, spec.training.zero
     )
-    row_optimizers = {name: RowOptimizer(rows, task.training) for name, rows in trained.items()}
-    classifier = Classifier(task.classifier, seed % 2**31, device)
-    if task.previous is not None and task.recipe.start == "previous":
-        classifier.restore(task.previous.running())
+    row_optimizers = {name: RowOptimizer(rows, spec.training) for name, rows in trained.items()}
+    classifier = MarginLoss(spec.classifier, seed % 2**31, device)
+    if spec.previous is not None and spec.recipe.start == "previous":
+        classifier.restore(spec.previous.running())
     origin = {
-        "dataset": task.dataset.fingerprint,
-        "seed": task.seed,
-        "learning_step": task.step,
+        "dataset": spec.dataset.fingerprint,
+        "seed": spec.seed,
+        "learning_step": spec.step,
     }
     return State(
         engine,
@@ -111,7 +111,7 @@ def build_state(task: Task, ranks: Ranks, device: torch.device) -> State:
     )
 
 
-def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
+def save_state(spec: TrainingSpec, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
     """Checkpoints the state before `state.iteration`: copied now, written in the background.
 
     Rows that are not trained stay out: the previous model has them.
@@ -125,12 +125,12 @@ def save_state(task: Task, state: State, checkpoints: Checkpoints, ranks: Ranks)
         files["classifier"] = state.classifier.running
         files["embedder"] = dict(state.engine.module.state_dict())
         files["shared"] = state.shared
-    if ranks.rank == 0 or task.training.zero:
+    if ranks.rank == 0 or spec.training.zero:
         optimizer = optimizer_tensors(state.engine, state.embedder_optimizer)
         files[part_name("optimizer", ranks)] = optimizer
     card = {
-        "samples": state.iteration * task.training.batch,
-        "zero": task.training.zero,
+        "samples": state.iteration * spec.training.batch,
+        "zero": spec.training.zero,
         "blocks": {name: [rows.first, rows.last] for name, rows in blocks.items()},
         "origin": state.origin,
     }

@@ -8,15 +8,15 @@ from numpy.typing import NDArray
 
 from data_shards.order import rank_slice
 from data_shards.pipeline import Batch
+from trainer.activity import Activity
 from trainer.engine import discard_gradients
 from trainer.guard import Fault
-from trainer.heads.classifier import Part
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
+from trainer.heads.margin_loss import Part
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
 from trainer.processor import multiplies_bf16
-from trainer.pulse import Pulse
 from trainer.state import State
 from trainer.teacher import TeacherSource
 
@@ -38,12 +38,12 @@ class Stepper:
         state: State,
         teacher: TeacherSource,
         ranks: Ranks,
-        pulse: Pulse | None = None,
+        activity: Activity | None = None,
         anchor: OldClassifier | None = None,
     ) -> None:
         self._training, self._recipe, self._anchor = training, recipe, anchor
         self._state, self._teacher, self._ranks = state, teacher, ranks
-        self._pulse = pulse or Pulse()
+        self._activity = activity or Activity()
         batch, world = training.batch, ranks.world
         parts = [rank_slice(batch, rank, world) for rank in range(world)]
         self._counts = [part.stop - part.start for part in parts]
@@ -69,7 +69,7 @@ class Stepper:
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
         losses, loss = self._backward(batch, rate)
-        self._pulse.turn("update")
+        self._activity.turn("update")
         if self.fault is None:
             state.engine.step()
             for optimizer in state.row_optimizers.values():
@@ -86,7 +86,7 @@ class Stepper:
         Returns the mean losses, and the loss that all ranks agree on.
         """
         state, mean, seen = self._state, dict[str, torch.Tensor](), 0.0
-        self._pulse.turn("gathering labels")
+        self._activity.turn("gathering labels")
         # of all parts at once: a term must know how many samples it counts before its first part
         every = self._ranks.gather(batch.labels, self._counts)
         by_rank = every.split(self._counts)
@@ -104,7 +104,7 @@ class Stepper:
             self.fault = state.guard.judge(seen) if last or not math.isfinite(seen) else None
             if self.fault is not None:
                 break
-            self._pulse.turn("backward")
+            self._activity.turn("backward")
             state.engine.backward(losses["loss"])
         if self.fault is None:
             self.fault = self._judge_gradients()
@@ -127,18 +127,18 @@ class Stepper:
         state, half = self._state, _HALF.get(self._training.precision)
         if half is torch.bfloat16 and not multiplies_bf16(batch.images.device):
             half = None
-        self._pulse.turn("teacher")
+        self._activity.turn("teacher")
         teacher = self._teacher(batch, counts)
-        self._pulse.turn("forward")
+        self._activity.turn("forward")
         with torch.autocast(batch.images.device.type, half, enabled=half is not None):
             embeddings = state.engine(batch.images)
         embeddings = state.gradients.enter(embeddings.float())
-        self._pulse.turn("gathering embeddings")
+        self._activity.turn("gathering embeddings")
         gathered = gather_embeddings(embeddings, self._ranks, counts)
         # a float16 overflow shows after the rows' gradients only: they must not be used up by then
         whole = part is None and not state.gradients.scale
         fused = Update(state.row_optimizers["current"], rate) if whole else None
-        self._pulse.turn("loss")
+        self._activity.turn("loss")
         forward = Forward(
             gathered,
             labels,
@@ -166,7 +166,7 @@ class Stepper:
             [
                 (~finite).double(),
                 torch.where(finite, total.detach().double(), -math.inf),
-                total.new_tensor(float(self._pulse.stop.is_set()), dtype=torch.float64),
+                total.new_tensor(float(self._activity.stop.is_set()), dtype=torch.float64),
             ]
         )
         bad, loss, stopping = self._ranks.max(flags).tolist()

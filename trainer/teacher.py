@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs, OldClassifier, Teacher

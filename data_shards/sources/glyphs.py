@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data_shards.counter import stream_key, uniform
+from data_shards.counter_rng import stream_key, uniform
 from data_shards.parallel import chunks, ordered, worker_pool
 from data_shards.settings import InputError, Settings
 from data_shards.sources import SourceImage

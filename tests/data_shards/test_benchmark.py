@@ -16,10 +16,10 @@ SETTINGS = BenchmarkSettings(steps=4, test_identities=22, pairs=200, seen_identi
 
 def test_steps_are_disjoint_equal_and_owned_by_contiguous_rows(small):
     benchmark = build_benchmark(small, SETTINGS)
-    assert benchmark.rows == (10, 20, 29, 38)
+    assert benchmark.row_ends == (10, 20, 29, 38)
     before = 0
-    for samples, last in zip(benchmark.steps, benchmark.rows, strict=True):
-        rows = benchmark.row[small.identity[samples]]
+    for samples, last in zip(benchmark.steps, benchmark.row_ends, strict=True):
+        rows = benchmark.row_of_identity[small.identity[samples]]
         assert set(rows.tolist()) == set(range(before, last))
         before = last
     everything = np.concatenate([*benchmark.steps, benchmark.seen_query])
@@ -30,7 +30,7 @@ def test_tested_identities_are_in_no_step(small):
     benchmark = build_benchmark(small, SETTINGS)
     tested = np.unique(small.identity[np.concatenate([benchmark.query, benchmark.gallery])])
     assert len(tested) == 22
-    assert (benchmark.row[tested] == -1).all()
+    assert (benchmark.row_of_identity[tested] == -1).all()
 
 
 def test_queries_and_gallery_of_an_identity_share_no_camera(small):
@@ -68,7 +68,7 @@ def test_the_split_is_the_same_every_time_and_changes_with_the_seed(small):
         x, y = getattr(a, field.name), getattr(b, field.name)
         assert all(map(np.array_equal, x, y)) if isinstance(x, tuple) else np.array_equal(x, y)
     other = build_benchmark(small, SETTINGS.model_copy(update={"seed": 1}))
-    assert not np.array_equal(a.row, other.row)
+    assert not np.array_equal(a.row_of_identity, other.row_of_identity)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_identities_of_one_camera_are_trained_on_and_never_tested(small):
     benchmark = build_benchmark(dataclasses.replace(small, camera=camera), SETTINGS)
     tested = small.identity[np.concatenate([benchmark.query, benchmark.gallery])]
     assert (tested < 30).all()
-    assert (benchmark.row[30:] >= 0).all()
+    assert (benchmark.row_of_identity[30:] >= 0).all()
 
 
 @pytest.mark.parametrize("cameras", [2, 3])
@@ -155,8 +155,8 @@ def test_identities_that_cannot_be_validated_on_stay_in_training(small):
     benchmark = build_benchmark(
         dataclasses.replace(small, camera=camera), SETTINGS.model_copy(update=wanted)
     )
-    assert (benchmark.row[50:] >= 0).all()
-    assert benchmark.rows[-1] == 60 - 22 - 20
+    assert (benchmark.row_of_identity[50:] >= 0).all()
+    assert benchmark.row_ends[-1] == 60 - 22 - 20
 
 
 def without_cameras(dataset):
@@ -209,7 +209,7 @@ def test_few_tested_identities_make_fewer_folds(small):
 def test_a_fifth_of_the_identities_is_tested_unless_said_otherwise(small):
     benchmark = build_benchmark(small, BenchmarkSettings(steps=2))
     assert len(set(small.identity[benchmark.query])) == 12
-    assert benchmark.rows[-1] == 48
+    assert benchmark.row_ends[-1] == 48
 
 
 @pytest.mark.reliability(20, "a run says at its start how many are learned, tested, or left out")

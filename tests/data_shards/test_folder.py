@@ -13,15 +13,15 @@ from PIL import Image
 from rich.console import Console
 
 from data_shards.dataset import ShardDataset
+from data_shards.destination import destination_at
 from data_shards.images import ImageSettings
 from data_shards.importing import import_source
-from data_shards.places import place_at
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.folder import FolderSettings, folder_tables, read_folder
 from launch.importing import parts_as_identities, run_import
 from tests.conftest import jpeg
-from trainer.evaluation.held_out.verification import Verification
+from trainer.evaluation.test_sets.verification import Verification
 from trainer.evaluation.vectors import StoredVectors
 
 
@@ -123,7 +123,7 @@ def test_people_who_vanish_are_named(tmp_path, capsys):
     console = Console(width=200, soft_wrap=True, highlight=False)
 
     def run(max_refused):
-        settings, place = FolderSettings(path=root), place_at(str(tmp_path / "d"))
+        settings, place = FolderSettings(path=root), destination_at(str(tmp_path / "d"))
         run_import("folder", settings, place, ImageSettings(), 10, max_refused, 0, console)
 
     with pytest.raises(InputError, match=r"with them all of 3 identities \(b, heic, nobody\)"):

@@ -208,7 +208,7 @@ def test_an_import_without_a_good_image_is_an_error(tmp_path):
 
 
 def test_shards_end_at_a_size_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_shards.intake.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("data_shards.shard_builder.SHARD_BYTES", 20_000)
     manifest = write_dataset(source(20, 1), tmp_path / "d", {})
     sizes = [manifest["files"][name]["bytes"] for name in manifest["shards"]]
     assert len(sizes) > 2 and max(sizes) < 40_000
@@ -245,7 +245,7 @@ def test_taken_keys_are_a_set(chunks, fresh):
             for h, known in zip(hashes, keys.known(hashes).tolist(), strict=True):
                 assert (not known and keys.add(h)) == (h not in plain)
                 plain.add(h)
-            keys.settle()
+            keys.merge_fresh()
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,17 @@ def batches(small, benchmark, rank=0, world=1, iterations=range(4), settings=SET
     quarantine = other.pop("quarantine", Quarantine(None, settings.max_quarantined))
     return list(
         training_batches(
-            small, benchmark.row, order, 5, iterations, 30, rank, world, settings, CPU, quarantine
+            small,
+            benchmark.row_of_identity,
+            order,
+            5,
+            iterations,
+            30,
+            rank,
+            world,
+            settings,
+            CPU,
+            quarantine,
         )
     )
 
@@ -67,7 +77,7 @@ def test_images_and_labels_are_those_of_the_samples(small, benchmark):
         drawn = augment(SETTINGS.augmentation, 5, order.epoch(positions), batch.samples, (16, 16))
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         for i, sample in enumerate(batch.samples.tolist()):
-            assert batch.labels[i] == benchmark.row[small.identity[sample]]
+            assert batch.labels[i] == benchmark.row_of_identity[small.identity[sample]]
             wanted = expected_image(
                 small, sample, drawn.flipped[i], drawn.shift[i], drawn.erased[i]
             )
@@ -106,7 +116,7 @@ def test_a_damaged_sample_is_replaced_by_the_next_in_order_and_listed(small, ben
     quarantine = Quarantine(log, 3, lambda: counted.append(1))
     first = batches(damaged(small, bad), benchmark, quarantine=quarantine, iterations=range(1))[0]
     assert first.samples[[3, 4]].tolist() == [stream[5], stream[5]]
-    assert first.labels[3] == benchmark.row[small.identity[stream[5]]]
+    assert first.labels[3] == benchmark.row_of_identity[small.identity[stream[5]]]
     listed = [json.loads(line)["sample"] for line in log.read_text().splitlines()]
     assert sorted(listed) == sorted(bad.tolist())
     assert len(counted) == 2

@@ -120,10 +120,11 @@ def test_no_identity_is_in_two_steps_nor_both_trained_and_tested(make, tmp_path,
         own = set(dataset.identity[samples].tolist())
         assert own and not own & seen
         assert (dataset.role[samples] == ROLES.index("train")).all()
-        first, last = benchmark.rows_before(step), benchmark.rows[step]
-        assert {first <= r < last for r in benchmark.row[list(own)].tolist()} == {True}
+        first, last = benchmark.rows_before(step), benchmark.row_ends[step]
+        assert {first <= r < last for r in benchmark.row_of_identity[list(own)].tolist()} == {True}
         assert [
-            dataset.names[np.flatnonzero(benchmark.row == r)[0]] for r in range(first, last)
+            dataset.names[np.flatnonzero(benchmark.row_of_identity == r)[0]]
+            for r in range(first, last)
         ] == (list(read.steps[step]))
         seen |= own
     tested = np.concatenate([benchmark.query, benchmark.gallery])
@@ -253,7 +254,15 @@ def test_a_benchmark_file_survives_another_import_of_the_same_source(make, drawn
     settings = BenchmarkSettings(file=path)
     one, other = build_benchmark(dataset, settings), build_benchmark(turned, settings)
     for field in dataclasses.fields(one):
-        if field.name not in ("pairs", "same", "folds", "row", "rows", "names", "by_image"):
+        if field.name not in (
+            "pairs",
+            "same",
+            "folds",
+            "row_of_identity",
+            "row_ends",
+            "names",
+            "by_image",
+        ):
             for a, b in zip(
                 *(
                     np.atleast_2d(v) if isinstance(v, np.ndarray) else v
@@ -263,7 +272,7 @@ def test_a_benchmark_file_survives_another_import_of_the_same_source(make, drawn
             ):
                 assert sorted(dataset.keys(a)) == sorted(turned.keys(b)), field.name
     rows = [
-        {name: int(row) for name, row in zip(d.names, b.row, strict=True)}
+        {name: int(row) for name, row in zip(d.names, b.row_of_identity, strict=True)}
         for d, b in ((dataset, one), (turned, other))
     ]
     assert rows[0] == rows[1]
@@ -346,7 +355,7 @@ def test_a_file_decides_a_run_by_its_content_wherever_it_lies(drawn, tmp_path):
 def test_a_file_that_was_changed_under_a_pinned_run_is_refused(drawn):
     dataset, path = drawn
     pinned = BenchmarkSettings(file=path).pinned()
-    assert build_benchmark(dataset, pinned).rows == (5, 10, 15, 19, 23)
+    assert build_benchmark(dataset, pinned).row_ends == (5, 10, 15, 19, 23)
     path.write_text(path.read_text() + "\n")
     with pytest.raises(InputError, match="restore the file"):
         build_benchmark(dataset, pinned)
@@ -355,7 +364,7 @@ def test_a_file_that_was_changed_under_a_pinned_run_is_refused(drawn):
 def test_the_plan_reads_steps_from_the_file(drawn):
     dataset, path = drawn
     rows, images = counted_split(230, 2300, BenchmarkSettings(file=path))
-    assert rows == build_benchmark(dataset, BenchmarkSettings(file=path)).rows
+    assert rows == build_benchmark(dataset, BenchmarkSettings(file=path)).row_ends
     assert images == (50, 50, 50, 40, 40)
 
 
@@ -365,4 +374,4 @@ def test_random_splits_leave_test_images_alone(make):
     benchmark = build_benchmark(dataset, chosen)
     used = [*benchmark.steps, benchmark.query, benchmark.gallery]
     assert (dataset.role[np.concatenate(used)] == ROLES.index("train")).all()
-    assert benchmark.rows == (3,)
+    assert benchmark.row_ends == (3,)

@@ -7,13 +7,13 @@ import pytest
 
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
-from data_shards.places import place_at
+from data_shards.destination import destination_at
 from data_shards.settings import InputError
 from data_shards.splitting import split_dataset
 from data_shards.writer import write_dataset
 from tests.conftest import source
-from trainer.evaluation.held_out.retrieval import Retrieval
-from trainer.evaluation.held_out.verification import Verification
+from trainer.evaluation.test_sets.retrieval import Retrieval
+from trainer.evaluation.test_sets.verification import Verification
 
 SETTINGS = BenchmarkSettings(steps=1, test_identities=12, pairs=60, seen_identities=0)
 
@@ -27,7 +27,7 @@ def photos(tmp_path):
 
 
 def split(dataset, out, settings=SETTINGS):
-    places = [place_at(str(out / part)) for part in ("train", "test")]
+    places = [destination_at(str(out / part)) for part in ("train", "test")]
     split_dataset(dataset, *places, settings)
     return [ShardDataset.open(out / part) for part in ("train", "test")]
 

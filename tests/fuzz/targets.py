@@ -22,14 +22,14 @@ from monitoring import records
 from tests.conftest import source
 from tests.fuzz.harness import Target
 from tests.fuzz.source_targets import SOURCE_TARGETS
+from trainer.arrays import read_embeddings, write_embeddings
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.gallery import Gallery
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
 from trainer.onnx_graphs import load_graph
-from trainer.stored import read_embeddings, write_embeddings
 from untrusted.errors import InputError
 
 
@@ -79,7 +79,7 @@ def model_with(name: str) -> Callable[[Path], Path]:
     def good(folder: Path) -> Path:
         ranks, (settings, network) = Ranks(), _model()
         rows = ShardedRows.new(0, 6, 8, 0, ranks)
-        classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+        classifier = MarginLoss(ClassifierSettings(), 0, torch.device("cpu"))
         names = [f"id-{row}" for row in range(6)]
         save_model(folder / "m", settings, (16, 16), classifier, network, [rows], names, ranks)
         return folder / "m" / name

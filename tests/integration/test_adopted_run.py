@@ -18,9 +18,9 @@ from launch.neighbourhoods import embed
 from launch.phases import pending, phases
 from launch.plan import plan_run, split_of
 from tests.alone import execute_alone
+from trainer.class_means import read_class_means
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
-from trainer.prototypes import read_prototypes
 
 QUIET = Console(quiet=True)
 STEPS = {
@@ -83,9 +83,11 @@ def test_a_chain_begins_with_a_model_without_classifier(small_folder, program, t
     dataset = ShardDataset.open(small_folder)
     samples = run.benchmark.step_samples(1, all_so_far=True)
     vectors = embed(model.embedder(), dataset, samples, PipelineSettings(), 16)
-    rows = run.benchmark.row[dataset.identity[samples]]
+    rows = run.benchmark.row_of_identity[dataset.identity[samples]]
     naive = [vectors[rows == row].astype(np.float64).mean(0) for row in range(36)]
-    found = read_prototypes(run.step_folder(chain, 1) / "prototypes.safetensors", first.fingerprint)
+    found = read_class_means(
+        run.step_folder(chain, 1) / "prototypes.safetensors", first.fingerprint
+    )
     np.testing.assert_allclose(found, np.array(naive), rtol=1e-4, atol=1e-6)
 
 
@@ -93,7 +95,7 @@ def test_rows_are_put_in_the_order_of_the_benchmark(small_folder, program, tmp_p
     adopt(program, tmp_path / "bare")
     config = configured(small_folder, tmp_path, {"bct": {}, "bct-kd": {}}, tmp_path / "bare")
     run = Run.open(tmp_path / "run", config)
-    owner = {int(run.benchmark.row[i]): str(run.dataset.names[i]) for i in range(60)}
+    owner = {int(run.benchmark.row_of_identity[i]): str(run.dataset.names[i]) for i in range(60)}
     names = sorted(owner[row] for row in range(18))
     weight = torch.randn(18, 6)
     save_file({"weight": weight}, tmp_path / "c.safetensors")

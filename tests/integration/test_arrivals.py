@@ -77,7 +77,7 @@ def test_new_identities_follow_the_known_ones(first):
     assert [p.kind for p in phases(run) if p.chain.method == "fkd"] == [
         *("adopt", "evaluate", "neighbours", "train", "evaluate")
     ]
-    assert run.benchmark.rows == (30, 60)
+    assert run.benchmark.row_ends == (30, 60)
     before = last_model(first, "fkd").names()
     model = Model.open(run.step_folder(Chain("fkd", 0), 1) / "model")
     assert model.names()[:30] == before
@@ -264,12 +264,12 @@ def test_known_identities_are_found_by_name_in_any_order(small):
     settings = BenchmarkSettings(steps=2, test_identities=22, pairs=40, seen_identities=2)
     found = build_benchmark(small, settings, known)
     plain = build_benchmark(small, settings)
-    assert found.rows == (3, 21, 39)
+    assert found.row_ends == (3, 21, 39)
     assert found.names[:3].tolist() == known
     ids = {name: i for i, name in enumerate(small.names.tolist())}
-    assert found.row[ids["id-7"]] == 0
-    assert found.row[ids["id-3"]] == 2
-    assert sorted(found.names[3:]) == sorted(small.names[found.row >= 3])
+    assert found.row_of_identity[ids["id-7"]] == 0
+    assert found.row_of_identity[ids["id-3"]] == 2
+    assert sorted(found.names[3:]) == sorted(small.names[found.row_of_identity >= 3])
     shown = set(small.identity[np.concatenate([found.steps[0], found.seen_query])].tolist())
     assert shown == {ids["id-7"], ids["id-3"]}
     assert len(found.seen_query) == 2

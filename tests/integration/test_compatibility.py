@@ -16,14 +16,14 @@ from launch.config import load_config
 from launch.folder import Chain, Run
 from launch.ledger import Ledger
 from launch.phases import pending, phases
-from launch.publishing import settle
+from launch.publishing import update_published
 from launch.run import execute
 from launch.withheld import Withheld
 from monitoring.records import read_jsonl
+from trainer.arrays import read_embeddings, write_embeddings
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.vectors import Embedded
 from trainer.model import Model
-from trainer.stored import read_embeddings, write_embeddings
 
 CONSOLE = Console(quiet=True)
 POINTS = ["top1", "tar@0.1"]
@@ -121,11 +121,13 @@ def test_the_gate_follows_the_verdict_and_shares_bytes(run):
     target, model = run.folder / "published/bct/seed-0/step-1", path.with_name("model")
     try:
         path.write_text(json.dumps({**json.loads(before), "holds": True}))
-        assert not any(why.startswith("bct/seed-0/step-1 ") for why in settle(run, ledger))
+        assert not any(
+            why.startswith("bct/seed-0/step-1 ") for why in update_published(run, ledger)
+        )
         assert (target / "card.json").samefile(model / "card.json")
         assert {p.name for p in target.iterdir()} == {p.name for p in model.iterdir()}
         path.write_text(json.dumps({**json.loads(before), "holds": False}))
-        assert any(why.startswith("bct/seed-0/step-1 ") for why in settle(run, ledger))
+        assert any(why.startswith("bct/seed-0/step-1 ") for why in update_published(run, ledger))
         assert not target.exists() and model.exists()
     finally:
         path.write_text(before)

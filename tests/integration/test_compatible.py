@@ -15,11 +15,11 @@ from launch.folder import Chain, Run
 from launch.neighbourhoods import embed
 from launch.phases import phases
 from tests.alone import execute_alone
+from trainer.arrays import read_embeddings
+from trainer.class_means import read_class_means
 from trainer.heads.collectives import Ranks
 from trainer.loop import build_anchor
 from trainer.model import Model
-from trainer.prototypes import read_prototypes
-from trainer.stored import read_embeddings
 
 METHODS = {
     "bct": {},
@@ -102,16 +102,16 @@ def test_synthesised_rows_are_the_means_of_the_old_models_embeddings(
     run, method, step, anchor, first, last
 ):
     chain, old = Chain(method, 0), model_of(run, method, anchor)
-    found = read_prototypes(
+    found = read_class_means(
         run.step_folder(chain, step) / "prototypes.safetensors", old.fingerprint
     )
     dataset = ShardDataset.open(run.dataset.folder)
     samples = run.benchmark.step_samples(step, all_so_far=True)
     vectors = embed(old.embedder(), dataset, samples, PipelineSettings(), 16)
-    rows = run.benchmark.row[dataset.identity[samples]]
+    rows = run.benchmark.row_of_identity[dataset.identity[samples]]
     naive = [vectors[rows == row].astype(np.float64).mean(0) for row in range(first, last)]
     np.testing.assert_allclose(found, np.array(naive), rtol=1e-4, atol=1e-6)
-    classifier = build_anchor(run.task(chain, step), Ranks(), torch.device("cpu"))
+    classifier = build_anchor(run.training_spec(chain, step), Ranks(), torch.device("cpu"))
     assert (classifier.known, len(classifier.rows.weight)) == (old.rows, old.rows + last - first)
     assert torch.equal(classifier.rows.weight[old.rows :], found)
     assert not classifier.rows.weight.requires_grad
@@ -131,7 +131,7 @@ def test_a_method_trains_another_network_and_loss_from_step_1_on(run):
 
 
 def test_the_first_step_learns_its_share_and_longer_steps_train_longer(run):
-    assert run.benchmark.rows == (18, 27, 36)
+    assert run.benchmark.row_ends == (18, 27, 36)
     lengths = [run.training(Chain("bct", 0), step).iterations for step in range(3)]
     assert lengths == [5, 8, 10]
 

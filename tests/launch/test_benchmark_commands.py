@@ -58,7 +58,7 @@ def test_crl_person_is_built_from_the_originals_byte_for_byte_alike(merged, tmp_
     benchmark = build_benchmark(
         ShardDataset.open(merged), BenchmarkSettings(file=files[0], steps=2)
     )
-    assert benchmark.rows == (3, 5)
+    assert benchmark.row_ends == (3, 5)
     assert [len(np.concatenate(benchmark.steps)), len(benchmark.query)] == [10, 4]
     held = json.loads(files[0].read_text())
     assert sum(key.startswith("market1501/query/0001_c1") for key in held["query"]) == 1

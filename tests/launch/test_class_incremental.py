@@ -15,9 +15,9 @@ from data_shards.published_benchmarks import class_incremental
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 from tests.conftest import jpeg
+from trainer.arrays import read_embeddings
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
-from trainer.stored import read_embeddings
 
 CLASSES, TESTED = 12, 3
 
@@ -53,7 +53,7 @@ def test_each_tasks_accuracy_is_that_of_its_images_among_all_classes_so_far(fini
     dataset = ShardDataset.open(root / "d")
     benchmark = build_benchmark(dataset, BenchmarkSettings(file=root / "b.json", steps=3))
     after, best = [], np.zeros(3)
-    for step, rows in enumerate(benchmark.rows):
+    for step, rows in enumerate(benchmark.row_ends):
         folder = root / f"run/chains/finetune/seed-0/steps/{step}"
         found = json.loads((folder / "evaluation.json").read_text())
         model = Model.open(folder / "model")
@@ -61,9 +61,9 @@ def test_each_tasks_accuracy_is_that_of_its_images_among_all_classes_so_far(fini
         weight = model.frozen_rows(Ranks()).weight.detach().double().numpy()
         right: list[list[bool]] = [[] for _ in range(step + 1)]
         for sample, vector in zip(samples, vectors.astype(float), strict=True):
-            label = benchmark.row[dataset.identity[sample]]
+            label = benchmark.row_of_identity[dataset.identity[sample]]
             if label < rows:
-                task = sum(label >= end for end in benchmark.rows)
+                task = sum(label >= end for end in benchmark.row_ends)
                 right[task].append(int(np.argmax(weight @ vector)) == label)
         tasks = [np.mean(own) for own in right]
         assert [len(own) // TESTED for own in right] == [6, 3, 3][: step + 1]

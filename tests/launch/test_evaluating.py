@@ -22,16 +22,16 @@ from launch.cli import app
 from launch.compat import TwoModelTest
 from launch.embedding import Images, run_embed
 from launch.evaluating import FeatureFiles, settings_of_test
-from launch.held_out import HeldOutTest, Measurement, open_test
 from launch.neighbourhoods import embed
+from launch.test_sets import Measurement, TestSet, open_test
 from tests.conftest import jpeg
 from tests.launch.test_galleries import adopted, here
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.trials import of_dataset
 from trainer.evaluation.identification import identify
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import Classifier, ClassifierSettings
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
 
@@ -79,7 +79,7 @@ def features(model, megaface, tmp_path_factory) -> Path:
     return out
 
 
-def opened(megaface: Path) -> HeldOutTest:
+def opened(megaface: Path) -> TestSet:
     sides = {"dataset": str(megaface / "facescrub"), "distractors": str(megaface / "megaface")}
     return open_test(settings_of_test(protocol="identification", **sides), "cosine")
 

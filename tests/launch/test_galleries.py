@@ -22,14 +22,14 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from launch.backfilling import run_backfill
 from launch.embedding import Images, run_embed
-from launch.neighbourhoods import OldModel, embed
+from launch.neighbourhoods import ShardWorker, embed
 from tests.data_shards.import_kills import die_at
 from tests.integration.test_resume import kill_everything, wait_for
 from trainer.adopted import Pixels, read_embedder
+from trainer.arrays import write_embeddings
 from trainer.gallery import Gallery, chosen, crowding, upgraded
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.model import Model, save_adopted
-from trainer.stored import write_embeddings
 
 QUIET = Console(quiet=True)
 
@@ -55,7 +55,7 @@ def models(tmp_path_factory):
 
 def here(images, calls, done):
     """Does the work in this process."""
-    actor = OldModel.__new__(OldModel)
+    actor = ShardWorker.__new__(ShardWorker)
     actor._dataset, actor._loaded = images.dataset, None
     actor._metrics = type("Counts", (), {"embedded": type("C", (), {"inc": lambda *_: None})})
     for call in calls:

@@ -6,7 +6,7 @@ import sys
 import psutil
 
 from launch.heartbeat import Beat, diagnose, end_process
-from trainer.pulse import Doing, Pulse
+from trainer.activity import Activity, Doing
 
 
 def beat(rank, what="forward", turns=7, seconds=0.1, silent=0.5):
@@ -47,13 +47,13 @@ def test_waiting_for_a_slow_rank_that_moves_is_no_fault():
 
 
 def test_a_pulse_says_what_and_for_how_long():
-    pulse = Pulse()
-    pulse.turn("reading input")
-    before = pulse.read()
-    while pulse.read().seconds == before.seconds:
+    activity = Activity()
+    activity.turn("reading input")
+    before = activity.read()
+    while activity.read().seconds == before.seconds:
         pass
-    pulse.turn("forward")
-    after = pulse.read()
+    activity.turn("forward")
+    after = activity.read()
     assert (before.what, after.what) == ("reading input", "forward")
     assert after.turns == before.turns + 1
 

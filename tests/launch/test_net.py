@@ -30,8 +30,8 @@ def run_of(config: RunConfig, folder: Path) -> Any:
     """A run over a dataset and test sets of fixed hashes, none of which need be there."""
     steps = config.learning_steps
     rows = tuple(len(part) for part in np.array_split(np.arange(IDENTITIES), steps))
-    benchmark = SimpleNamespace(rows=tuple(np.cumsum(rows).tolist()))
-    benchmark.rows_before = lambda step: benchmark.rows[step - 1] if step else 0
+    benchmark = SimpleNamespace(row_ends=tuple(np.cumsum(rows).tolist()))
+    benchmark.rows_before = lambda step: benchmark.row_ends[step - 1] if step else 0
     tests = {name: SimpleNamespace(fingerprint=f"test {name}") for name in config.evaluation.tests}
     dataset: Any = SimpleNamespace(fingerprint="0" * 64)
     return Run(folder, config, dataset, benchmark, tests)  # type: ignore[arg-type]

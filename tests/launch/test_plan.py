@@ -21,19 +21,19 @@ from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from launch.config import load_config
 from launch.machines import MACHINES, Machine, machine, measure
-from launch.neighbourhoods import OldModel, units
+from launch.neighbourhoods import ShardWorker, units
 from launch.plan import plan_run, split_of
 from launch.plan_tables import plan_tables, size_text, time_text
 from launch.run import execute
 from tests.trainer.test_footprint import tensor_bytes
 from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.dry_run import Collective, Operation
 from trainer.footprint import images_by_rank, rows_by_rank
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs
 from trainer.model import save_model
-from trainer.rehearsal import Collective, Operation
 from trainer.teacher import TeacherSettings
 
 COUNTS = {"identities": 5000, "images": 60_000}
@@ -76,7 +76,7 @@ def test_every_image_of_a_batch_is_taken_once(batch, world):
     assert max(counts) - min(counts) <= 1
 
 
-def test_512_ranks_are_rehearsed(config):
+def test_512_ranks_are_run_dry(config):
     plan = planned(config, "cluster.workers=512")
     last = {step.methods[0]: step for step in plan.steps if step.step == 2}
     fkd = last["fkd"]
@@ -128,13 +128,13 @@ def test_counts_are_those_of_the_dataset(small, small_folder, config):
     settings = BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
     built = build_benchmark(small, settings)
     images = tuple(map(len, built.steps))
-    assert counted_split(60, 240, settings) == (built.rows, images)
+    assert counted_split(60, 240, settings) == (built.row_ends, images)
     held = settings.model_copy(update={"evaluate": "validation", "validation_identities": 20})
     built = build_benchmark(small, held)
-    assert counted_split(60, 240, held)[0] == built.rows
+    assert counted_split(60, 240, held)[0] == built.row_ends
     text = "benchmark={steps: 2, test_identities: 24, pairs: 40, seen_identities: 6}"
     read = split_of(load_config(config, [f"dataset={small_folder}", text]), None, None)
-    assert (read.rows, read.images) == counted_split(60, 240, settings)
+    assert (read.row_ends, read.images) == counted_split(60, 240, settings)
     assert read.shards == sum(
         f.stat().st_size for f in small_folder.iterdir() if f.suffix in (".tar", ".idx", ".parquet")
     )
@@ -145,11 +145,11 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
     embedder, ranks = EmbedderSettings(width=4, dimension=8), Ranks()
     rows = ShardedRows.new(0, 18, 8, 0, ranks)
     network = build_embedder(embedder)
-    classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+    classifier = MarginLoss(ClassifierSettings(), 0, torch.device("cpu"))
     names = [f"id-{row}" for row in range(18)]
     save_model(tmp_path / "model", embedder, (16, 16), classifier, network, [rows], names, ranks)
     shard, samples = units(small, build_benchmark(small, settings).steps[1])[0]
-    actor = OldModel(str(small_folder), CacheSettings(), 1, tmp_path / "target.json", "0")
+    actor = ShardWorker(str(small_folder), CacheSettings(), 1, tmp_path / "target.json", "0")
     plan = planned(
         config,
         "benchmark={steps: 2, test_identities: 24, pairs: 40, seen_identities: 6}",
@@ -258,7 +258,7 @@ def test_this_machine_is_measured(config):
         ["teacher.mode=online", "training={batch: 64, optimizer: adam, row_state: int8, zero: 2}"],
     ],
 )
-def test_every_kind_of_classifier_and_teacher_is_rehearsed_for_gpus(config, overrides):
+def test_every_kind_of_classifier_and_teacher_is_run_dry_for_gpus(config, overrides):
     gpu = "cluster.gpu=true", "embedder.architecture=resnet18"
     plan = planned(config, *gpu, *overrides, "training.precision=bf16", machine=MACHINES["h100"])
     assert all(step.seconds["step"] > 0 for step in plan.steps)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data_shards.dataset import ShardDataset
-from data_shards.places import place_at
+from data_shards.destination import destination_at
 from data_shards.settings import InputError
 from launch.config import load_config
 from launch.events import append
@@ -38,7 +38,7 @@ def test_a_configuration(tmp_path, override):
     assert SECRET not in str(error.value)
 
 
-@pytest.mark.parametrize("use", [ShardDataset.open, place_at, Folder.at, check_address])
+@pytest.mark.parametrize("use", [ShardDataset.open, destination_at, Folder.at, check_address])
 def test_wherever_a_url_is_given(use, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError) as error:

@@ -14,8 +14,8 @@ NAMELESS = ["unshare", "-U", "--map-user=12345", "--map-group=12345"]
 """A user whom the machine's list does not know, as containers have them."""
 SHOW = """
 import json, os
-from launch.surroundings import settle
-settle()
+from launch.surroundings import prepare_environment
+prepare_environment()
 import getpass, pathlib
 from data_shards.remote import CacheSettings
 names = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "HOME")
@@ -32,7 +32,7 @@ def nameless() -> list[str]:
 
 
 def settled(words=(), **changes):
-    """What a process finds after `settle`, and what it said; a variable is left out by None."""
+    """What a process finds in its environment, and what it said; a variable is left out by None."""
     lacking = ("USER", "LOGNAME", "USERNAME", "LNAME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
     spinning = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
     kept = {k: v for k, v in os.environ.items() if k not in (*lacking, *spinning)}

@@ -12,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitoring.exporter import serving
 from monitoring.metrics import SKIP_REASONS, Metrics
 from monitoring.run_metrics import RunMetrics
+from trainer.activity import Activity
 from trainer.guard import Fault
-from trainer.pulse import Pulse
 
 
 def test_the_endpoint_serves_what_was_counted_until_it_ends(tmp_path):
@@ -44,9 +44,9 @@ def test_a_process_that_fails_stays_listed_so_that_it_is_missed(tmp_path):
 
 def test_what_a_rank_does_is_counted_when_it_turns_to_something_else():
     metrics = Metrics()
-    pulse = Pulse(metrics.count_doing)
+    activity = Activity(metrics.count_doing)
     for what in ("reading input", "forward", "reading input", "forward"):
-        pulse.turn(what)
+        activity.turn(what)
     name = "perennial_doing_seconds_total"
     counted = {
         sample.labels["doing"]: sample.value
@@ -90,4 +90,4 @@ def test_the_labels_of_a_rank_are_bounded():
         for family in Metrics().registry.collect()
         for name in {name for sample in family.samples for name in sample.labels} - {"le"}
     }
-    assert labels == {"reason": set(SKIP_REASONS)}, "and doing, which Pulse.turn's callers bound"
+    assert labels == {"reason": set(SKIP_REASONS)}, "and doing, which Activity.turn's callers bound"

@@ -14,8 +14,8 @@ from launch.phases import phases
 from tests.monitoring.test_compatibility import compared
 from tests.monitoring.test_report import jpeg
 from trainer.backbones import EmbedderSettings, build_embedder
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import save_model
 
@@ -98,9 +98,9 @@ def _write_output(run: Run, kind: str, output: Path, step: int) -> None:
     picture = {"identity": "id-1", "jpeg": jpeg()}
     if kind == "train":
         settings, ranks = EmbedderSettings(width=2, depth=1, dimension=4), Ranks()
-        rows = ShardedRows.new(0, run.benchmark.rows[step], 4, 0, ranks)
+        rows = ShardedRows.new(0, run.benchmark.row_ends[step], 4, 0, ranks)
         names = [f"id-{row}" for row in range(rows.last)]
-        classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+        classifier = MarginLoss(ClassifierSettings(), 0, torch.device("cpu"))
         net = build_embedder(settings)
         save_model(output, settings, (16, 16), classifier, net, [rows], names, ranks)
     elif kind == "neighbours":

@@ -14,21 +14,21 @@ from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from launch.neighbourhoods import embed
 from monitoring.metrics import Metrics
+from trainer.activity import Activity
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint import Fence, unfenced
+from trainer.class_means import class_means, class_sums, write_class_means
 from trainer.engine import ensure_process_group
-from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.loop import LOG, train
 from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
-from trainer.prototypes import class_means, class_sums, write_prototypes
-from trainer.pulse import Pulse
-from trainer.task import Task
 from trainer.teacher import TeacherSettings
+from trainer.training_spec import TrainingSpec
 
 ALL = {
     **{name: method() for name, method in METHODS.items() if name not in ("fkd", "combination")},
@@ -71,7 +71,7 @@ def train_step(
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
     them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
-    `records` take what was reported; `fence` is the task's; `count` hears what was done how long;
+    `records` take what was reported; `fence` is the spec's; `count` hears what was done how long;
     `overrides` are training settings.
     """
     torch.set_num_threads(1)
@@ -86,13 +86,15 @@ def train_step(
     if terms is not None:
         recipe = replace(recipe, terms=terms)
     previous = Model.open(out / "0" / "model") if step else None
-    task = Task(
+    spec = TrainingSpec(
         dataset=opened,
         benchmark=benchmark,
         data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
         embedder=EmbedderSettings(width=4, dimension=8),
         classifier=classifier,
-        training=for_all_data(settings, benchmark.rows, step) if recipe.data == "all" else settings,
+        training=for_all_data(settings, benchmark.row_ends, step)
+        if recipe.data == "all"
+        else settings,
         teacher=TeacherSettings(mode="online"),
         recipe=recipe,
         seed=seed,
@@ -100,19 +102,19 @@ def train_step(
         previous=previous,
         anchor=previous,
         cache=out / str(step) / "neighbours",
-        prototypes=out / str(step) / "prototypes.safetensors",
+        class_means=out / str(step) / "prototypes.safetensors",
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
         fence=fence,
     )
-    if recipe.needs.prototypes and previous is not None:
+    if recipe.needs.class_means and previous is not None:
         samples = benchmark.step_samples(step, all_so_far=False)
         vectors = embed(previous.embedder(), opened, samples, PipelineSettings(), 16)
-        sums = class_sums(vectors, benchmark.row[opened.identity[samples]])
-        means = class_means([sums], previous.rows, benchmark.rows[step])
-        write_prototypes(task.prototypes, means, previous.fingerprint)
+        sums = class_sums(vectors, benchmark.row_of_identity[opened.identity[samples]])
+        means = class_means([sums], previous.rows, benchmark.row_ends[step])
+        write_class_means(spec.class_means, means, previous.fingerprint)
     losses = [] if losses is None else losses
-    ranks, pulse = Ranks.default(), Pulse(count)
+    ranks, activity = Ranks.default(), Activity(count)
 
     def report(record: dict[str, Any]) -> None:
         if "event" in record:
@@ -122,10 +124,10 @@ def train_step(
         losses.append(record["loss"])
         asked = preempt_at is not None and record["iteration"] >= preempt_at
         if asked and ranks.rank == ranks.world - 1:
-            pulse.stop.set()
+            activity.stop.set()
         if stop_at is not None and record["iteration"] >= stop_at:
             raise Interrupted
 
     device = torch.device("cpu")
-    train(task, ranks, device, metrics or Metrics(), report, tell, pulse)
+    train(spec, ranks, device, metrics or Metrics(), report, tell, activity)
     return losses

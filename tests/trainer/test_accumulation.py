@@ -16,8 +16,8 @@ from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine, ensure_process_group
 from trainer.gradients import Gradients
 from trainer.guard import Guard
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.margins import AdaFace, CosFace
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
@@ -62,7 +62,7 @@ def trained(zero, parts, accumulate):
     engine = build_engine(embedder, optimizer, training.batch, ranks, zero)
     rows = ShardedRows.new(0, ROWS, 4, 0, ranks)
     optimizers = {"current": RowOptimizer(rows, training)}
-    classifier = Classifier(ClassifierSettings(), 0, device)
+    classifier = MarginLoss(ClassifierSettings(), 0, device)
     state = State(engine, classifier, rows, None, optimizer, optimizers, gradients, guard)
     step = Stepper(training, Finetune().recipe(), state, NoTeacher(), ranks)
     losses = [float(step(batch(parts))["loss"]) for _ in range(3)]
@@ -110,13 +110,13 @@ def updated(method, settings, accumulate):
     if not whole:
         previous = rows_from(0, OLD, 2)
         optimizers["previous"] = RowOptimizer(previous, training)
-    frozen = rows_from(0, ROWS if recipe.needs.prototypes else OLD, 3).requires_grad_(False)
-    anchor = OldClassifier(frozen, Classifier(settings, 5, device), OLD)
+    frozen = rows_from(0, ROWS if recipe.needs.class_means else OLD, 3).requires_grad_(False)
+    anchor = OldClassifier(frozen, MarginLoss(settings, 5, device), OLD)
     old = build_embedder(EmbedderSettings(width=2, dimension=4), seed=3)
     teacher = NoTeacher()
     if recipe.needs.answers:
         teacher = OnlineTeacher(old, anchor.trained(), recipe.needs)
-    classifier = Classifier(settings, 7, device)
+    classifier = MarginLoss(settings, 7, device)
     state = State(engine, classifier, current, previous, optimizer, optimizers, gradients, guard)
     before = [p.detach().clone() for p in embedder.parameters()]
     step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor)

@@ -8,9 +8,9 @@ from tests.ranks import on_ranks
 from tests.trainer.reference import margin_softmax
 from tests.trainer.test_margins import MARGINS
 from trainer.heads import softmax_kernels
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.cross_entropy import Update
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.margins import CosFace, Softmax
 from trainer.heads.neighbourhood import activations
 from trainer.heads.precision import logits_product
@@ -44,7 +44,7 @@ def step(settings, given, iteration=0, update=None):
     block = sharded(rows, Ranks.default())
     weights = torch.linspace(0.5, 2, BATCH, dtype=embeddings.dtype)
     optimizer = RowOptimizer(block, update) if update else None
-    classifier = Classifier(settings, 3, DEVICE)
+    classifier = MarginLoss(settings, 3, DEVICE)
     fused = Update(optimizer, 0.1) if optimizer else None
     losses = classifier.losses(embeddings, labels, block, iteration, fused)
     (losses * weights).sum().backward()
@@ -224,7 +224,7 @@ def test_a_gpu_is_never_waited_for(sampled, memory, monkeypatch):
         optimizer = RowOptimizer(rows, TrainingSettings(iterations=1))
         embeddings = torch.empty(BATCH, DIMENSION, device=device, requires_grad=True)
         labels = torch.empty(BATCH, dtype=torch.int64, device=device)
-        classifier = Classifier(settings, 0, device)
+        classifier = MarginLoss(settings, 0, device)
         losses = classifier.losses(embeddings, labels, rows, 3, Update(optimizer, 0.1))
         losses.grad_fn.apply(torch.empty_like(losses))  # autograd's engine needs a real device
         with pytest.raises(Exception, match="local_scalar"):

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.checkpoint import Folder, save_folder
 from trainer.checkpoint.rows import load_rows, part_name, rows_tensors
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.margins import ArcFace
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
@@ -29,7 +29,7 @@ class Sound:
         self.ranks = Ranks(rank, world)
         self.rows = ShardedRows.new(0, CLASSES, DIMENSION, 7, self.ranks)
         self.optimizer = RowOptimizer(self.rows, TrainingSettings(iterations=1))
-        self.classifier = Classifier(SETTINGS, 7, torch.device("cpu"))
+        self.classifier = MarginLoss(SETTINGS, 7, torch.device("cpu"))
         self.alone = ShardedRows(0, len(self.rows.weight), self.rows.weight.detach(), Ranks())
 
     def drawn(self, iteration):

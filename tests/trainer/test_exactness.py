@@ -9,8 +9,8 @@ from tests.trainer import reference
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks, gather_embeddings
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.recipe import Forward, Teacher
@@ -111,7 +111,7 @@ def gradients_on_rank(names, dtype):
         teacher = Teacher(old_embeddings, classes, activations, teacher_rows)
         gathered = gather_embeddings(engine(images[own]), ranks, counts)
         every = ranks.gather(labels[own], counts)
-        classifier = Classifier(ClassifierSettings(), 0, images.device)
+        classifier = MarginLoss(ClassifierSettings(), 0, images.device)
         forward = Forward(gathered, every, current, previous, teacher, classifier)
         loss = sum(t.weight * n / d for t in TERMS[name] for n, d in [t(forward)])
         engine.backward(loss)

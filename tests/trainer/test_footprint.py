@@ -1,4 +1,4 @@
-"""What the rehearsal says is what happens: bytes held, bytes saved, bytes sent, work done."""
+"""What the dry run says is what happens: bytes held, bytes saved, bytes sent, work done."""
 
 import json
 from collections import Counter
@@ -26,9 +26,9 @@ from trainer.footprint import (
     online_teacher_operations,
     saved_bytes,
 )
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.cross_entropy import Update
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Forward, Teacher
@@ -42,7 +42,7 @@ TRAINING = TrainingSettings(batch=20)
 @pytest.fixture(scope="module")
 def rows(small_folder):
     settings = BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
-    return build_benchmark(ShardDataset.open(small_folder), settings).rows
+    return build_benchmark(ShardDataset.open(small_folder), settings).row_ends
 
 
 def head(method, rows, step, world):
@@ -132,7 +132,7 @@ def test_the_losses_memory_is_what_the_allocator_gives(method, classifier):
     needs, k = recipe.needs, recipe.needs.neighbours or 0
     blocks = [current, previous] if needs.trained_rows else [current]
     optimizers = [RowOptimizer(block, training) for block in blocks]
-    head = Classifier(settings, 0, torch.device("cpu"))
+    head = MarginLoss(settings, 0, torch.device("cpu"))
     embeddings = torch.rand(batch, dimension, requires_grad=True)
     labels = torch.randint(old, last, (batch,))
 

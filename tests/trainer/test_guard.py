@@ -17,8 +17,8 @@ from trainer import loop
 from trainer.checkpoint import Folder
 from trainer.gradients import Gradients, LossScale
 from trainer.guard import Guard, GuardSettings, robust_score
-from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import AdaFace
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Needs

@@ -9,22 +9,22 @@ from data_shards.order import rank_slice
 from data_shards.settings import InputError
 from tests.ranks import on_ranks
 from tests.trainer.reference import margin_softmax
-from trainer.heads.classifier import Classifier, ClassifierSettings
+from trainer.class_means import (
+    class_means,
+    class_sums,
+    read_class_means,
+    read_sums,
+    with_class_means,
+    write_class_means,
+    write_sums,
+)
 from trainer.heads.collectives import Ranks, gather_embeddings
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.margins import AdaFace, ArcFace, CosFace, NormSoftmax, Softmax
 from trainer.heads.rows import ShardedRows
 from trainer.methods.influence import Influence, places
 from trainer.methods.recipe import Forward, OldClassifier, Teacher
 from trainer.methods.terms import MatchEmbeddings
-from trainer.prototypes import (
-    class_means,
-    class_sums,
-    read_prototypes,
-    read_sums,
-    with_prototypes,
-    write_prototypes,
-    write_sums,
-)
 
 BATCH, KNOWN, NEW, OLD_DIMENSION = 13, 7, 5, 4
 TERMS = {
@@ -32,8 +32,8 @@ TERMS = {
     "bct-sys": Influence(1.0, "synthesise"),
     "bct-kd": Influence(1.0, "distil"),
     "bct-kd at 2": Influence(1.0, "distil", temperature=2.0),
-    "bct-lwf": Influence(1.0, "distil", known=False),
-    "l2": MatchEmbeddings(1.0, known=True),
+    "bct-lwf": Influence(1.0, "distil", classify_known=False),
+    "l2": MatchEmbeddings(1.0, known_only=True),
 }
 MARGINS = [Softmax(), NormSoftmax(scale=5.0), CosFace(scale=4.0), ArcFace(scale=3.0), AdaFace()]
 
@@ -58,17 +58,20 @@ def on_this_rank(dimension):
     for margin in MARGINS:
         for name, term in TERMS.items():
             settings = ClassifierSettings(margin=margin)
-            classifier = Classifier(settings, 0, new.device)
+            classifier = MarginLoss(settings, 0, new.device)
             classifier.running = {k: v.double() for k, v in classifier.running.items()}
             frozen = ShardedRows(0, KNOWN, rows[ranks.rank :: ranks.world].clone(), ranks)
             frozen = ShardedRows(0, KNOWN, settings.directions(frozen.weight.detach()), ranks)
             frozen.requires_grad_(False)
             if name == "bct-sys":
-                frozen = with_prototypes(frozen, means)
+                frozen = with_class_means(frozen, means)
             own = new[parts[ranks.rank]].clone().requires_grad_()
             gathered = gather_embeddings(own, ranks, counts)
             current = ShardedRows(0, 0, torch.zeros(0, dimension), ranks)
-            teacher, anchor = Teacher(old, known=KNOWN), OldClassifier(frozen, classifier, KNOWN)
+            teacher, anchor = (
+                Teacher(old, num_known=KNOWN),
+                OldClassifier(frozen, classifier, KNOWN),
+            )
             forward = Forward(gathered, labels, current, None, teacher, classifier, anchor=anchor)
             numerator, denominator = term(forward)
             loss = numerator / denominator
@@ -132,8 +135,8 @@ def test_influence_equals_the_dense_float64_reference(world, dimension, tmp_path
 def test_identities_between_the_old_model_and_this_step_have_no_row():
     """With the first model as the old one, 3 identities known, 4 between, 2 learnt now."""
     labels = torch.tensor([0, 2, 7, 8])
-    assert places(labels, first=7, known=3).tolist() == [0, 2, 3, 4]
-    assert places(labels, first=0, known=3).tolist() == labels.tolist()
+    assert places(labels, first=7, num_known=3).tolist() == [0, 2, 3, 4]
+    assert places(labels, first=0, num_known=3).tolist() == labels.tolist()
 
 
 def test_class_means_are_those_of_a_naive_loop_however_shards_are_cut(tmp_path):
@@ -165,11 +168,11 @@ def test_an_identity_without_an_image_has_no_mean():
 @pytest.mark.parametrize("damage", ["model", "bytes", "missing"])
 def test_prototypes_of_another_model_or_damaged_are_refused(tmp_path, damage):
     path = tmp_path / "prototypes.safetensors"
-    write_prototypes(path, np.ones((2, 3), np.float32), "one")
-    assert read_prototypes(path, "one").shape == (2, 3)
+    write_class_means(path, np.ones((2, 3), np.float32), "one")
+    assert read_class_means(path, "one").shape == (2, 3)
     if damage == "bytes":
         path.write_bytes(path.read_bytes()[:20])
     if damage == "missing":
         path.unlink()
     with pytest.raises(InputError, match="run again"):
-        read_prototypes(path, "two" if damage == "model" else "one")
+        read_class_means(path, "two" if damage == "model" else "one")

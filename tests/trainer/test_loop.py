@@ -11,8 +11,8 @@ from tests.kernels import kernels
 from tests.ranks import on_ranks
 from tests.trainer.loops import ALL, LINEAR, Interrupted, train_step
 from trainer.checkpoint import Folder
-from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import AdaFace
 from trainer.model import Model
 

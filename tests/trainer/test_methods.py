@@ -9,8 +9,8 @@ from data_shards.pipeline import Batch, ImageStream, PipelineSettings, Request
 from launch.neighbourhoods import embed, units
 from tests.trainer.loops import ALL
 from trainer.backbones import EmbedderSettings, build_embedder
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import top_k
 from trainer.heads.rows import ShardedRows
 from trainer.losses import neighbourhood_distillation, relaxed
@@ -56,7 +56,7 @@ def forward(dtype=torch.float32):
     kept = ShardedRows(0, 9, frozen, Ranks()).requires_grad_(False)
     classes, activations = top_k(old @ frozen.T, torch.arange(9), 9)
     teacher = Teacher(old, classes, activations, kept)
-    classifier = Classifier(LINEAR, 0, embeddings.device)
+    classifier = MarginLoss(LINEAR, 0, embeddings.device)
     labels = torch.zeros(6).long()
     return Forward(embeddings.requires_grad_(), labels, rows, rows, teacher, classifier)
 
@@ -100,7 +100,7 @@ def test_a_combination_has_the_losses_of_all_and_each_once():
     recipe = both.recipe()
     assert [type(term).__name__ for term in recipe.terms] == ["Classify", "Distill", "Influence"]
     assert (recipe.start, recipe.data, recipe.anchor) == ("previous", "current", "first")
-    assert recipe.needs == Needs(neighbours=7, trained_rows=True, classifier=True, prototypes=True)
+    assert recipe.needs == Needs(neighbours=7, trained_rows=True, classifier=True, class_means=True)
 
 
 def test_two_losses_of_one_kind_do_not_combine():
@@ -111,7 +111,7 @@ def test_two_losses_of_one_kind_do_not_combine():
 def test_rows_behind_the_trained_ones_are_left_out_without_a_copy():
     for rank, world in ((0, 1), (0, 2), (1, 2), (2, 3)):
         rows = ShardedRows.new(0, 11, 4, 0, Ranks(rank, world))
-        old = OldClassifier(rows, Classifier(LINEAR, 0, rows.weight.device), 7)
+        old = OldClassifier(rows, MarginLoss(LINEAR, 0, rows.weight.device), 7)
         trained = old.trained().rows
         assert torch.equal(trained.weight, rows.weight[rows.own_ids() < 7])
         assert trained.weight.data_ptr() == rows.weight.data_ptr()
@@ -139,7 +139,7 @@ def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_
             tensors = answers(torch.from_numpy(vectors), rows, LINEAR, recipe.needs)
             path = teacher_file(tmp_path, shard, view)
             write_teacher_file(path, {"samples": own, **tensors}, "model")
-    old = OldClassifier(rows, Classifier(LINEAR, 0, rows.weight.device), 30)
+    old = OldClassifier(rows, MarginLoss(LINEAR, 0, rows.weight.device), 30)
     cached = CachedTeacher(TeacherCache(tmp_path, 5, VIEWS, "model"), old)
     online = OnlineTeacher(network, old, recipe.needs)
     mixed = np.random.default_rng(0).permutation(samples)[:77]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.trainer.loops import train_step
-from trainer.heads.classifier import ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import CosFace
 from trainer.model import Model
 from trainer.processor import multiplies_bf16

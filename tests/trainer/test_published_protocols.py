@@ -21,12 +21,12 @@ from data_shards.sources import crl_person, ijb, market1501, megaface, msmt17, v
 from data_shards.writer import write_dataset
 from launch.evaluating import results_table
 from tests.conftest import jpeg
-from tests.held_out_sets import spread
-from trainer.evaluation import HeldOutSettings
+from tests.own_test_sets import spread
+from trainer.evaluation import TestSetSettings
 from trainer.evaluation.compatibility.measures import measure
 from trainer.evaluation.compatibility.trials import of_dataset
 from trainer.evaluation.compatibility.vectors import Embedded
-from trainer.evaluation.held_out import open_held_out
+from trainer.evaluation.test_sets import open_protocol
 from trainer.evaluation.vectors import StoredVectors
 
 DIMENSION = 6
@@ -53,10 +53,10 @@ def written(images, folder: Path, **tables) -> ShardDataset:
 
 def figures(protocol, vectors, folder, **datasets):
     """What we measure, given each image's vector by its key; `results_table` must show it all."""
-    settings = HeldOutSettings(
+    settings = TestSetSettings(
         dataset="d", protocol=protocol, distractors="e" if len(datasets) > 1 else None
     )
-    test = open_held_out(settings, "cosine", **datasets)
+    test = open_protocol(settings, "cosine", **datasets)
     stored = {}
     for part, samples in test.samples().items():
         rows = np.stack([vectors[key] for key in datasets[part].keys(samples)])

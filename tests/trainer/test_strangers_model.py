@@ -18,15 +18,15 @@ from safetensors.torch import load, save
 from data_shards.files import sha256
 from data_shards.neighbours import TeacherCache, teacher_file, write_teacher_file
 from data_shards.settings import InputError
+from trainer.arrays import read_arrays, read_embeddings, write_embeddings
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.checkpoint import DamagedError, Folder
 from trainer.checkpoint.inspection import inspect
 from trainer.gallery import INDEX, Gallery, Part, stored, upgraded
-from trainer.heads.classifier import Classifier, ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
-from trainer.stored import read_embeddings, read_stored, write_embeddings
 from untrusted.safetensors import read_header
 
 
@@ -35,7 +35,7 @@ def model(tmp_path):
     folder, ranks = tmp_path / "model", Ranks()
     settings = EmbedderSettings(width=4, dimension=8)
     rows = ShardedRows.new(0, 6, 8, 0, ranks)
-    classifier = Classifier(ClassifierSettings(), 0, torch.device("cpu"))
+    classifier = MarginLoss(ClassifierSettings(), 0, torch.device("cpu"))
     names = [f"id-{row}" for row in range(6)]
     net = build_embedder(settings)
     save_model(folder, settings, (16, 16), classifier, net, [rows], names, ranks)
@@ -214,7 +214,7 @@ def test_a_header_must_fit_its_file(model, tmp_path, case):
     with pytest.raises(InputError, match="damaged"):
         TeacherCache(tmp_path, 1, ("plain",), "m")
     with pytest.raises(InputError, match="damaged"):
-        read_stored(path)
+        read_arrays(path)
 
 
 @given(

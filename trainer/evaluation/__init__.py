@@ -11,7 +11,7 @@ from trainer.evaluation.compatibility import CompatibilitySettings
 Distance = Literal["cosine", "euclidean"]
 
 
-class HeldOutSettings(Settings):
+class TestSetSettings(Settings):
     """A test set of its own, embedded and measured after every learning step."""
 
     dataset: str
@@ -34,7 +34,7 @@ class HeldOutSettings(Settings):
         return None if location is None else normal(location)
 
     @model_validator(mode="after")
-    def _distractors_have_a_use(self) -> "HeldOutSettings":
+    def _distractors_have_a_use(self) -> "TestSetSettings":
         if self.distractors is not None and self.protocol != "identification":
             raise ValueError(f"distractors are for protocol identification, not {self.protocol}")
         return self
@@ -54,7 +54,7 @@ class EvaluationSettings(Settings):
     nor templates, which normalise each template's vector: their protocols say so."""
     examples: int = 12
     """Queries whose nearest gallery images are kept for the report."""
-    tests: dict[str, HeldOutSettings] = Field(default={})
+    tests: dict[str, TestSetSettings] = Field(default={})
     """Test sets of their own, by a name of your choice."""
     compatibility: CompatibilitySettings | None = None
     """How each learning step's model is compared with those before it, see docs/compatibility.md;
@@ -62,7 +62,7 @@ class EvaluationSettings(Settings):
 
     @field_validator("tests")
     @classmethod
-    def _names_are_plain(cls, tests: dict[str, HeldOutSettings]) -> dict[str, HeldOutSettings]:
+    def _names_are_plain(cls, tests: dict[str, TestSetSettings]) -> dict[str, TestSetSettings]:
         for name in tests:
             if not name.replace("-", "").replace("_", "").isalnum():
                 raise ValueError(f"{name!r} is no name: use letters, digits and _ -")

@@ -88,8 +88,8 @@ def class_accuracies(
         return []
     own = np.concatenate(tested)
     predicted = predicted_classes(embeddings[np.searchsorted(samples, own)], directions)
-    label = benchmark.row[dataset.identity[own]]
-    return task_accuracy(predicted, label, benchmark.rows[: step + 1]).tolist()
+    label = benchmark.row_of_identity[dataset.identity[own]]
+    return task_accuracy(predicted, label, benchmark.row_ends[: step + 1]).tolist()
 
 
 def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Update(NamedTuple):
 
 
 @dataclass
-class Shard:
+class RankRows:
     """This rank's part of a classification: its rows, and where each sample's target is."""
 
     weight: torch.Tensor
@@ -105,7 +105,9 @@ def _inverse_norms(rows: torch.Tensor) -> torch.Tensor:
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, shard: Shard) -> torch.Tensor:
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, shard: RankRows
+    ) -> torch.Tensor:
         sums = [inputs.new_full((len(inputs),), -torch.inf)]
         for start, index in shard.blocks():
             rows = rows_at(shard.weight, index)
@@ -130,7 +132,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
         inputs, log_partition, target, slope = ctx.saved_tensors
-        shard: Shard = ctx.shard
+        shard: RankRows = ctx.shard
         # d loss / d logit: the share of the partition; for the target, less 1, times the slope
         push = grad * (target - log_partition).expm1_() * slope
         grad_inputs, gradient = torch.zeros_like(inputs), shard.gradient()
@@ -160,7 +162,9 @@ class _CrossEntropy(torch.autograd.Function):
         return shard.ranks.sum(grad_inputs), gradient, None
 
 
-def cross_entropy(inputs: torch.Tensor, weight: torch.nn.Parameter, shard: Shard) -> torch.Tensor:
+def cross_entropy(
+    inputs: torch.Tensor, weight: torch.nn.Parameter, shard: RankRows
+) -> torch.Tensor:
     """Softmax cross-entropy of each sample over the rows of all ranks (CRL paper, Eq. 1): [B].
 
     `inputs` [B, d] are equal on every rank: embeddings, or for normalised rows unit embeddings

@@ -66,7 +66,9 @@ class PseudoLabels(MethodSettings):
     """What the distilled logits are divided by, the old classifier's scale being in them."""
 
     def recipe(self) -> Recipe:
-        distil = Influence(self.weight, "distil", known=False, temperature=self.temperature)
+        distil = Influence(
+            self.weight, "distil", classify_known=False, temperature=self.temperature
+        )
         return Recipe(start="scratch", data="current", terms=(Classify(), distil))
 
 
@@ -78,5 +80,5 @@ class MatchOldEmbeddings(Retrained):
     """lambda, weight of the distance."""
 
     def recipe(self) -> Recipe:
-        match = MatchEmbeddings(self.weight, known=True)
+        match = MatchEmbeddings(self.weight, known_only=True)
         return Recipe(start="scratch", data="all", terms=(Classify(), match))

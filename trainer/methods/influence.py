@@ -5,11 +5,12 @@ from typing import Literal
 
 import torch
 
-from trainer.heads.classifier import Part
 from trainer.heads.distillation import distillation
+from trainer.heads.margin_loss import Part
 from trainer.heads.precision import product
 from trainer.losses import leading
 from trainer.methods.recipe import Forward, Needs, OldClassifier, Teacher
+from trainer.methods.spelling import renamed
 
 Unknown = Literal["skip", "synthesise", "distil"]
 """What to do with images of identities that the old classifier lacks: leave them out (BCT), give
@@ -27,7 +28,7 @@ class Influence:
 
     weight: float
     unknown: Unknown
-    known: bool = True
+    classify_known: bool = renamed("known", default=True)
     """Classify images of the identities that the old classifier knows; else they are left out."""
     temperature: float = 1.0
     """What the distilled logits are divided by. At 1 cosines are multiplied by the old classifier's
@@ -38,7 +39,7 @@ class Influence:
         return Needs(
             embeddings=self.unknown == "distil",
             classifier=True,
-            prototypes=self.unknown == "synthesise",
+            class_means=self.unknown == "synthesise",
         )
 
     def at(self, old_rows: int) -> "Influence":
@@ -52,7 +53,7 @@ class Influence:
         every_has_row, every_target = self._targets(forward.every, forward, old)
         part = forward.part and Part(forward.part.number, every_target)
         total, counted = embeddings.new_zeros(()), torch.zeros_like(every_has_row)
-        if self.known:
+        if self.classify_known:
             losses = old.classifier.losses(
                 embeddings, target, old.rows, forward.iteration, part=part
             )
@@ -66,7 +67,7 @@ class Influence:
         self, labels: torch.Tensor, forward: Forward, old: OldClassifier
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which labels [B] have an old row, and that row; its first one for those without."""
-        place = places(labels, forward.current.first, old.known)
+        place = places(labels, forward.current.first, old.num_known)
         has_row = place < old.rows.last
         return has_row, torch.where(has_row, place, old.rows.first)
 
@@ -82,10 +83,11 @@ class Influence:
         return crossed - entropy
 
 
-def places(labels: torch.Tensor, first: int, known: int) -> torch.Tensor:
-    """Each label [B] among the old classifier's rows, new identities behind the `known` ones.
+def places(labels: torch.Tensor, first: int, num_known: int) -> torch.Tensor:
+    """Each label [B] among the old classifier's rows, new identities behind the `num_known`
+    that it knows.
 
-    `first` is the first row that is trained now. Where it lies beyond `known` (the old model is
+    `first` is the first row that is trained now. Where it lies beyond `num_known` (the old model is
     not the last one), the rows between belong to identities of whom there is no image.
     """
-    return torch.where(labels < known, labels, labels - max(0, first - known))
+    return torch.where(labels < num_known, labels, labels - max(0, first - num_known))

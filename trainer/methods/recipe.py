@@ -8,9 +8,10 @@ import torch
 from data_shards.files import fingerprint
 from data_shards.settings import Settings
 from trainer.backbones import EmbedderSettings
-from trainer.heads.classifier import Classifier, ClassifierSettings, Part
 from trainer.heads.cross_entropy import Update
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
+from trainer.methods.spelling import renamed, spelled
 
 Anchor = Literal["previous", "first"]
 
@@ -27,7 +28,7 @@ class Teacher:
     """[B, K] float32, the previous model's activations on them."""
     rows: ShardedRows | None = None
     """The previous model's own rows as its logits see them, frozen."""
-    known: int = 0
+    num_known: int = 0
     """How many identities it was trained on; those beyond are new to it."""
 
 
@@ -36,23 +37,23 @@ class OldClassifier:
     """The classifier of a finished model, frozen."""
 
     rows: ShardedRows
-    """As its logits see them; for Terms that ask for prototypes, followed by one row for each
+    """As its logits see them; for Terms that ask for class means, followed by one row for each
     identity trained on now that it does not know."""
-    classifier: Classifier
+    classifier: MarginLoss
     """Its margin and running statistics."""
-    known: int
+    num_known: int
     """How many of the rows it was trained with."""
 
     def trained(self) -> "OldClassifier":
         """It without the rows behind those that it was trained with, in the same memory."""
         ranks = self.rows.ranks
-        own = self.rows.weight.detach()[: len(own_ids(0, self.known, ranks))]
-        rows = ShardedRows(0, self.known, own, ranks).requires_grad_(False)
-        return OldClassifier(rows, self.classifier, self.known)
+        own = self.rows.weight.detach()[: len(own_ids(0, self.num_known, ranks))]
+        rows = ShardedRows(0, self.num_known, own, ranks).requires_grad_(False)
+        return OldClassifier(rows, self.classifier, self.num_known)
 
     def teacher(self, **said: torch.Tensor | None) -> Teacher:
         """Its rows, with what its model `said` of a batch."""
-        return Teacher(rows=self.rows, known=self.known, **said)
+        return Teacher(rows=self.rows, num_known=self.num_known, **said)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Forward:
     previous: ShardedRows | None
     """The trained copy of the old identities' rows."""
     teacher: Teacher
-    classifier: Classifier
+    classifier: MarginLoss
     iteration: int = 0
     update: Update | None = None
     """Update the current rows in the backward pass; none: leave their gradient."""
@@ -95,7 +96,7 @@ class Needs:
     """The old identities' rows are trained along."""
     classifier: bool = False
     """The classifier of the recipe's anchor with its rows, frozen."""
-    prototypes: bool = False
+    class_means: bool = renamed("prototypes", default=False)
     """Rows for the identities that the anchor does not know: the means of its embeddings of their
     images."""
 
@@ -107,7 +108,7 @@ class Needs:
     @property
     def any(self) -> bool:
         """Whether there must be a previous model at all."""
-        return self.answers or self.trained_rows or self.classifier or self.prototypes
+        return self.answers or self.trained_rows or self.classifier or self.class_means
 
 
 class Term(Protocol):
@@ -155,7 +156,7 @@ class Recipe:
             neighbours=next((n.neighbours for n in every if n.neighbours is not None), None),
             trained_rows=any(n.trained_rows for n in every),
             classifier=any(n.classifier for n in every),
-            prototypes=any(n.prototypes for n in every),
+            class_means=any(n.class_means for n in every),
         )
 
     def at(self, step: int, old_rows: int) -> "Recipe":
@@ -170,7 +171,7 @@ class Recipe:
 
     def fingerprint(self) -> str:
         """Equal for recipes that train alike."""
-        terms = [[type(term).__name__, repr(term)] for term in self.terms]
+        terms = [[type(term).__name__, spelled(term)] for term in self.terms]
         return fingerprint([self.start, self.data, self.anchor, terms])
 
 

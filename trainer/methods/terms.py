@@ -1,7 +1,7 @@
 """The Terms that the methods list."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -9,6 +9,7 @@ from trainer.heads.distillation import distillation
 from trainer.heads.neighbourhood import activations
 from trainer.losses import embedding_distance, leading, neighbourhood_distillation, relaxed
 from trainer.methods.recipe import Forward, Needs
+from trainer.methods.spelling import renamed, spelled
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Classify:
     """Softmax cross-entropy over the current rows, with the classifier's margin (CRL, Eq. 1)."""
 
     weight: float = 1.0
-    needs: Needs = Needs()
+    needs: ClassVar[Needs] = Needs()
+    spelled_end: ClassVar = f"needs={spelled(needs)}"
 
     def at(self, old_rows: int) -> "Classify":
         return self
@@ -37,12 +39,13 @@ class Classify:
 class MatchEmbeddings:
     """Keeps embeddings where the previous model put them (LFL).
 
-    `known` leaves out the identities that it was not trained on (the BCT paper's l2, Eq. 3).
+    `known_only` leaves out the identities that it was not trained on (the BCT paper's l2, Eq. 3).
     """
 
     weight: float
-    known: bool = False
-    needs: Needs = Needs(embeddings=True)
+    known_only: bool = renamed("known", default=False)
+    needs: ClassVar[Needs] = Needs(embeddings=True)
+    spelled_end: ClassVar = f"needs={spelled(needs)}"
 
     def at(self, old_rows: int) -> "MatchEmbeddings":
         return self
@@ -51,10 +54,12 @@ class MatchEmbeddings:
         old = forward.teacher.embeddings
         assert old is not None
         losses = embedding_distance(leading(forward.embeddings, old.shape[1]), old)
-        if not self.known:
+        if not self.known_only:
             return losses.sum(), len(forward.every)
-        counted = forward.labels < forward.teacher.known
-        return (losses * counted).sum(), (forward.every < forward.teacher.known).sum().clamp_min(1)
+        counted = forward.labels < forward.teacher.num_known
+        return (losses * counted).sum(), (
+            forward.every < forward.teacher.num_known
+        ).sum().clamp_min(1)
 
 
 @dataclass(frozen=True)

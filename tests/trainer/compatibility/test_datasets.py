@@ -5,11 +5,11 @@ import pytest
 
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
-from tests.held_out_sets import TESTS, configured, opened, spread
+from tests.own_test_sets import TESTS, configured, opened, spread
 from trainer.evaluation.compatibility.measures import measure
 from trainer.evaluation.compatibility.trials import of_dataset
 from trainer.evaluation.compatibility.vectors import Embedded
-from trainer.evaluation.held_out import open_held_out
+from trainer.evaluation.test_sets import open_protocol
 from trainer.evaluation.vectors import StoredVectors
 
 
@@ -23,7 +23,7 @@ def made_up(dataset, seed=0, dimension=6):
 
 def by_the_protocol(sets, name, tmp_path):
     (dataset,) = opened(sets, name)
-    test = open_held_out(configured(sets).tests[name], "cosine", dataset)
+    test = open_protocol(configured(sets).tests[name], "cosine", dataset)
     model = made_up(dataset)
     np.save(tmp_path / "v.npy", model.vectors)
     vectors = StoredVectors(tmp_path / "v.npy", model.samples, test.normalised)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.counter import shuffled, stream_key
+from data_shards.counter_rng import shuffled, stream_key
 from trainer.evaluation.compatibility.measures import Outcome, measure
 from trainer.evaluation.compatibility.points import Point
 from trainer.evaluation.compatibility.search import (

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.counter import stream_key
+from data_shards.counter_rng import stream_key
 
 Floats = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.counter import shuffled, stream_key
+from data_shards.counter_rng import shuffled, stream_key
 from trainer.evaluation.blocks import all_scores, query_blocks, squared_norms
 
 Ids = NDArray[np.int64]

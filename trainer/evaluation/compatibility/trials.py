@@ -16,8 +16,8 @@ from data_shards.sources import ROLES
 from trainer.evaluation.compatibility.points import DEFAULT, Point
 from trainer.evaluation.compatibility.search import Search
 from trainer.evaluation.compatibility.vectors import Embedded, comparable
-from trainer.evaluation.held_out.common import columns, searched
 from trainer.evaluation.templates import template_vectors
+from trainer.evaluation.test_sets.common import columns, searched
 
 Ids = NDArray[np.int64]
 

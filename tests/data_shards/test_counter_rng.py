@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards.counter import Permutation, integers, shuffled, stream_key, uniform
+from data_shards.counter_rng import Permutation, integers, shuffled, stream_key, uniform
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32))

@@ -19,7 +19,7 @@ DEPTH = 50
 """Ranks that CMC curves reach."""
 
 
-class HeldOut(Protocol):
+class TestSetProtocol(Protocol):
     """A test set under its protocol.
 
     It is opened before training, so that a missing table or role is an InputError at once.

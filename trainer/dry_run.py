@@ -1,4 +1,4 @@
-"""Rehearses training on tensors without data: memory, floating-point work and collectives.
+"""A dry run of training on tensors without data: memory, floating-point work and collectives.
 
 The product's own code runs under PyTorch's fake tensors (the ``meta`` device with a device's
 name), as one rank of any world size. Nothing is allocated, computed or sent.
@@ -37,7 +37,7 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class RehearsedRanks(Ranks):
+class DryRunRanks(Ranks):
     """One rank of a world that is not there: shapes are as they would be, calls are recorded."""
 
     calls: list[Collective] = field(default_factory=list, compare=False)
@@ -77,7 +77,7 @@ class Operation:
     that is PyTorch's default on GPUs."""
 
 
-class Rehearsal(TorchDispatchMode):
+class DryRun(TorchDispatchMode):
     """Within it, PyTorch's operations on the CPU are counted and compute nothing."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Rehearsal(TorchDispatchMode):
         self.operations, self.peak = [], self.held
         return self.held
 
-    def __enter__(self) -> "Rehearsal":
+    def __enter__(self) -> "DryRun":
         self._fake.__enter__()
         return super().__enter__()
 

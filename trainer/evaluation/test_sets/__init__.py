@@ -1,20 +1,20 @@
 """Test sets of their own: which images each protocol looks at, and what it measures on them."""
 
 from data_shards.dataset import ShardDataset
-from trainer.evaluation import Distance, HeldOutSettings
-from trainer.evaluation.held_out.common import HeldOut
-from trainer.evaluation.held_out.identification import Identification
-from trainer.evaluation.held_out.retrieval import Retrieval
-from trainer.evaluation.held_out.templates import Templates
-from trainer.evaluation.held_out.verification import Verification
+from trainer.evaluation import Distance, TestSetSettings
+from trainer.evaluation.test_sets.common import TestSetProtocol
+from trainer.evaluation.test_sets.identification import Identification
+from trainer.evaluation.test_sets.retrieval import Retrieval
+from trainer.evaluation.test_sets.templates import Templates
+from trainer.evaluation.test_sets.verification import Verification
 
 
-def open_held_out(
-    test: HeldOutSettings,
+def open_protocol(
+    test: TestSetSettings,
     distance: Distance,
     dataset: ShardDataset,
     distractors: ShardDataset | None = None,
-) -> HeldOut:
+) -> TestSetProtocol:
     """The protocol of a test over its datasets. Raises InputError for what they lack."""
     match test.protocol:
         case "verification":

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.counter import bits, permuted
+from data_shards.counter_rng import bits, permuted
 
 Ids = NDArray[np.int64]
 Keys = NDArray[np.uint64]

@@ -4,8 +4,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards.counter import permuted
-from data_shards.rounds import rounds
+from data_shards.counter_rng import permuted
+from data_shards.draws import rounds
 
 
 def stream(count, block, key, length):

@@ -17,7 +17,7 @@ from untrusted.safetensors import intact, read_header
 Ids = NDArray[np.int64]
 
 
-def write_stored(path: Path, arrays: Mapping[str, NDArray[Any]], model: str) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], model: str) -> None:
     """Keeps `arrays` by name; `model` is the fingerprint of the model that gave them."""
     write_atomically(path, save(dict(arrays), metadata={"model": model}))
 
@@ -33,7 +33,7 @@ def stored_model(path: Path) -> str | None:
         ) from error
 
 
-def read_stored(
+def read_arrays(
     path: Path, model: str | None = None, needs: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
     """The arrays by name, among them those that the caller `needs`.
@@ -61,12 +61,12 @@ def read_stored(
 
 def write_embeddings(path: Path, samples: Ids, embeddings: NDArray[np.float32], model: str) -> None:
     """Keeps `embeddings` [n, d], as the model gives them, of dataset rows `samples` [n]."""
-    write_stored(path, {"samples": samples, "embeddings": embeddings}, model)
+    write_arrays(path, {"samples": samples, "embeddings": embeddings}, model)
 
 
 def read_embeddings(path: Path, model: str | None = None) -> tuple[Ids, NDArray[np.float32]]:
     """Dataset rows [n], ascending, and their embeddings [n, d]. Raises InputError."""
-    arrays = read_stored(path, model)
+    arrays = read_arrays(path, model)
     samples, embeddings = arrays.get("samples"), arrays.get("embeddings")
     if (
         samples is None

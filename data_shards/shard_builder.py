@@ -176,7 +176,7 @@ class Intake:
                 self.refuse(item.key, item.identity, *found)
             else:
                 self.take(item, found)
-        self.keys.settle()
+        self.keys.merge_fresh()
 
 
 def items_behind(read: Callable[[int], Iterable[Item]], journal: Journal) -> Iterator[Item]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
-from trainer.evaluation.held_out.common import Ids, Spread, columns
 from trainer.evaluation.roc import roc
+from trainer.evaluation.test_sets.common import Ids, Spread, columns
 from trainer.evaluation.vectors import StoredVectors
 from trainer.evaluation.verification import grid_accuracy, squared_distances
 

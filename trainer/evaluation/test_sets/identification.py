@@ -9,8 +9,8 @@ from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
 from trainer.evaluation.blocks import query_blocks
-from trainer.evaluation.held_out.common import DEPTH, Ids, Spread, with_role
 from trainer.evaluation.identification import merge, ranks
+from trainer.evaluation.test_sets.common import DEPTH, Ids, Spread, with_role
 from trainer.evaluation.vectors import StoredVectors
 
 

@@ -19,7 +19,7 @@ class Doing:
     """For how long already."""
 
 
-class Pulse:
+class Activity:
     """The trainer tells it what it turns to; others read that, and may ask for a stop."""
 
     def __init__(self, count: Callable[[str, float], None] = lambda what, seconds: None) -> None:

@@ -11,27 +11,27 @@ from numpy.typing import NDArray
 from data_shards.pipeline import Batch
 from data_shards.quarantine import Quarantine
 from monitoring.metrics import Metrics
+from trainer.activity import Activity
 from trainer.guard import Fault
 from trainer.optimizers import learning_rate
-from trainer.pulse import Pulse
 from trainer.rewinds import EXPLAINED
 from trainer.state import State
-from trainer.task import Task
+from trainer.training_spec import TrainingSpec
 
 
-class Watch:
+class TrainingLog:
     """Times the loop, keeps its metrics, and reports now and then."""
 
     def __init__(
         self,
-        task: Task,
+        spec: TrainingSpec,
         metrics: Metrics,
         report: Callable[[dict[str, Any]], None],
-        pulse: Pulse,
+        activity: Activity,
         rewinds: int,
     ) -> None:
         """`rewinds`: of the phase so far."""
-        self._task, self._metrics, self._report, self._pulse = task, metrics, report, pulse
+        self._spec, self._metrics, self._report, self._activity = spec, metrics, report, activity
         self._rewinds, self._skipped = rewinds, 0
         metrics.rewinds.inc(rewinds)
         self._losses: dict[str, torch.Tensor] = {}
@@ -43,14 +43,14 @@ class Watch:
 
     def quarantine(self, suspects: NDArray[np.int64]) -> Quarantine:
         """The list of the phase's damaged samples, leaving out `suspects` too."""
-        path, budget = self._task.folder / "quarantine.jsonl", self._task.data.max_quarantined
+        path, budget = self._spec.folder / "quarantine.jsonl", self._spec.data.max_quarantined
         self._metrics.quarantine_budget.set(budget)
         return Quarantine(path, budget, self._metrics.quarantined.inc, suspects)
 
     def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches, with the time waited for each counted."""
         while True:
-            self._pulse.turn("reading input")
+            self._activity.turn("reading input")
             begun = time.monotonic()
             batch = next(batches, None)
             waited = time.monotonic() - begun
@@ -62,7 +62,7 @@ class Watch:
 
     def iteration(self, state: State, losses: dict[str, torch.Tensor], fault: Fault | None) -> None:
         """Counts an iteration; every ``log_every`` of them, reports the last update's losses."""
-        training, done = self._task.training, state.iteration
+        training, done = self._spec.training, state.iteration
         self._metrics.iteration.set(done)
         self._metrics.images.inc(training.batch)
         if fault is None:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 _READ_ONLY = {"http", "https", "data", "github", "zip", "tar"}
 
 
-class Place(Protocol):
+class Destination(Protocol):
     """Where the files of a dataset end up that are written in `folder`."""
 
     name: str
@@ -50,7 +50,7 @@ class Place(Protocol):
     def remember(self, name: str) -> None:
         """A file of the journal, or the list of the refused, has grown or changed."""
 
-    def settle(self) -> None:
+    def forget_journal(self) -> None:
         """The dataset is whole: forgets what was remembered."""
 
     def leave(self) -> None:
@@ -84,7 +84,7 @@ class Folder:
     def remember(self, name: str) -> None:
         """It is there."""
 
-    def settle(self) -> None:
+    def forget_journal(self) -> None:
         """Deletes the journal, and what was half written."""
         for part in (*self.folder.glob(".*.part"), *self.folder.glob("*.tar.part")):
             part.unlink()
@@ -171,7 +171,7 @@ class Bucket:
         self._put(sealed, f"{FOLDER}/{name}", sha256(sealed))
         sealed.unlink()
 
-    def settle(self) -> None:
+    def forget_journal(self) -> None:
         """Deletes the journal there and here; there first what makes it one."""
 
         def remove() -> None:
@@ -240,7 +240,7 @@ class Bucket:
             raise InputError(f"{failed} ({error}): does the bucket exist?") from error
 
 
-def place_at(location: str | Path, settings: CacheSettings | None = None) -> Place:
+def destination_at(location: str | Path, settings: CacheSettings | None = None) -> Destination:
     """The place of a dataset to be written, by its path or URL. Raises InputError."""
     if is_remote(location):
         return Bucket(str(location), settings or CacheSettings())

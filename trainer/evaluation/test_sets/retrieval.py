@@ -12,14 +12,14 @@ from data_shards.cameras import cameras
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from trainer.evaluation.blocks import query_blocks
-from trainer.evaluation.held_out.common import (
+from trainer.evaluation.retrieval import Labels, merge, search
+from trainer.evaluation.test_sets.common import (
     DEPTH,
     Ids,
     Spread,
     searched,
     with_role,
 )
-from trainer.evaluation.retrieval import Labels, merge, search
 from trainer.evaluation.vectors import StoredVectors
 
 

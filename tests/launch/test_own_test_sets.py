@@ -15,13 +15,13 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from launch.config import load_config
 from launch.folder import Run
-from launch.held_out import Embedding, HeldOutTest, Measurement, open_tests
-from launch.neighbourhoods import OldModel
+from launch.neighbourhoods import ShardWorker
+from launch.test_sets import Embedding, Measurement, TestSet, open_tests
 from tests.data_shards.servers import serving
-from tests.held_out_sets import TESTS, configured, opened, spread
-from trainer.evaluation.held_out import open_held_out
+from tests.own_test_sets import TESTS, configured, opened, spread
 from trainer.evaluation.identification import identify
 from trainer.evaluation.retrieval import retrieve
+from trainer.evaluation.test_sets import open_protocol
 from trainer.evaluation.vectors import StoredVectors
 from trainer.evaluation.verification import grid_accuracy
 
@@ -38,7 +38,7 @@ def one_after_another(actor):
 def measured(sets: Path, folder: Path, name: str):
     """Results of a test, its datasets and a random embedding of each of their samples."""
     datasets = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
-    protocol = open_held_out(configured(sets).tests[name], "cosine", **datasets)
+    protocol = open_protocol(configured(sets).tests[name], "cosine", **datasets)
     stored, embeddings = {}, {}
     for number, (part, samples) in enumerate(protocol.samples().items()):
         dataset = datasets[part]
@@ -139,10 +139,10 @@ def test_templates_are_verified_and_searched_in_both_galleries(sets, tmp_path):
 @pytest.mark.parametrize("name", list(TESTS))
 def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_path, name):
     parts = dict(zip(("dataset", "distractors"), opened(sets, name), strict=False))
-    protocol = open_held_out(configured(sets).tests[name], "cosine", **parts)
+    protocol = open_protocol(configured(sets).tests[name], "cosine", **parts)
 
     class Diverged:
-        def embed_held_out(self, model, dataset, out, samples, *how):
+        def embed_test_set(self, model, dataset, out, samples, *how):
             out.parent.mkdir(parents=True, exist_ok=True)
             np.save(out, np.full((len(samples), 3), np.nan, np.float32))
 
@@ -153,7 +153,7 @@ def test_embeddings_of_a_model_that_diverged_are_an_error_of_the_test(sets, tmp_
     vectors = Embedding(tmp_path, PipelineSettings(), 8, how)
     measurement = Measurement(vectors, tmp_path / "scratch", how)
     with pytest.raises(InputError, match=f"evaluation.tests.{name}: .*are NaN or infinite"):
-        measurement.measure({name: HeldOutTest(parts, protocol, False)})
+        measurement.measure({name: TestSet(parts, protocol, False)})
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,12 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
     largest = max(path.stat().st_size for path in sets.rglob("*.tar"))
     cache = CacheSettings(folder=tmp_path / "cache", bytes=2 * largest, wait=0.001)
     alone = one_after_another(
-        OldModel(str(small_folder), cache, 1, tmp_path / "target.json", "alone")
+        ShardWorker(str(small_folder), cache, 1, tmp_path / "target.json", "alone")
     )
     embedded, calls_left = [], [3]
 
     def interrupted(method, calls):
-        if method == "embed_held_out":
+        if method == "embed_test_set":
             embedded.extend(call[2] for call in calls[: calls_left[0]])
             alone(method, calls[: calls_left[0]])
             if calls_left[0] < len(calls):

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from trainer.evaluation.blocks import query_blocks
-from trainer.evaluation.held_out.common import DEPTH, Ids, Spread, columns
 from trainer.evaluation.open_set import FALSE_POSITIVE_RATES, best_scores, merge
 from trainer.evaluation.retrieval import retrieve
 from trainer.evaluation.roc import log_rates, roc
 from trainer.evaluation.templates import pair_scores, template_vectors
+from trainer.evaluation.test_sets.common import DEPTH, Ids, Spread, columns
 from trainer.evaluation.vectors import StoredVectors
 
 

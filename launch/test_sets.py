@@ -19,9 +19,9 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.remote import CacheSettings, Count, anywhere, ignore
 from data_shards.settings import InputError
 from launch.neighbourhoods import units
-from trainer.evaluation import Distance, EvaluationSettings, HeldOutSettings
-from trainer.evaluation.held_out import open_held_out
-from trainer.evaluation.held_out.common import HeldOut
+from trainer.evaluation import Distance, EvaluationSettings, TestSetSettings
+from trainer.evaluation.test_sets import open_protocol
+from trainer.evaluation.test_sets.common import TestSetProtocol
 from trainer.evaluation.vectors import StoredVectors
 
 Ids = NDArray[np.int64]
@@ -30,12 +30,12 @@ Map = Callable[[str, list[tuple[Any, ...]]], list[Any]]
 
 
 @dataclass(frozen=True)
-class HeldOutTest:
+class TestSet:
     """A test set of its own."""
 
     datasets: dict[str, ShardDataset]
     """ "dataset" and, where there are any apart, "distractors"."""
-    protocol: HeldOut
+    protocol: TestSetProtocol
     mirrored: bool
 
     @property
@@ -45,11 +45,11 @@ class HeldOutTest:
 
 
 def open_test(
-    test: HeldOutSettings,
+    test: TestSetSettings,
     distance: Distance,
     cache: CacheSettings | None = None,
     count: Count = ignore,
-) -> HeldOutTest:
+) -> TestSet:
     """Opens a test set; `cache` will hold the shards of remote ones. Raises InputError."""
     parts = {"dataset": test.dataset, "distractors": test.distractors}
     datasets = {
@@ -57,12 +57,12 @@ def open_test(
         for part, location in parts.items()
         if location is not None
     }
-    return HeldOutTest(datasets, open_held_out(test, distance, **datasets), test.mirrored)
+    return TestSet(datasets, open_protocol(test, distance, **datasets), test.mirrored)
 
 
 def open_tests(
     settings: EvaluationSettings, cache: CacheSettings | None = None, count: Count = ignore
-) -> dict[str, HeldOutTest]:
+) -> dict[str, TestSet]:
     """Opens every test set of a run. Raises InputError naming the test for what is missing."""
     tests = {}
     for name, test in settings.tests.items():
@@ -80,7 +80,7 @@ def _named(test: str) -> Iterator[None]:
         raise InputError(f"evaluation.tests.{test}: {error}") from error
 
 
-Vectors = Callable[[HeldOutTest, str, Ids, Path], None]
+Vectors = Callable[[TestSet, str, Ids, Path], None]
 """Writes the vectors [n, d], fp32, of samples [n] (ascending) of a test's part to a .npy file."""
 
 
@@ -96,13 +96,13 @@ class Embedding:
     """Images of a forward pass."""
     map: Map
 
-    def __call__(self, test: HeldOutTest, part: str, samples: Ids, target: Path) -> None:
+    def __call__(self, test: TestSet, part: str, samples: Ids, target: Path) -> None:
         dataset, folder = test.datasets[part], target.with_suffix("")
         files = {folder / f"{shard:05d}.npy": own for shard, own in units(dataset, samples)}
         where = self.model.resolve(), anywhere(dataset.location)
         how = test.mirrored, self.data, self.batch
         self.map(
-            "embed_held_out",
+            "embed_test_set",
             [(*where, f.resolve(), own, *how) for f, own in files.items() if not f.exists()],
         )
         dimension = np.load(next(iter(files)), mmap_mode="r").shape[1]
@@ -134,7 +134,7 @@ class Measurement:
     """Holds the vectors meanwhile; what an interrupted attempt left there is used."""
     map: Map
 
-    def measure(self, tests: Mapping[str, HeldOutTest]) -> dict[str, Any]:
+    def measure(self, tests: Mapping[str, TestSet]) -> dict[str, Any]:
         """The results of each test of a run by its name. Raises InputError naming the test."""
         measured = {}
         for name, test in tests.items():
@@ -143,7 +143,7 @@ class Measurement:
         shutil.rmtree(self.scratch)
         return measured
 
-    def results(self, test: HeldOutTest, scratch: Path) -> dict[str, Any]:
+    def results(self, test: TestSet, scratch: Path) -> dict[str, Any]:
         """The results of one test, its vectors in the folder `scratch`. Raises InputError."""
         stored = {}
         for part, samples in test.protocol.samples().items():

@@ -11,9 +11,9 @@ from PIL import Image
 from s3fs import S3FileSystem
 
 from data_shards.dataset import ShardDataset
+from data_shards.destination import destination_at
 from data_shards.importing import import_source
 from data_shards.merging import merge_datasets
-from data_shards.places import place_at
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
@@ -92,7 +92,7 @@ def test_an_import_through_faults_holds_the_bytes_of_a_folder(server, settings, 
     }
     for name, fault in faults.items():
         server.faults[name] = [fault]
-    place = place_at("s3://faces/train/", settings)
+    place = destination_at("s3://faces/train/", settings)
     most = []
     shards = place.keep
 
@@ -148,26 +148,26 @@ def test_an_import_that_ends_at_any_upload_goes_on(server, settings, pictures, l
     once = settings.model_copy(update={"attempts": 1})
     server.faults[name] = ["corrupt"]
     with pytest.raises(InputError, match=f"{name} could not be written in 1 attempts.*sha256"):
-        bring(pictures, place_at("s3://faces/d", once))
-    bring(pictures, place_at("s3://faces/d", settings))
+        bring(pictures, destination_at("s3://faces/d", once))
+    bring(pictures, destination_at("s3://faces/d", settings))
     assert held("s3://faces/d") == local
 
 
 def test_a_journal_that_outlived_its_import_is_deleted(server, settings, pictures, local):
-    place = place_at("s3://faces/d", settings)
-    place.settle = lambda: None  # killed before it
+    place = destination_at("s3://faces/d", settings)
+    place.forget_journal = lambda: None  # killed before it
     bring(pictures, place)
     assert set(held("s3://faces/d")) > set(local)
     before = len(server.uploads)
-    bring(pictures, place_at("s3://faces/d", settings))
+    bring(pictures, destination_at("s3://faces/d", settings))
     assert held("s3://faces/d") == local
     assert not [name for name in server.uploads[before:] if name.endswith(".tar")]
     with pytest.raises(InputError, match="s3://faces/d already holds a dataset"):
-        bring(pictures, place_at("s3://faces/d", settings))
+        bring(pictures, destination_at("s3://faces/d", settings))
 
 
 def test_a_remembered_file_that_comes_damaged_is_fetched_again(server, settings, tmp_path):
-    place = place_at("memory://kept/d", settings)
+    place = destination_at("memory://kept/d", settings)
     broken = [*source(4, 2), SourceImage(b"", "a", "c", "broken")]
     with pytest.raises(InputError, match="1 of 9 images were refused"):
         write_dataset(broken, place, {}, 4)
@@ -182,7 +182,7 @@ def test_a_remembered_file_that_comes_damaged_is_fetched_again(server, settings,
         def __getattr__(self, name):
             return getattr(files, name)
 
-    again = place_at("memory://kept/d", settings)
+    again = destination_at("memory://kept/d", settings)
     again._system = Flaky()
     write_dataset(broken, again, {}, 4, 0.5)
     write_dataset(broken, tmp_path / "d", {}, 4, 0.5)
@@ -196,10 +196,10 @@ def test_datasets_are_merged_from_url_to_url(server, settings, tmp_path):
     parts = [source(6, 2)[:6], source(6, 2)[6:]]
     for number, part in enumerate(parts):
         write_dataset(part, tmp_path / str(number), {}, 4)
-        write_dataset(part, place_at(f"s3://faces/{number}", settings), {}, 4)
+        write_dataset(part, destination_at(f"s3://faces/{number}", settings), {}, 4)
     merge_datasets([ShardDataset.open(tmp_path / n) for n in "01"], tmp_path / "local")
     remote = [ShardDataset.open(f"s3://faces/{n}", settings) for n in "01"]
-    merge_datasets(remote, place_at("s3://faces/merged", settings))
+    merge_datasets(remote, destination_at("s3://faces/merged", settings))
     assert held("s3://faces/merged") == contents(tmp_path / "local")
 
 
@@ -214,31 +214,31 @@ def test_datasets_are_merged_from_url_to_url(server, settings, tmp_path):
 )
 def test_a_place_that_cannot_be_written_is_named(server, settings, url, words):
     with pytest.raises(InputError, match=words):
-        write_dataset(source(2, 1), place_at(url, settings), {})
+        write_dataset(source(2, 1), destination_at(url, settings), {})
     assert "nobodys" not in S3FileSystem().ls("")
 
 
 def test_denied_access_ends_at_once(server, settings):
     server.faults["source.json"] = ["denied"] * 9
     with pytest.raises(InputError, match=r"source.json could not be written \(access denied"):
-        write_dataset(source(2, 1), place_at("s3://faces/d", settings), {})
+        write_dataset(source(2, 1), destination_at("s3://faces/d", settings), {})
     assert server.uploads.count("source.json") == 1
 
 
 def test_another_import_does_not_go_on_with_it(server, settings, pictures):
-    place = place_at("s3://faces/d", settings)
+    place = destination_at("s3://faces/d", settings)
     with pytest.raises(InputError, match="3 of 49 images were refused"):
         import_source("folder", FolderSettings(path=pictures), place, None, SHARD)
     other = CacheSettings(folder=settings.folder / "elsewhere", attempts=1)
     with pytest.raises(InputError, match="s3://faces/d holds the beginning of another import"):
-        write_dataset(source(2, 1), place_at("s3://faces/d", other), {})
+        write_dataset(source(2, 1), destination_at("s3://faces/d", other), {})
     with pytest.raises(InputError, match="s3://faces/e is being written by another process"):
-        write_dataset(nested(settings), place_at("s3://faces/e", settings), {})
+        write_dataset(nested(settings), destination_at("s3://faces/e", settings), {})
 
 
 def nested(settings):
     """Images, the second of which comes after another import into the same place was tried."""
     first, *others = source(2, 1)
     yield first
-    write_dataset(source(2, 1), place_at("s3://faces/e", settings), {})
+    write_dataset(source(2, 1), destination_at("s3://faces/e", settings), {})
     yield from others

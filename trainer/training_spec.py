@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.benchmark import Benchmark
-from data_shards.counter import stream_key
+from data_shards.counter_rng import stream_key
 from data_shards.dataset import ShardDataset
 from data_shards.order import make_order
 from data_shards.pipeline import Batch, PipelineSettings, training_batches
 from data_shards.quarantine import Quarantine
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint import Fence, unfenced
-from trainer.heads.classifier import ClassifierSettings
 from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings
@@ -25,7 +25,7 @@ from trainer.teacher import TeacherSettings
 
 
 @dataclass(frozen=True)
-class Task:
+class TrainingSpec:
     """Everything that decides a training phase's result."""
 
     dataset: ShardDataset
@@ -45,7 +45,7 @@ class Task:
     """The model to stay compatible with; none at step 0."""
     cache: Path
     """Folder of the cached teacher's files."""
-    prototypes: Path
+    class_means: Path
     """File of the rows synthesised for identities that the anchor does not know."""
     folder: Path
     """Where the step's model goes."""
@@ -55,29 +55,29 @@ class Task:
     """Called before anything is written; raises when this process may not any more."""
 
 
-def task_samples(task: Task) -> NDArray[np.int64]:
+def training_samples(spec: TrainingSpec) -> NDArray[np.int64]:
     """The dataset rows [n] that the phase trains on."""
-    return task.benchmark.step_samples(task.step, task.recipe.data == "all")
+    return spec.benchmark.step_samples(spec.step, spec.recipe.data == "all")
 
 
-def task_batches(
-    task: Task, start: int, ranks: Ranks, device: torch.device, quarantine: Quarantine
+def batches_from(
+    spec: TrainingSpec, start: int, ranks: Ranks, device: torch.device, quarantine: Quarantine
 ) -> Iterator[Batch]:
     """This rank's batches from iteration `start` on."""
-    seed = int(stream_key(task.seed, "order", task.step) >> 1)
-    dataset, batch = task.dataset, task.training.batch
+    seed = int(stream_key(spec.seed, "order", spec.step) >> 1)
+    dataset, batch = spec.dataset, spec.training.batch
     return training_batches(
         dataset,
-        task.benchmark.row,
+        spec.benchmark.row_of_identity,
         make_order(
-            task.data.order, task_samples(task), dataset.identity, dataset.shard, batch, seed
+            spec.data.order, training_samples(spec), dataset.identity, dataset.shard, batch, seed
         ),
         seed,
-        range(start, task.training.iterations),
+        range(start, spec.training.iterations),
         batch,
         ranks.rank,
         ranks.world,
-        task.data,
+        spec.data,
         device,
         quarantine,
     )

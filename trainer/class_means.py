@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.settings import InputError
+from trainer.arrays import read_arrays, write_arrays
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.stored import read_stored, write_stored
 
 Ids = NDArray[np.int64]
 Sums = tuple[Ids, NDArray[np.float64], Ids]
@@ -47,26 +47,26 @@ def class_means(parts: Iterable[Sums], first: int, last: int) -> NDArray[np.floa
 
 def write_sums(path: Path, sums: Sums, model: str) -> None:
     """Keeps one shard's sums; `model` is the fingerprint of the model that embedded."""
-    write_stored(path, dict(zip(("rows", "sums", "counts"), sums, strict=True)), model)
+    write_arrays(path, dict(zip(("rows", "sums", "counts"), sums, strict=True)), model)
 
 
 def read_sums(path: Path, model: str) -> Sums:
     """One shard's sums. Raises InputError when they are damaged or of another model."""
-    tensors = read_stored(path, model, ("rows", "sums", "counts"))
+    tensors = read_arrays(path, model, ("rows", "sums", "counts"))
     return tensors["rows"], tensors["sums"], tensors["counts"]
 
 
-def write_prototypes(path: Path, means: NDArray[np.float32], model: str) -> None:
+def write_class_means(path: Path, means: NDArray[np.float32], model: str) -> None:
     """Keeps the means [n, d] of the identities that the old model does not know, by row."""
-    write_stored(path, {"means": means}, model)
+    write_arrays(path, {"means": means}, model)
 
 
-def read_prototypes(path: Path, model: str) -> torch.Tensor:
+def read_class_means(path: Path, model: str) -> torch.Tensor:
     """The means [n, d]. Raises InputError when they are damaged or of another model."""
-    return torch.from_numpy(read_stored(path, model, ("means",))["means"])
+    return torch.from_numpy(read_arrays(path, model, ("means",))["means"])
 
 
-def with_prototypes(rows: ShardedRows, means: torch.Tensor) -> ShardedRows:
+def with_class_means(rows: ShardedRows, means: torch.Tensor) -> ShardedRows:
     """Frozen `rows` followed by `means` [n, d], which are equal on every rank."""
     last = rows.last + len(means)
     new = own_ids(rows.last, last, rows.ranks) - rows.last

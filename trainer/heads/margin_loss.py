@@ -9,7 +9,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from data_shards.settings import Settings
-from trainer.heads.cross_entropy import Shard, Update, cross_entropy
+from trainer.heads.cross_entropy import RankRows, Update, cross_entropy
 from trainer.heads.margins import Margin, Softmax
 from trainer.heads.row_state import noise
 from trainer.heads.rows import ShardedRows
@@ -53,7 +53,7 @@ class Part(NamedTuple):
     """[B] int64, of the whole global batch."""
 
 
-class Classifier:
+class MarginLoss:
     """The classification losses of `ClassifierSettings`, and the margin's running statistics."""
 
     def __init__(self, settings: ClassifierSettings, seed: int, device: torch.device) -> None:
@@ -111,7 +111,7 @@ class Classifier:
                 value, slope = margin.target(logit / scale, norms, self.running)
                 return value * scale, slope
 
-        shard = Shard(
+        shard = RankRows(
             weight=rows.weight.detach(),
             chosen=chosen,
             valid=valid,
