@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import interleaved, report
-from launch.neighbourhoods import fast_embedder
+from launch.inference.embed import fast_embedder
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss

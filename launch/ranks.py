@@ -1,15 +1,16 @@
-"""A run without Ray: each process that `torchrun` starts is a rank of it; see `launch.rank_crew`.
+"""A run without Ray: each process that `torchrun` starts is a rank of it.
 
 torchrun --nproc-per-node 2 -m launch.ranks CONFIG [key=value ...] --out RUN
 """
 
-from launch.errors import report_errors
-from launch.surroundings import prepare_environment
-from launch.terminal import begin_in_utf_8
+from launch.commands.errors import report_errors
+from launch.machine.surroundings import prepare_environment
+from launch.terminal.console import begin_in_utf_8
 
 if __name__ == "__main__":
     begin_in_utf_8()
     prepare_environment()
-    from launch.rank_crew import app  # torch comes with it, and must find the environment settled
+    # torch comes with it, and must find the environment prepared
+    from launch.commands.ranks import app
 
     report_errors(app)

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from data_shards.settings import InputError
-from launch.config import load_config
-from launch.status import open_run
+from launch.config.load import load_config
+from launch.phases.status import open_run
 from monitoring.report import draw
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.checkpoint import Folder

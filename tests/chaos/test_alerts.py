@@ -19,8 +19,9 @@ import yaml
 
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
-from launch.config import RunConfig, load_config
-from launch.folder import Run
+from launch.config.load import load_config
+from launch.config.run import RunConfig
+from launch.runs.run import Run
 from monitoring.records import read_jsonl
 from tests.chaos.test_processes import worker
 from tests.conftest import source

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import torch
 
-from launch.config import load_config
-from launch.folder import Chain, Run
+from launch.config.load import load_config
+from launch.runs.run import Chain, Run
 from monitoring.metrics import Metrics
 from monitoring.records import read_jsonl
 from tests.integration.test_resume import finish, kill_everything, ledger, start, wait_for

@@ -19,7 +19,7 @@ from data_shards.importing import import_source
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.folder import FolderSettings, folder_tables, read_folder
-from launch.importing import parts_as_identities, run_import
+from launch.commands.importing import parts_as_identities, run_import
 from tests.conftest import jpeg
 from trainer.evaluation.test_sets.verification import Verification
 from trainer.evaluation.vectors import StoredVectors

@@ -19,7 +19,7 @@ from data_shards.published_benchmarks import bct_face, class_incremental, crl_fa
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, SourceImage
 from data_shards.writer import write_dataset
-from launch.config import differences, load_config
+from launch.config.load import differences, load_config
 from tests.conftest import jpeg
 
 JPEG = jpeg(0, 0)

@@ -20,7 +20,7 @@ from data_shards.sources.market1501 import (
 )
 from data_shards.sources.msmt17 import Msmt17Settings, read_msmt17
 from data_shards.writer import write_dataset
-from launch.importing import unlike_published
+from launch.commands.importing import unlike_published
 from tests.conftest import jpeg
 
 MARKET = {

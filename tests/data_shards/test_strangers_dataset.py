@@ -19,7 +19,7 @@ from data_shards.journal import JOURNAL_ROWS
 from data_shards.remote import CacheSettings, RemoteFile
 from data_shards.settings import InputError
 from data_shards.writer import refusals, write_dataset
-from launch.importing import describe
+from launch.commands.importing import describe
 from tests.conftest import source
 from tests.data_shards.servers import serving
 

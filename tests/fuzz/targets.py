@@ -16,8 +16,8 @@ from data_shards.features import read_feature, write_feature
 from data_shards.neighbours import TeacherCache, teacher_file, write_teacher_file
 from data_shards.sheet import contact_sheet
 from data_shards.writer import write_dataset
-from launch.config import load_config
-from launch.ledger import Ledger
+from launch.config.load import load_config
+from launch.runs.ledger import Ledger
 from monitoring import records
 from tests.conftest import source
 from tests.fuzz.harness import Target

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
-from launch.adopting import Outside, check_given, run_adopt, take_adopted
-from launch.config import load_config
-from launch.folder import Chain, Run
-from launch.ledger import Ledger
-from launch.neighbourhoods import embed
-from launch.phases import pending, phases
-from launch.plan import plan_run, split_of
+from launch.config.load import load_config
+from launch.inference.embed import embed
+from launch.models.adopt import Outside, run_adopt
+from launch.phases.adopt import check_given, take_adopted
+from launch.phases.planning import pending, phases
+from launch.planning.plan import plan_run, split_of
+from launch.runs.ledger import Ledger
+from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from trainer.class_means import read_class_means
 from trainer.heads.collectives import Ranks

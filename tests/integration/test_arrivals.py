@@ -13,13 +13,13 @@ from data_shards.benchmark import build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.settings import InputError
 from data_shards.writer import write_dataset
-from launch.adopting import check_given
-from launch.config import load_config
-from launch.continuing import first_model
-from launch.folder import Chain, Run
-from launch.ledger import Ledger
-from launch.phases import pending, phases
-from launch.plan import plan_run, split_of
+from launch.config.load import load_config
+from launch.phases.adopt import check_given
+from launch.phases.planning import pending, phases
+from launch.planning.plan import plan_run, split_of
+from launch.runs.continuing import first_model
+from launch.runs.ledger import Ledger
+from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.conftest import source
 from tests.monitoring.test_compatibility import compared

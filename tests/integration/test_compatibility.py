@@ -10,15 +10,15 @@ import yaml
 from rich.console import Console
 
 from data_shards.settings import InputError
-from launch.chain_compatibility import trials_of
-from launch.compat import TwoModelTest, compatibility
-from launch.config import load_config
-from launch.folder import Chain, Run
-from launch.ledger import Ledger
-from launch.phases import pending, phases
-from launch.publishing import update_published
-from launch.run import execute
-from launch.withheld import Withheld
+from launch.config.load import load_config
+from launch.exits import Withheld
+from launch.models.compare import TwoModelTest, compatibility
+from launch.phases.compatibility import trials_of
+from launch.phases.execute import execute
+from launch.phases.planning import pending, phases
+from launch.phases.publishing import update_published
+from launch.runs.ledger import Ledger
+from launch.runs.run import Chain, Run
 from monitoring.records import read_jsonl
 from trainer.arrays import read_embeddings, write_embeddings
 from trainer.evaluation.compatibility.comparison import compare

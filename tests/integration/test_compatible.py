@@ -10,10 +10,10 @@ import yaml
 
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
-from launch.config import load_config
-from launch.folder import Chain, Run
-from launch.neighbourhoods import embed
-from launch.phases import phases
+from launch.config.load import load_config
+from launch.inference.embed import embed
+from launch.phases.planning import phases
+from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from trainer.arrays import read_embeddings
 from trainer.class_means import read_class_means

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from data_shards.settings import InputError
-from launch.config import load_config
-from launch.environment import check_lock, differences, installed, write_lock
-from launch.jobs import pack
+from launch.clusters.environment import check_lock, differences, installed, write_lock
+from launch.clusters.ray_jobs import pack
+from launch.config.load import load_config
 
 BIN = Path(sys.executable).parent
 CONFIG = """

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import load_config
-from launch.kubernetes import read_manifests, render, sizes, write_manifests
-from launch.plan import plan_run, split_of
+from launch.clusters.kubernetes import read_manifests, render, sizes, write_manifests
+from launch.config.load import load_config
+from launch.planning.plan import plan_run, split_of
 from tests.k8s.manifests import ROOT, build, pods
 
 CONFIG = """

@@ -20,12 +20,12 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch import jobs
-from launch.cluster_settings import ClusterSettings
-from launch.config import load_config
-from launch.lease import FOLDER, Lease, Process, ask_to_end, newest
-from launch.ray_token import own_token
-from launch.remembered import locations, remember, remembered
-from launch.status import open_run
+from launch.config.cluster import ClusterSettings
+from launch.config.load import load_config, locations
+from launch.machine.ray_token import own_token
+from launch.phases.status import open_run
+from launch.runs.lease import FOLDER, Lease, Process, ask_to_end, newest
+from launch.runs.remembered import remember, remembered
 
 JOB = "perennial-run-0123abcd"
 

@@ -9,14 +9,14 @@ import tempfile
 import pytest
 
 from data_shards.settings import InputError
-from launch.ray_token import check_token
+from launch.machine.ray_token import check_token
 
 SCRIPT = """
 import json, os, stat, subprocess, sys
 from pathlib import Path
 import psutil
-from launch.cluster import cluster
-from launch.cluster_settings import ClusterSettings
+from launch.execution.ray_cluster import cluster
+from launch.config.cluster import ClusterSettings
 
 with cluster(ClusterSettings()) as ray:
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from data_shards.settings import InputError
 from launch.cli import app
-from launch.cluster_settings import ClusterSettings
-from launch.config import RunConfig, differences, fields, load_config
+from launch.config.cluster import ClusterSettings
+from launch.config.load import differences, fields, load_config
+from launch.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 

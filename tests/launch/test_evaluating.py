@@ -19,11 +19,12 @@ from data_shards.settings import InputError
 from data_shards.sources import SourceImage
 from data_shards.writer import write_dataset
 from launch.cli import app
-from launch.compat import TwoModelTest
-from launch.embedding import Images, run_embed
-from launch.evaluating import FeatureFiles, settings_of_test
-from launch.neighbourhoods import embed
-from launch.test_sets import Measurement, TestSet, open_test
+from launch.inference.embed import embed
+from launch.inference.test_sets import Measurement
+from launch.models.compare import TwoModelTest
+from launch.models.embed import Images, run_embed
+from launch.models.evaluate import FeatureFiles, settings_of_test
+from launch.runs.test_sets import TestSet, open_test
 from tests.conftest import jpeg
 from tests.launch.test_galleries import adopted, here
 from trainer.backbones import EmbedderSettings, build_embedder
@@ -130,7 +131,7 @@ def test_feature_files_appear_all_at_once(features, model, megaface, tmp_path, m
         write_feature(path, vector)
 
     with monkeypatch.context() as broken:
-        broken.setattr("launch.embedding.write_feature", full)
+        broken.setattr("launch.models.embed.write_feature", full)
         with pytest.raises(OSError, match="no space"):
             write_features(model, megaface, tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
@@ -163,7 +164,7 @@ def test_images_are_made_as_large_as_those_a_model_was_trained_on(sets, tmp_path
 def test_figures_of_feature_files_are_those_of_their_numbers(
     features, model, megaface, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("launch.evaluating._BATCH", 7)
+    monkeypatch.setattr("launch.models.evaluate._BATCH", 7)
     probes, others = (ShardDataset.open(str(megaface / n)) for n in ("facescrub", "megaface"))
     vectors = [torch.from_numpy(everything(model, d)) for d in (probes, others)]
     unit = [torch.nn.functional.normalize(v) for v in vectors]
@@ -214,7 +215,7 @@ def test_a_model_and_its_feature_files_have_the_same_figures(
     assert f"{found['rank1']:.2%}" in table
     assert found["cmc"] == read_in(features, megaface, tmp_path / "scratch")["cmc"]
     of_files = ["--features", ENDING, "--distractor-features", features / "megaface"]
-    monkeypatch.setattr("launch.importing._PLAIN_SECONDS", 0.0)  # and shows how far it is
+    monkeypatch.setattr("launch.terminal.progress._PLAIN_SECONDS", 0.0)  # and shows how far it is
     words = [features / "facescrub", *on, *of_files, "--actors", "1", "--json"]
     said = CliRunner().invoke(app, ["evaluate", *map(str, words)])
     assert said.exit_code == 0, said.output

@@ -6,7 +6,7 @@ import stat
 import pytest
 from rich.console import Console
 
-from launch.events import Records
+from launch.runs.records import Records
 from monitoring.progress import RunProgress
 from monitoring.records import read_jsonl
 from monitoring.run_metrics import RunMetrics

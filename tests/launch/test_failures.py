@@ -12,14 +12,14 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from launch.failures import Failure, Repeats, crash_file, crashes, explain
-from launch.placement import Waiting, lacking
+from launch.execution.failures import Failure, Repeats, crash_file, crashes, explain
+from launch.execution.placement import Waiting, lacking
 
 ROOT = Path(__file__).parents[2]
 CRASH = """
 import os, signal, sys
 from pathlib import Path
-from launch.failures import crash_file, crash_told
+from launch.execution.failures import crash_file, crash_told
 def decoding():
     os.kill(os.getpid(), getattr(signal, sys.argv[2]))
 with crash_told(crash_file(Path(sys.argv[1]), 1)):
@@ -101,7 +101,7 @@ class Cluster:
 
 def test_what_a_cluster_lacks_is_said_once(monkeypatch):
     assert lacking({"GPU": 4.0, "CPU": 2.0}, {"CPU": 8.0, "GPU": 1.0}) == "1 of 4 GPU"
-    monkeypatch.setattr("launch.placement._PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("launch.execution.placement._PATIENCE_SECONDS", 0.0)
     told = []
     waiting = Waiting(Cluster(), {"GPU": 2.0, "trainer": 2.0}, told.append)
     for _ in range(3):

@@ -20,9 +20,10 @@ from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
-from launch.backfilling import run_backfill
-from launch.embedding import Images, run_embed
-from launch.neighbourhoods import ShardWorker, embed
+from launch.inference.embed import embed
+from launch.inference.worker import ShardWorker
+from launch.models.backfill import run_backfill
+from launch.models.embed import Images, run_embed
 from tests.data_shards.import_kills import die_at
 from tests.integration.test_resume import kill_everything, wait_for
 from trainer.adopted import Pixels, read_embedder

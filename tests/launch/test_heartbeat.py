@@ -5,7 +5,7 @@ import sys
 
 import psutil
 
-from launch.heartbeat import Beat, diagnose, end_process
+from launch.execution.heartbeat import Beat, diagnose, end_process
 from trainer.activity import Activity, Doing
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch.cluster_settings import ClusterSettings
-from launch.interfaces import interface_of
+from launch.config.cluster import ClusterSettings
+from launch.execution.interfaces import interface_of
 
 FOUND = {
     "lo": ["127.0.0.1", "::1"],

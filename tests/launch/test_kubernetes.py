@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from data_shards.settings import InputError
 from launch.cli import app
-from launch.config import load_config
-from launch.kubernetes import read_manifests, render, sizes
-from launch.plan import plan_run, split_of
+from launch.clusters.kubernetes import read_manifests, render, sizes
+from launch.config.load import load_config
+from launch.planning.plan import plan_run, split_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

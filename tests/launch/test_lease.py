@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards.settings import InputError
-from launch.lease import (
+from launch.runs.lease import (
     Fence,
     Lease,
     Process,

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from data_shards.settings import InputError
-from launch.ledger import Ledger
+from launch.runs.ledger import Ledger
 
 RECORD = {
     "phase": "fkd/seed-0/step-1/train",

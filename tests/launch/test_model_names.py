@@ -13,12 +13,12 @@ from data_shards.dataset import ShardDataset
 from data_shards.importing import import_source, source_settings
 from data_shards.settings import InputError
 from launch.cli import app
-from launch.compat import compatibility
-from launch.config import kept_config, load_config
-from launch.continuing import first_model
-from launch.embedding import Images, run_embed
-from launch.folder import Run
-from launch.model_names import model_folder, named
+from launch.config.load import kept_config, load_config
+from launch.models.compare import compatibility
+from launch.models.embed import Images, run_embed
+from launch.runs.continuing import first_model
+from launch.runs.model_names import model_folder, named
+from launch.runs.run import Run
 from tests.monitoring.whole_run import write_whole_run
 from trainer.checkpoint import Folder
 from trainer.model import Model

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from launch.config import RunConfig, load_config
-from launch.folder import Run
-from launch.phases import phases
+from launch.config.load import load_config
+from launch.config.run import RunConfig
+from launch.phases.planning import phases
+from launch.runs.run import Run
 from tests.alone import execute_alone
 from tests.kernels import kernels
 

@@ -13,10 +13,11 @@ from sklearn.metrics import roc_curve
 from data_shards.cache import CacheSettings
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
-from launch.config import load_config
-from launch.folder import Run
-from launch.neighbourhoods import ShardWorker
-from launch.test_sets import Embedding, Measurement, TestSet, open_tests
+from launch.config.load import load_config
+from launch.inference.test_sets import Embedding, Measurement
+from launch.inference.worker import ShardWorker
+from launch.runs.run import Run
+from launch.runs.test_sets import TestSet, open_tests
 from tests.data_shards.servers import serving
 from tests.own_test_sets import TESTS, configured, opened, spread
 from trainer.evaluation.identification import identify

@@ -19,12 +19,13 @@ from data_shards.neighbours import VIEWS
 from data_shards.pipeline import PipelineSettings
 from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
-from launch.config import load_config
-from launch.machines import MACHINES, Machine, machine, measure
-from launch.neighbourhoods import ShardWorker, units
-from launch.plan import plan_run, split_of
-from launch.plan_tables import plan_tables, size_text, time_text
-from launch.run import execute
+from launch.config.load import load_config
+from launch.inference.embed import units
+from launch.inference.worker import ShardWorker
+from launch.phases.execute import execute
+from launch.planning.hardware import MACHINES, Machine, machine, measure
+from launch.planning.plan import plan_run, split_of
+from launch.planning.tables import plan_tables, size_text, time_text
 from tests.trainer.test_footprint import tensor_bytes
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.dry_run import Collective, Operation

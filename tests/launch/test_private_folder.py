@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from data_shards.settings import InputError
-from launch.private_folder import RAY_BYTES, kept_private, make_private, places, private_folder
+from launch.machine.private_folder import (
+    RAY_BYTES,
+    kept_private,
+    make_private,
+    places,
+    private_folder,
+)
 
 
 def test_a_long_tmpdir_is_left_for_one_that_rays_sockets_fit_into(tmp_path, monkeypatch):
@@ -23,7 +29,7 @@ def test_a_long_tmpdir_is_left_for_one_that_rays_sockets_fit_into(tmp_path, monk
 
 def test_no_place_at_all_is_one_line_with_each_reason(monkeypatch):
     monkeypatch.setattr(
-        "launch.private_folder.places", lambda: [Path("/proc/1"), Path("/" + 99 * "x")]
+        "launch.machine.private_folder.places", lambda: [Path("/proc/1"), Path("/" + 99 * "x")]
     )
     with pytest.raises(InputError, match=r"/proc/1: .*too long.*set TMPDIR") as caught:
         make_private(RAY_BYTES)
@@ -43,7 +49,7 @@ def test_what_is_kept_is_found_again_and_never_somebody_elses(tmp_path, monkeypa
     assert first == kept_private()
     assert first.parent == tmp_path
     first.chmod(0o777)
-    monkeypatch.setattr("launch.private_folder.places", lambda: [tmp_path])
+    monkeypatch.setattr("launch.machine.private_folder.places", lambda: [tmp_path])
     assert kept_private() != first
     first.rmdir()
     (tmp_path / "elsewhere").mkdir()

@@ -12,9 +12,9 @@ import yaml
 from rich.console import Console
 
 from data_shards.settings import InputError
-from launch.config import load_config
-from launch.lease import holding
-from launch.run import execute
+from launch.config.load import load_config
+from launch.phases.execute import execute
+from launch.runs.lease import holding
 
 CONSOLE = Console(quiet=True)
 

@@ -9,9 +9,9 @@ import pytest
 from data_shards.dataset import ShardDataset
 from data_shards.destination import destination_at
 from data_shards.settings import InputError
-from launch.config import load_config
-from launch.events import append
-from launch.jobs import check_address
+from launch.clusters.ray_jobs import check_address
+from launch.config.load import load_config
+from launch.runs.records import append
 from trainer.checkpoint import Folder
 from untrusted.text import redacted
 
@@ -66,7 +66,7 @@ def test_an_event_and_a_stack_trace(tmp_path):
     (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
     assert json.loads(line)["message"] == "cannot reach s3://***@host/x"
     script = (
-        "from launch.errors import report_errors\n"
+        "from launch.commands.errors import report_errors\n"
         f"def fail(): raise OSError('cannot reach {URL}')\n"
         "report_errors(fail)\n"
     )

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from data_shards.settings import InputError
-from launch.serving import serve_runs, token_for
+from launch.commands.serving import serve_runs, token_for
 from tests.monitoring.live_runs import ask, ask_json, write_run
 
 TOKEN = "a-token-of-the-user"

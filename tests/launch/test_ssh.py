@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards.settings import InputError
-from launch.remote import check_same, facts_of
-from launch.ssh import Host, Launch, read_hosts
+from launch.clusters.ssh import Host, Launch, read_hosts
+from launch.clusters.ssh_host import check_same, facts_of
 
 HOSTS = [Host("me@head", "10.0.0.1"), Host("second", cpus=4, gpus=2)]
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from("xy"), min_size=4, max_size=4)
@@ -64,7 +64,7 @@ def test_commands_hold_no_secret_and_quote_what_they_are_given():
     launch = Launch(HOSTS, "/a folder", "/venv/bin/python", 6379, ("-F", "my config"))
     lines = list(launch.commands(["configs/demo.yaml", "seeds=[0, 1]"]))
     facts, nodes, driver = lines[:2], lines[3:5], lines[5]
-    assert all("launch.remote facts configs/demo.yaml" in line for line in facts)
+    assert all("launch.clusters.ssh_host facts configs/demo.yaml" in line for line in facts)
     assert "node --port=6379 --address=10.0.0.1" in nodes[0]
     assert "node --port=6379 --head=10.0.0.1 --cpus=4 --gpus=2" in nodes[1]
     assert "cluster.address=10.0.0.1:6379" in driver

@@ -14,7 +14,7 @@ NAMELESS = ["unshare", "-U", "--map-user=12345", "--map-group=12345"]
 """A user whom the machine's list does not know, as containers have them."""
 SHOW = """
 import json, os
-from launch.surroundings import prepare_environment
+from launch.machine.surroundings import prepare_environment
 prepare_environment()
 import getpass, pathlib
 from data_shards.remote import CacheSettings

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from rich.table import Table
 from typer.testing import CliRunner
 
-from launch.adopting import _classifier
 from launch.cli import app
-from launch.ssh import read_hosts
-from launch.terminal import Terminal
+from launch.clusters.ssh import read_hosts
+from launch.models.adopt import _classifier
+from launch.terminal.console import Terminal
 from tests.data_shards.test_folder import put
 from tests.monitoring.live_runs import add, evaluate
 from untrusted.errors import InputError

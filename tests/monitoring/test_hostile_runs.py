@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from launch.status import status_table
+from launch.phases.status import status_table
 from monitoring.compatibility import summary, summary_tables
 from monitoring.live.run import LiveRun, report_of
 from monitoring.logs import in_words, read_logs
@@ -250,7 +250,7 @@ _SERVE = """
 import resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
-from launch.serving import serve_runs
+from launch.commands.serving import serve_runs
 serve_runs(Path(sys.argv[1]), "127.0.0.1", 0, None, (), lambda line: print(line, flush=True))
 """
 

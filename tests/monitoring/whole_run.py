@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import yaml
 
-from launch.config import RunConfig
-from launch.folder import Run
-from launch.ledger import Ledger
-from launch.phases import phases
+from launch.config.run import RunConfig
+from launch.phases.planning import phases
+from launch.runs.ledger import Ledger
+from launch.runs.run import Run
 from tests.monitoring.test_compatibility import compared
 from tests.monitoring.test_report import jpeg
 from trainer.backbones import EmbedderSettings, build_embedder

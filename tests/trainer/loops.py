@@ -12,7 +12,7 @@ from data_shards.benchmark import build_benchmark
 from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
-from launch.neighbourhoods import embed
+from launch.inference.embed import embed
 from monitoring.metrics import Metrics
 from trainer.activity import Activity
 from trainer.backbones import EmbedderSettings

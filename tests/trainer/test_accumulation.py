@@ -158,7 +158,7 @@ def test_adafaces_statistics_move_once_an_update():
 
 
 def test_a_part_without_an_image_is_refused():
-    from launch.config import RunConfig
+    from launch.config.run import RunConfig
 
     with pytest.raises(ValueError, match=r"training.accumulate = 5 leaves a worker no image"):
         RunConfig.model_validate(

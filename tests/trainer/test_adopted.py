@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.transforms.v2.functional import resize
 
 from data_shards.settings import InputError
-from launch.adopting import Outside, run_adopt
+from launch.models.adopt import Outside, run_adopt
 from trainer.adopted import AdoptedSettings, Pixels, build_adopted
 from trainer.heads.collectives import Ranks
 from trainer.model import Model

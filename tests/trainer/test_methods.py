@@ -6,7 +6,7 @@ import torch
 
 from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import Batch, ImageStream, PipelineSettings, Request
-from launch.neighbourhoods import embed, units
+from launch.inference.embed import embed, units
 from tests.trainer.loops import ALL
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.heads.collectives import Ranks

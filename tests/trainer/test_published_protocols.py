@@ -19,7 +19,7 @@ from data_shards.alignment import REFERENCE
 from data_shards.dataset import ShardDataset
 from data_shards.sources import crl_person, ijb, market1501, megaface, msmt17, verification_bin
 from data_shards.writer import write_dataset
-from launch.evaluating import results_table
+from launch.models.evaluate import results_table
 from tests.conftest import jpeg
 from tests.own_test_sets import spread
 from trainer.evaluation import TestSetSettings

@@ -4,10 +4,10 @@ import pytest
 
 from data_shards.quarantine import Quarantine
 from data_shards.tars import ShardFile
-from launch.embedding import locked
-from launch.events import append
-from launch.failures import crash_told
-from launch.ledger import Ledger
+from launch.execution.failures import crash_told
+from launch.models.work_folder import locked
+from launch.runs.ledger import Ledger
+from launch.runs.records import append
 
 
 def told(folder):

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.config import load_config
+from launch.config.load import load_config
 from untrusted.errors import InputError
 from untrusted.yaml_text import dump_yaml, parse_yaml, yaml_documents
 

@@ -1,0 +1,1 @@
+"""Sending a run elsewhere: ssh, Slurm, Kubernetes, a Ray cluster's jobs."""

@@ -1,0 +1,167 @@
+"""What `perennial launch ssh` executes on each host, for as long as its connection lasts.
+
+The first line of standard input is the token; its end is the end of everything started here, so
+that nothing outlives the launcher, however that ends.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from launch.clusters.environment import installed, own_version
+from launch.machine.private_folder import RAY_BYTES, make_private
+from launch.root import ROOT
+from untrusted.text import printable
+
+LOCK = ROOT / "requirements.lock"
+_CODE = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
+_STARTED = "Ray runtime started"
+_PATIENCE_SECONDS = 20.0
+"""How long Ray may take to end in peace."""
+
+remote = typer.Typer(add_completion=False)
+
+
+def facts_of(config: Path) -> dict[str, str]:
+    """What must be the same on all hosts of a run, by name."""
+    sources = sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py"))
+    code = hashlib.sha256()
+    for path in sources:
+        code.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return {
+        "perennial": own_version(),
+        "its code": code.hexdigest()[:16],
+        "requirements.lock": _hash(LOCK),
+        str(config): _hash(config),
+        "Python": platform.python_version(),
+        **installed(),
+    }
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else "missing"
+
+
+@remote.command()
+def facts(config: Path) -> None:
+    """Print `facts_of` as JSON."""
+    print(json.dumps(facts_of(config)))
+
+
+@remote.command()
+def node(
+    port: Annotated[int, typer.Option()],
+    head: Annotated[str | None, typer.Option()] = None,
+    address: Annotated[str | None, typer.Option()] = None,
+    cpus: Annotated[int | None, typer.Option()] = None,
+    gpus: Annotated[int | None, typer.Option()] = None,
+) -> None:
+    """Make this host part of `head`'s Ray cluster, or the head of one; prints a line when it is."""
+    environment = _environment()
+    folder = make_private(RAY_BYTES)
+    role = [f"--address={head}:{port}"]
+    if head is None:
+        role = ["--head", f"--port={port}", "--include-dashboard=false"]
+    given = {"node-ip-address": address, "num-cpus": cpus, "num-gpus": gpus}
+    options = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    ray = Path(sys.executable).with_name("ray")
+    process = subprocess.Popen(
+        [ray, "start", *role, *options, f"--temp-dir={folder / 'ray'}", "--block"],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+    )
+    asked, ended = _end_with_input(process, signal.SIGTERM)
+    said = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if _STARTED in line:
+            print("ready", flush=True)
+    process.wait()
+    if not asked.is_set():
+        sys.stderr.write(printable("".join(said[-20:]), keep="\n"))
+        raise typer.Exit(1)
+    ended.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@remote.command(context_settings={"ignore_unknown_options": True})
+def driver(words: list[str]) -> None:
+    """Execute `perennial run`; the end of the input is its Ctrl-C."""
+    environment = _environment()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "run", *words],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
+    _end_with_input(process, signal.SIGINT)
+    raise typer.Exit(process.wait())
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with the token from its input and the code that it is made of."""
+    token = sys.stdin.readline().strip()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    return {**os.environ, **secret, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _end_with_input(
+    process: subprocess.Popen, politely: signal.Signals
+) -> tuple[threading.Event, threading.Event]:
+    """Ends a process and all that it started when there is no more input.
+
+    The first event says that there is none, the second that everything has ended.
+    """
+    asked, ended = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        sys.stdin.read()
+        asked.set()
+        family = []
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself just now
+            family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(politely)
+        try:
+            process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return asked, ended
+
+
+def check_same(facts: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
+    """Lines that say how hosts, each with its `facts_of`, differ from the first of them."""
+    (first, expected), *others = facts
+    return [
+        f"{name} has {fact} {found.get(fact, 'missing')}, {first} has {value}"
+        for name, found in others
+        for fact, value in expected.items()
+        if found.get(fact, "missing") != value
+    ]
+
+
+if __name__ == "__main__":
+    remote()

@@ -1,0 +1,60 @@
+"""A run on the ranks that torchrun starts; rank 0 drives it."""
+
+import os
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import torch.distributed as dist
+import typer
+
+from data_shards.settings import InputError
+from launch.commands.arguments import ConfigFile, Overrides
+from launch.config.load import load_config
+from launch.config.run import RunConfig
+from launch.execution.torchrun import END, Rank, RankCrew, join
+from launch.exits import sigterm
+from launch.phases.execute import execute
+from launch.runs.run import Run
+from launch.terminal.console import console
+from monitoring.progress import RunProgress
+from trainer.heads.collectives import Ranks
+
+
+def drive(config: RunConfig, folder: Path, word: Ranks) -> None:
+    """The run as rank 0 drives it. Raises what `execute` does."""
+    crews: list[RankCrew] = []
+
+    def hire(run: Run, progress: RunProgress, stop: threading.Event) -> RankCrew:
+        crews.append(RankCrew(word, run, progress, stop))
+        return crews[-1]
+
+    try:
+        execute(config, folder, console, lambda _: nullcontext(hire))
+    finally:
+        if not any(crew.amid for crew in crews):
+            word.broadcast_object(END)
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def ranks(
+    config: ConfigFile,
+    out: Annotated[Path, typer.Option(help="Run folder.")],
+    overrides: Overrides = None,
+) -> None:
+    """Run a configuration on the ranks that torchrun starts; cluster.workers is their number."""
+    if "WORLD_SIZE" not in os.environ:
+        raise InputError("start this by torchrun: torchrun --nproc-per-node 2 -m launch.ranks ...")
+    world = f"cluster.workers={os.environ['WORLD_SIZE']}"
+    settings = load_config(config, [*(overrides or []), world])
+    word = join(settings.cluster)
+    if word.rank == 0:
+        drive(settings, out, word)
+    else:
+        with sigterm() as stop:
+            Rank(settings, out, word, stop).follow()
+    dist.destroy_process_group()

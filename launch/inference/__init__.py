@@ -1,0 +1,1 @@
+"""Finished models at work on CPU: embedding shards and test sets."""

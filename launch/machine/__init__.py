@@ -1,0 +1,1 @@
+"""What this machine lacks, put right before a library looks for it."""

@@ -1,0 +1,1 @@
+"""Models outside of runs: adopted, embedding galleries, upgraded, evaluated, compared."""

@@ -1,0 +1,110 @@
+"""Upgrades a gallery to another model, as many images at a time as there is a budget for."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from data_shards.files import write_json
+from data_shards.settings import InputError
+from launch.models.embed import Images, Spread, embed_shards
+from launch.models.work_folder import check_same_plan, locked
+from trainer.arrays import read_arrays, read_embeddings, stored_model, write_arrays
+from trainer.gallery import Gallery, Ids, Order, chosen, upgraded
+from trainer.model import Model
+
+WORK = "upgrade"
+"""Folder of a gallery that holds what an upgrade has embedded so far."""
+SAMPLES, PLAN = "samples.safetensors", "plan.json"
+
+
+def run_backfill(
+    folder: Path,
+    images: Images,
+    model: Model,
+    budget: int,
+    order: Order,
+    spread: Spread,
+    console: Console,
+) -> None:
+    """Replaces up to `budget` of the gallery's vectors by `model`'s of the same `images`.
+
+    The gallery is the old one or the new one at any moment; an upgrade that was stopped is gone on
+    with by the same call. Raises InputError.
+    """
+    Gallery.open(folder)
+    with locked(folder):
+        gallery = Gallery.open(folder)
+        _check(gallery, images, model)
+        samples = _begun(gallery, images, model, budget, order)
+        if len(samples):
+            work = folder / WORK
+            files = embed_shards(images, model, samples, work, gallery.generation + 1, spread)
+            apply(gallery, model.fingerprint, files)
+        gallery = Gallery.open(folder)
+        gallery.sweep()
+        (folder / WORK / PLAN).unlink()  # first: what is left of the folder then says nothing
+        shutil.rmtree(folder / WORK)
+        _tell(gallery, model, console)
+
+
+def apply(gallery: Gallery, model: str, files: dict[int, Path]) -> None:
+    """Replaces vectors by those of `model` in `files`, by shard: all at once."""
+    dimension = read_embeddings(next(iter(files.values())), model)[1].shape[1]
+    fresh = ((shard, *read_embeddings(file, model)) for shard, file in files.items())
+    after = upgraded(gallery, model, dimension, fresh)
+    after.save()
+
+
+def _check(gallery: Gallery, images: Images, model: Model) -> None:
+    """Raises InputError when the gallery is of other images, or of two other models."""
+    if gallery.dataset != images.dataset.fingerprint:
+        raise InputError(
+            f"{gallery.folder} is of dataset {gallery.dataset}, not {images.dataset.fingerprint}: "
+            "give the --shards that it was made of"
+        )
+    others = gallery.others(model.fingerprint)
+    if len(others) > 1:
+        raise InputError(
+            f"{gallery.folder} is on the way from model {others[0]} to {others[1]}, with "
+            f"{gallery.rows(others[0]):,} vectors to go: finish that before you begin with another"
+        )
+
+
+def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: Order) -> Ids:
+    """The samples [n] to embed now: what an upgrade that was stopped had chosen, or a new choice.
+
+    None when the stopped one had ended but for its work folder. Raises InputError when it was
+    another one.
+    """
+    work = gallery.folder / WORK
+    plan = {**images.plan(model), "budget": budget, "order": order}
+    if not (work / PLAN).exists():
+        samples = chosen(gallery, model.fingerprint, images.dataset.identity, budget, order)
+        write_arrays(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
+        write_json(work / PLAN, plan)
+        return samples
+    check_same_plan(work / PLAN, plan, "finish it first, by the same command as before")
+    if stored_model(work / SAMPLES) != gallery.fingerprint:
+        return np.empty(0, np.int64)
+    begun, count = read_arrays(work / SAMPLES).get("samples"), len(images.dataset)
+    if begun is None or begun.dtype != np.int64 or begun.ndim != 1:
+        raise InputError(f"{work / SAMPLES} holds no samples: delete {work}")
+    if ((begun < 0) | (begun >= count)).any() or (np.diff(begun) <= 0).any():
+        raise InputError(f"{work / SAMPLES} holds other samples than there are: delete {work}")
+    return begun
+
+
+def _tell(gallery: Gallery, model: Model, console: Console) -> None:
+    new, every = gallery.rows(model.fingerprint), sum(part.rows for part in gallery.parts)
+    left = (
+        "nothing is left to do"
+        if new == every
+        else f"{every - new:,} are of {gallery.others(model.fingerprint)[0]}"
+    )
+    console.print(
+        f"✓ {gallery.folder}: {new:,} of {every:,} vectors ({new / every:.1%}) are of "
+        f"model {model.fingerprint}; {left}",
+        soft_wrap=True,
+    )

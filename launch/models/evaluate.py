@@ -1,0 +1,177 @@
+"""Puts one model, or vectors that another program wrote, to a test set outside of any run."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from data_shards.features import feature_name, read_feature
+from data_shards.files import fingerprint, write_json
+from data_shards.pipeline import image_size
+from data_shards.remote import CacheSettings, anywhere
+from data_shards.settings import InputError
+from launch.config.cluster import ClusterSettings
+from launch.config.load import explain
+from launch.execution.actor_pool import ActorPool
+from launch.execution.ray_cluster import cluster
+from launch.exits import sigterm
+from launch.inference.test_sets import Embedding, Ids, Map, Measurement, Vectors, new_matrix
+from launch.models.embed import Images
+from launch.models.work_folder import locked
+from launch.runs.test_sets import TestSet, open_test
+from launch.terminal.progress import progress
+from monitoring.results import parts
+from trainer.evaluation import TestSetSettings
+from trainer.model import Model
+from trainer.teacher import TeacherSettings
+
+_BATCH = 1024  # feature files between two movements of the bar
+
+
+def settings_of_test(**given: Any) -> TestSetSettings:
+    """A test as the command's options give it. Raises InputError."""
+    try:
+        return TestSetSettings.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, "the test set") from error
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """`Vectors` out of MegaFace's feature files."""
+
+    folders: dict[str, Path]
+    """Of each part of a test: "dataset" and, maybe, "distractors"."""
+    ending: str
+    """Of the files' names, after the image's."""
+    console: Console
+
+    def __call__(self, test: TestSet, part: str, samples: Ids, target: Path) -> None:
+        """Raises InputError naming a file that is missing, damaged or longer than others."""
+        folder, dimension = self.folders[part], self._dimension(test)
+        with (
+            progress(self.console, f"reading {folder}", len(samples), "files") as hear,
+            new_matrix(target, (len(samples), dimension)) as matrix,
+        ):
+            for begin in range(0, len(samples), _BATCH):
+                keys = test.datasets[part].keys(samples[begin : begin + _BATCH])
+                for row, key in enumerate(keys, begin):
+                    path = folder / feature_name(key, self.ending)
+                    vector = read_feature(path)
+                    if len(vector) != dimension:
+                        raise InputError(
+                            f"{path} has {len(vector)} numbers, others have {dimension}: they are "
+                            "of several models"
+                        )
+                    matrix[row] = vector
+                hear(begin + len(keys))
+
+    def _dimension(self, test: TestSet) -> int:
+        """d of the test's first image."""
+        part, samples = next(iter(test.protocol.samples().items()))
+        (key,) = test.datasets[part].keys(samples[:1])
+        return len(read_feature(self.folders[part] / feature_name(key, self.ending)))
+
+
+def run_evaluate(
+    vectors: Model | FeatureFiles,
+    settings: TestSetSettings,
+    size: tuple[int, int] | None,
+    actors: ClusterSettings,
+    out: Path | None,
+    console: Console,
+) -> dict[str, Any]:
+    """The results of a test set, written to `out`, too, if given; images are resized to `size`.
+
+    Embeddings of a model are kept beside `out`, or here, until the end: the same call goes on after
+    a kill. Raises InputError, Preempted after SIGTERM.
+    """
+    test = open_test(settings, "cosine")
+    what: dict[str, Any] | None = None  # feature files are read again: they may have changed
+    if isinstance(vectors, Model):
+        images = Images.open(settings.dataset, size, vectors)
+        # distractors are made as large as the others
+        size = image_size(images.dataset, images.data)
+        of = {"model": vectors.fingerprint, "size": size}
+        what = {"test": test.fingerprint, "settings": settings.model_dump(), **of}
+    where = out.parent if out is not None else Path()
+    where.mkdir(parents=True, exist_ok=True)
+    with (
+        _scratch(where, what) as scratch,
+        _actors(actors, settings.dataset, scratch, console) as map_,
+    ):
+        how: Vectors
+        if isinstance(vectors, Model):
+            data = images.data.model_copy(update={"image_size": size})
+            how = Embedding(vectors.folder, data, TeacherSettings().batch, map_)
+        else:
+            how = vectors
+        found = Measurement(how, scratch, map_).results(test, scratch)
+        if out is not None:
+            write_json(out, found)
+    return found
+
+
+@contextmanager
+def _scratch(where: Path, what: dict[str, Any] | None) -> Iterator[Path]:
+    """A folder in `where` that is deleted at a good end; without `what` it is for, at any end."""
+    if what is None:
+        with tempfile.TemporaryDirectory(dir=where, prefix=".evaluating-") as name:
+            yield Path(name)
+        return
+    folder = where / f".evaluating-{fingerprint(what)}"
+    with locked(folder):
+        yield folder
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _actors(
+    settings: ClusterSettings, dataset: str, folder: Path, console: Console
+) -> Iterator[Map]:
+    """Calls CPU actors on a Ray cluster, and shows how far they are."""
+    hear: list[Callable[[int], None]] = []
+
+    with cluster(settings) as ray, sigterm() as stop:
+        pool = ActorPool(
+            ray,
+            settings,
+            anywhere(dataset),
+            CacheSettings(),
+            folder.resolve() / "targets",
+            stop,
+            lambda done, _: hear[-1](done),
+        )
+
+        def map_(method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
+            what = "comparing" if method == "call" else "embedding"
+            with progress(console, what, len(calls), "units") as shown:
+                hear.append(shown)
+                return pool.map(method, calls)
+
+        yield map_
+
+
+def results_table(name: str, found: dict[str, Any]) -> Table:
+    """Every figure and count of a test's results, but for the points of curves."""
+    table = Table("", "", title=name, title_justify="left", show_header=False)
+    table.columns[1].justify = "right"
+    for part, results in parts({"tests": {name: found}}).items():
+        prefix = part.removeprefix(name).strip()
+        for key, value in results.items():
+            title = f"{prefix} {key.replace('_', ' ')}".strip()
+            if isinstance(value, dict):
+                for rate, share in value.items():
+                    table.add_row(f"{title} at {rate}", f"{share:.2%}")
+            elif isinstance(value, float):
+                table.add_row(title, f"{value:.2%}")
+            elif isinstance(value, int):
+                table.add_row(title, f"{value:,}")
+    return table

@@ -1,0 +1,126 @@
+"""Runs or resumes a configuration, from shards to report."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from data_shards.benchmark_words import in_words
+from data_shards.destination import destination_at
+from data_shards.files import write_atomically
+from data_shards.settings import InputError
+from launch.config.load import differences, kept_config, locations
+from launch.config.run import RunConfig
+from launch.execution.executor import Employ
+from launch.execution.ray_cluster import check_gpus
+from launch.execution.ray_executor import on_ray
+from launch.exits import Preempted, Withheld, sigterm
+from launch.phases.adopt import check_given
+from launch.phases.compatibility import trials_of
+from launch.phases.driver import Driver
+from launch.phases.planning import pending, phases
+from launch.phases.publishing import gated, update_published
+from launch.runs.lease import holding
+from launch.runs.ledger import Ledger
+from launch.runs.records import append
+from launch.runs.remembered import remember
+from launch.runs.run import Run, check_steps
+from launch.terminal.datasets import build_glyphs, verify_dataset
+from monitoring.compatibility import summary, summary_tables
+from monitoring.logs import logging_to
+from monitoring.progress import RunProgress
+from monitoring.report import draw
+from monitoring.results import compare, tables
+from monitoring.run_metrics import RunMetrics, monitored
+from trainer.processor import fallback, multiplies_bf16
+from untrusted.yaml_text import dump_yaml
+
+
+def _keep_configuration(config: RunConfig, folder: Path) -> None:
+    """Writes run.yaml, or checks that the folder's run was configured alike."""
+    path = folder / "run.yaml"
+    if path.exists():
+        changed = differences(kept_config(folder).deciding(), config.deciding())
+        if changed:
+            raise InputError(
+                f"{folder} was made by another configuration, which differs in "
+                f"{'; '.join(changed[:3])}: use another --out"
+            )
+    text = dump_yaml(config.model_dump(mode="json"))
+    write_atomically(path, text.encode())
+
+
+def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = on_ray) -> None:
+    """Runs `config` in `folder`, going on where an earlier attempt was stopped.
+
+    Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
+    end where the gate kept a model from being published; what is finished stays.
+    """
+    if config.cluster.address is None and employ is on_ray:
+        check_gpus(config.cluster, max(1, config.cluster.workers))
+    if config.glyphs is not None and not config.dataset_is_there():
+        build_glyphs(config.glyphs, destination_at(config.dataset), console)
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    with holding(folder, config.cluster.lease_seconds, tell) as attempt:
+        run = Run.open(folder, config, fence=attempt.fence)
+        config = run.config
+        samples = [len(own) for own in run.benchmark.steps]
+        check_steps(run.benchmark.row_ends, samples, config.cluster.workers, bool(run.given))
+        check_given(run)
+        if config.evaluation.compatibility is not None:
+            trials_of(run)
+        _keep_configuration(config, folder)
+        remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
+        ledger = Ledger.open(folder / "ledger.jsonl")
+        todo = pending(run, ledger)
+        if todo:
+            append(folder, "events.jsonl", attempt.event())
+            asking = any(phase.kind in ("neighbours", "prototypes") for phase in todo)
+            if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
+                line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
+                append(folder, "events.jsonl", {"event": "notice", "message": line})
+                tell(line)
+            verify_dataset(run.dataset, console)
+            every = len(phases(run))
+            console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
+            known = run.benchmark.row_ends[0] if config.continues is not None else 0
+            if known:
+                tell(f"{known:,} identities are known from {config.continues}")
+            for line in in_words(run.dataset, config.benchmark, run.benchmark, known):
+                tell(line)
+            iterations = sum(
+                run.training(phase.chain, phase.step).iterations
+                for phase in todo
+                if phase.kind == "train"
+            )
+            metrics = RunMetrics(folder, every, every - len(todo))
+            with (
+                monitored(
+                    metrics, **config.cluster.driver_endpoint(), superseded=attempt.fence.lost
+                ),
+                employ(config.cluster) as hire,
+                RunProgress(console, iterations, len(todo), metrics) as progress,
+                sigterm() as stop,  # after Ray, which has a handler of its own
+                logging_to(
+                    folder,
+                    "driver",
+                    {"run": folder.name, "job": "driver"},
+                    lambda: progress.context,
+                    (KeyboardInterrupt, Preempted),
+                ),
+            ):
+                Driver(run, ledger, hire(run, progress, stop), progress, stop).walk(todo)
+        else:
+            console.print(f"all {len(phases(run))} phases of {folder} are done")
+        withheld = update_published(run, ledger) if gated(run) else []
+        run.fence.check()
+        draw(folder)
+    for table in tables(compare([folder])):
+        console.print(table)
+    for table in summary_tables(summary([folder])):
+        console.print(table)
+    console.print(f"report: {folder / 'report.html'}")
+    if withheld:
+        raise Withheld(withheld)

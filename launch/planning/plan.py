@@ -1,0 +1,319 @@
+"""What a run would take, worked out without data, GPUs or other machines."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards.benchmark import counted_split
+from data_shards.neighbours import VIEWS
+from data_shards.settings import InputError
+from launch.config.run import RunConfig
+from launch.planning.hardware import Machine
+from launch.runs.continuing import first_model, known_names
+from launch.runs.run import Run, check_steps
+from trainer.adopted import AdoptedSettings
+from trainer.backbones import EmbedderSettings
+from trainer.checkpoint.policy import superfluous
+from trainer.dry_run import Operation
+from trainer.footprint import (
+    Calls,
+    EmbedderFootprint,
+    HeadFootprint,
+    embedder_footprint,
+    head_footprint,
+    images_by_rank,
+    online_teacher_operations,
+    row_blocks,
+    rows_by_rank,
+    saved_bytes,
+)
+from trainer.heads.margin_loss import ClassifierSettings
+from trainer.methods import Method
+from trainer.methods.recipe import Needs, Recipe
+from trainer.model import Model
+from trainer.optimizers import TrainingSettings, for_all_data
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many identities and images each learning step has."""
+
+    row_ends: tuple[int, ...]
+    """Identities learned after each step."""
+    images: tuple[int, ...]
+    """Training images of each step."""
+    size: tuple[int, int]
+    """Height and width of the images, pixels."""
+    shards: int | None
+    """Bytes of the dataset, where it exists."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One learning step of the methods that train it alike. Sizes in bytes, of the fullest rank."""
+
+    methods: tuple[str, ...]
+    step: int
+    old_identities: int
+    new_identities: int
+    images: int
+    """To train on."""
+    iterations: int
+    epochs: float
+    rows_by_rank: tuple[int, ...]
+    images_by_rank: tuple[int, ...]
+    """Of each global batch."""
+    memory: dict[str, int]
+    """What is held, by what it is; ``peak`` is the most at one time, less than the sum."""
+    calls: dict[str, dict[str, int]]
+    """Collectives of an iteration: ``calls`` and ``bytes`` that each rank sends."""
+    disk: dict[str, int]
+    seconds: dict[str, float] | None
+    """At best: ``compute`` and ``communication`` of an iteration, ``step`` altogether."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run's learning steps, for one seed."""
+
+    world: int
+    seeds: int
+    machine: Machine | None
+    shards: int | None
+    steps: list[StepPlan]
+
+    def values(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def split_of(config: RunConfig, identities: int | None, images: int | None) -> Split:
+    """The split of a dataset of that many `identities` and `images`, or of the one that exists.
+
+    Raises InputError when there is neither, or when the benchmark asks for more than there is.
+    """
+    if identities is None and images is None:
+        if not config.dataset_is_there():
+            raise InputError(
+                f"{config.dataset} holds no dataset to read counts from: say --identities and "
+                "--images, or build it"
+            )
+        run = Run.open(Path(), config)
+        size = config.data.image_size or run.dataset.manifest["image_size"]
+        files = run.dataset.manifest["files"].values()
+        samples = tuple(len(own) for own in run.benchmark.steps)
+        shards = sum(facts["bytes"] for facts in files)
+        return Split(run.benchmark.row_ends, samples, _known(size), shards)
+    if identities is None or images is None:
+        raise InputError("--identities and --images go together: say both, or neither")
+    known, drawn = known_names(config, Path()), config.benchmark
+    if known is not None:  # then no new image is held out as one of step 0
+        drawn = drawn.model_copy(update={"seen_identities": 0})
+    rows, samples = counted_split(identities, images, drawn)
+    if known is not None:
+        rows, samples = (len(known), *(len(known) + last for last in rows)), (0, *samples)
+    size = config.data.image_size
+    if size is None and config.glyphs is not None:
+        size = (config.glyphs.image_size, config.glyphs.image_size)
+    return Split(rows, samples, _known(size), None)
+
+
+def _known(size: Any) -> tuple[int, int]:
+    if size is None:
+        raise InputError("the images' size is not known: set data.image_size=HxW")
+    height, width = size
+    return height, width
+
+
+def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
+    """Plans every learning step. Raises InputError for what a run would refuse, too."""
+    planner = _Planner(config, split, machine)
+    check_steps(split.row_ends, split.images, config.cluster.workers, bool(planner.given))
+    steps = [step for number in range(len(split.row_ends)) for step in planner.steps(number)]
+    if not steps:
+        raise InputError("there is nothing to plan: step 0 is adopted, and benchmark.steps is 1")
+    return Plan(planner.world, len(config.seeds), machine, split.shards, steps)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What methods that are planned as one have in common."""
+
+    recipe: Recipe
+    embedder: EmbedderSettings
+    old_embedder: EmbedderSettings | AdoptedSettings
+    """Of the model of the step before."""
+    classifier: ClassifierSettings
+
+
+def _given(config: RunConfig) -> dict[str, EmbedderSettings | AdoptedSettings]:
+    """The network that each method begins with; none where step 0 is trained."""
+    if config.adopted is not None:
+        return dict.fromkeys(config.methods, Model.open(config.adopted).settings)
+    if config.continues is None:
+        return {}
+    seed = config.seeds[0]
+    first = {name: first_model(config, Path(), f"{name}/seed-{seed}") for name in config.methods}
+    return {name: Model.open(folder).settings for name, folder in first.items()}
+
+
+class _Planner:
+    """Plans one step after the other."""
+
+    def __init__(self, config: RunConfig, split: Split, machine: Machine | None) -> None:
+        self.world = max(1, config.cluster.workers)
+        self._config, self._split, self._machine = config, split, machine
+        self._online = config.teacher.mode == "online"
+        self.given = _given(config)
+        if config.adopted and self._online:
+            raise InputError(
+                "what an adopted model costs when it is asked in training is not known: plan with "
+                "teacher.mode=cached"
+            )
+
+    def steps(self, step: int) -> Iterator[StepPlan]:
+        """The plans of a learning step, one for each recipe that some methods share.
+
+        None where it is not trained but given.
+        """
+        if step == 0 and self.given:
+            return
+        groups: dict[_Trained, list[str]] = {}
+        for name, method in self._config.methods.items():
+            usual, loss = self._config.embedder, self._config.classifier
+            trained = _Trained(
+                recipe=method.recipe().at(step, self._old(step)),
+                embedder=method.network(usual, step),
+                old_embedder=self._old_embedder(name, method, step),
+                classifier=method.loss(loss, step),
+            )
+            groups.setdefault(trained, []).append(name)
+        for trained, methods in groups.items():
+            yield self._step(step, trained, tuple(methods))
+
+    def _old_embedder(
+        self, name: str, method: Method, step: int
+    ) -> EmbedderSettings | AdoptedSettings:
+        if step == 1 and self.given:
+            return self.given[name]
+        return method.network(self._config.embedder, max(0, step - 1))
+
+    def _old(self, step: int) -> int:
+        return self._split.row_ends[step - 1] if step else 0
+
+    def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
+        config, split, world = self._config, self._split, self.world
+        recipe, dimension = trained.recipe, trained.embedder.dimension
+        old, last, whole = self._old(step), split.row_ends[step], recipe.data == "all"
+        training = for_all_data(config.training, split.row_ends, step) if whole else config.training
+        images = sum(split.images[: step + 1]) if whole else split.images[step]
+        head = head_footprint(
+            *(recipe, old, last, dimension, trained.old_embedder.dimension),
+            *(trained.classifier, training, self._online, world),
+        )
+        given = split.size, training, world
+        embedder = embedder_footprint(trained.embedder, *given)
+        asking = []
+        if self._online and recipe.needs.answers:
+            assert isinstance(trained.old_embedder, EmbedderSettings)
+            asking = online_teacher_operations(trained.old_embedder, *given)
+        saved = saved_bytes(recipe, old, last, dimension, training)
+        calls = {**embedder.calls, **head.calls}
+        blocks = row_blocks(recipe, old, last).values()
+        owned = zip(*(rows_by_rank(b.start, b.stop, world) for b in blocks), strict=True)
+        return StepPlan(
+            methods=methods,
+            step=step,
+            old_identities=old,
+            new_identities=last - old,
+            images=images,
+            iterations=training.iterations,
+            epochs=training.iterations * training.batch / images,
+            rows_by_rank=tuple(map(sum, owned)),
+            images_by_rank=tuple(images_by_rank(training.batch, world)),
+            memory=self._memory(head, embedder, recipe.needs),
+            calls=_sent(calls, world),
+            disk=self._disk(saved, embedder, trained, training, old, images),
+            seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
+        )
+
+    def _memory(
+        self, head: HeadFootprint, embedder: EmbedderFootprint, needs: Needs
+    ) -> dict[str, int]:
+        height, width = self._split.size
+        images = max(images_by_rank(self._config.training.batch, self.world))
+        lasting = {
+            "embedder": embedder.parameters,
+            "embedder optimiser": embedder.optimizer,
+            "rows": head.rows,
+            "row optimiser": head.optimizer,
+            "previous model": head.frozen + embedder.parameters * (self._online and needs.answers),
+            "images": 3 * height * width * images * (1 + self._config.data.prefetch),
+        }
+        # DeepSpeed copies the gradients into one bucket before it averages them
+        buffers = embedder.gradients * (1 if self.world == 1 else 2)
+        passing = {
+            "activations": embedder.activations,
+            "embedder gradients": buffers,
+            "logits": head.peak - head.gradients,
+            "row gradients": head.gradients,
+        }
+        most = max(
+            embedder.activations + head.peak,
+            embedder.peak + head.gradients,
+            buffers + head.gradients,
+        )
+        return {**lasting, **passing, "peak": sum(lasting.values()) + most}
+
+    def _disk(
+        self,
+        saved: tuple[int, int],
+        embedder: EmbedderFootprint,
+        trained: "_Trained",
+        training: TrainingSettings,
+        old: int,
+        images: int,
+    ) -> dict[str, int]:
+        (rows, trained_rows), needs = saved, trained.recipe.needs
+        checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
+        made = [*range(0, training.iterations + 1, training.checkpoint_every)][1:]
+        kept = len(made) - len(superfluous(made, training.keep_checkpoints, training.keep_every))
+        # while one is written, all that are kept lie beside it
+        number = min(kept + 1, len(made))
+        disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
+        if needs.answers and not self._online:
+            views = len(VIEWS) if self._config.data.augmentation.flip else 1
+            answer = 4 * trained.old_embedder.dimension if needs.embeddings else 0
+            answer += 8 * min(needs.neighbours or 0, old)
+            disk["neighbourhoods"] = views * images * (8 + answer)
+        return disk
+
+    def _seconds(
+        self,
+        embedding: Sequence[Operation],
+        head: HeadFootprint,
+        calls: Calls,
+        training: TrainingSettings,
+    ) -> dict[str, float] | None:
+        if self._machine is None:
+            return None
+        compute = self._machine.compute_seconds(embedding)
+        # rows are run dry in the CPU's small blocks: a GPU starts fewer kernels for them
+        started = not self._config.cluster.gpu
+        compute += self._machine.compute_seconds(head.operations, started)
+        every = [call for made in calls.values() for call in made]
+        communication = self._machine.communication_seconds(every, self.world)
+        return {
+            "compute": compute,
+            "communication": communication,
+            "step": training.iterations * (compute + communication),
+        }
+
+
+def _sent(calls: Calls, world: int) -> dict[str, dict[str, int]]:
+    return {
+        what: {"calls": len(made), "bytes": round(sum(call.sent(world) for call in made))}
+        for what, made in calls.items()
+        if made
+    }

@@ -1,0 +1,166 @@
+"""A plan as tables."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from launch.planning.plan import Plan, StepPlan
+
+
+def plan_tables(plan: Plan) -> Iterator[Any]:
+    """What is asked of each rank, of the wires and of the disk.
+
+    Parts are shown for the method that needs most at each step; the plan's values have all.
+    """
+    yield _steps(plan)
+    yield _iterations(plan)
+    yield _parts(plan, "memory of the fullest rank", lambda step: step.memory, lambda m: m["peak"])
+    if plan.world > 1:
+        yield _parts(plan, "sent by each rank in an iteration", _messages, lambda m: m["sum"])
+    yield _parts(plan, "disk, one method and seed", lambda step: step.disk, _total)
+    shards = "of unknown size" if plan.shards is None else size_text(plan.shards)
+    models = plan.seeds * sum(step.disk["model"] * _chains(step) for step in plan.steps)
+    yield f"shards {shards}; models of all methods and seeds {size_text(models)}"
+    if plan.machine is None:
+        yield "--machine NAME estimates times, see `perennial plan --help`"
+    else:
+        yield from _remarks(plan)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in columns:
+        text = name in ("", "methods")
+        table.add_column(
+            name,
+            justify="left" if text else "right",
+            min_width=8 if name == "methods" else None,
+            no_wrap=name != "methods",
+        )
+    return table
+
+
+def _steps(plan: Plan) -> Table:
+    ranks = "1 rank" if plan.world == 1 else f"{plan.world:,} ranks"
+    images = _range(plan.steps[0].images_by_rank)
+    title = f"learning steps on {ranks}, {images} images of each batch a rank"
+    table = _table(title, "", "methods", "old", "new", "images", "iterations", "rows a rank")
+    return _filled(
+        table,
+        plan,
+        lambda step: (
+            f"{step.old_identities:,}",
+            f"{step.new_identities:,}",
+            f"{step.images:,}",
+            f"{step.iterations:,}",
+            _range(step.rows_by_rank),
+        ),
+    )
+
+
+def _iterations(plan: Plan) -> Table:
+    title, columns = "an iteration, on the fullest rank", ["memory", "sent"]
+    if plan.machine is not None:
+        title += f"; times at best, on {plan.machine.name}"
+        columns += ["compute", "messages", "images/s", "in all"]
+
+    def cells(step: StepPlan) -> tuple[str, ...]:
+        sizes = size_text(step.memory["peak"]), size_text(_messages(step)["sum"])
+        if step.seconds is None:
+            return sizes
+        compute, communication = step.seconds["compute"], step.seconds["communication"]
+        rate = sum(step.images_by_rank) / (compute + communication)
+        times = time_text(compute), time_text(communication)
+        return *sizes, *times, f"{rate:,.0f}", time_text(step.seconds["step"])
+
+    return _filled(_table(title, "", "methods", *columns), plan, cells)
+
+
+def _filled(table: Table, plan: Plan, cells: Callable[[StepPlan], tuple[str, ...]]) -> Table:
+    """A line a step and its methods; those with the same cells share one."""
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for step in plan.steps:
+        lines.setdefault((f"step {step.step}", *cells(step)), []).extend(step.methods)
+    for (number, *rest), methods in lines.items():
+        table.add_row(number, " ".join(methods), *rest)
+    return table
+
+
+def _messages(step: StepPlan) -> dict[str, int]:
+    sent = {what: made["bytes"] for what, made in step.calls.items()}
+    return {**sent, "sum": sum(sent.values())}
+
+
+def _total(parts: dict[str, int]) -> int:
+    return sum(parts.values())
+
+
+def _parts(
+    plan: Plan,
+    title: str,
+    parts: Callable[[StepPlan], dict[str, int]],
+    size: Callable[[dict[str, int]], int],
+) -> Table:
+    """A line a part, a column a learning step."""
+    steps = sorted({step.step for step in plan.steps})
+    most = [
+        max((step for step in plan.steps if step.step == number), key=lambda s: size(parts(s)))
+        for number in steps
+    ]
+    heads = [f"step {s.step}" + (f"\n{s.methods[0]}" if s.step else "") for s in most]
+    table = _table(title, "", *heads)
+    columns = [parts(step) for step in most]
+    names = dict.fromkeys(name for column in reversed(columns) for name in column)
+    for name in names:
+        if any(column.get(name) for column in columns):
+            table.add_row(name, *(size_text(column.get(name, 0)) for column in columns))
+    return table
+
+
+def _remarks(plan: Plan) -> Iterator[str]:
+    machine = plan.machine
+    assert machine is not None
+    whole = sum(s.seconds["step"] * _chains(s) for s in plan.steps if s.seconds) * plan.seeds
+    yield (
+        f"training of all methods and seeds: at least {time_text(whole)}. One operation after the "
+        "other, each as fast as the machine's peaks; reading images, checkpoints, the previous "
+        "model's answers and evaluation are not counted."
+    )
+    yield f"{machine.name}: {machine.source}"
+    peak = max(step.memory["peak"] for step in plan.steps)
+    if peak > machine.memory:
+        yield (
+            f"does not fit: a rank holds {size_text(peak)} at its peak, {machine.name} has "
+            f"{size_text(machine.memory)} for it. More ranks or a smaller batch take less."
+        )
+
+
+def _chains(step: StepPlan) -> int:
+    """Models that a step makes for each seed: step 0 is the same for all methods."""
+    return len(step.methods) if step.step else 1
+
+
+def _range(counts: Iterable[int]) -> str:
+    counts = tuple(counts)
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+
+
+def size_text(count: float) -> str:
+    """Bytes in units of a thousand, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def time_text(seconds: float) -> str:
+    """A duration in the unit that suits it, three digits."""
+    units = ((1e-3, 1e-6, "µs"), (1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"))
+    for limit, length, unit in units:
+        if seconds < limit:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds / 3600:.3g} h" if seconds < 172_800 else f"{seconds / 86_400:.3g} days"

@@ -1,0 +1,68 @@
+"""Runs that go on from the last models of another run, with identities that have arrived since."""
+
+from pathlib import Path
+
+from data_shards.settings import InputError
+from launch.config.load import kept_config
+from launch.config.run import RunConfig
+from launch.runs.model_names import named
+from monitoring.records import comparison
+from trainer.model import row_names
+
+
+def first_model(config: RunConfig, folder: Path, chain: str) -> Path:
+    """The model that `chain` of the run in `folder` begins with: its own copy, once it has one.
+
+    Raises InputError when the run that it `continues` has no such model, or withheld it.
+    """
+    own = _copy(folder, chain)
+    return own if own.exists() else _last_model(config, chain)
+
+
+def known_names(config: RunConfig, folder: Path) -> list[str] | None:
+    """The identities that the run's first models know, by row; None where it begins with none.
+
+    Read from any copy in the run folder, so that workers need not find the run that it `continues`.
+    Raises InputError as `first_model` does.
+    """
+    if config.continues is None:
+        return None
+    chains = _chains(config)
+    copied = [chain for chain in chains if _copy(folder, chain).exists()]
+    return row_names(first_model(config, folder, (copied or chains)[0]))
+
+
+def _chains(config: RunConfig) -> list[str]:
+    return [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
+
+
+def _copy(folder: Path, chain: str) -> Path:
+    return folder / "chains" / chain / "steps" / "0" / "model"
+
+
+def _last_model(config: RunConfig, chain: str) -> Path:
+    before = config.continues
+    assert before is not None
+    if named(str(before)) is not None:
+        raise InputError(
+            f"continues: {before} names one model: give the run alone, each method goes on from "
+            "its own"
+        )
+    theirs = kept_config(before)
+    chains = _chains(theirs)
+    if chain not in chains:
+        raise InputError(
+            f"{before} has no {chain}, only {', '.join(chains)}: name methods and seeds as there"
+        )
+    last = theirs.learning_steps - 1
+    model = before / "chains" / chain / "steps" / str(last) / "model"
+    if not model.exists():
+        raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
+    compared, gate = model.with_name("compatibility.json"), theirs.evaluation.compatibility
+    gated = gate is not None and gate.gate and chain.partition("/")[0] != gate.paragon
+    if gated and last and not (compared.exists() and comparison(compared)["holds"]):
+        raise InputError(
+            f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "
+            "what follows it would not be, either"
+        )
+    return model

@@ -1,0 +1,198 @@
+"""The layout of a run folder, and what identifies each phase's work."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from data_shards.benchmark import Benchmark, build_benchmark
+from data_shards.dataset import ShardDataset
+from data_shards.files import fingerprint
+from data_shards.remote import Count, ignore
+from data_shards.settings import InputError
+from launch.config.run import RunConfig
+from launch.runs.continuing import first_model, known_names
+from launch.runs.lease import UNFENCED, Fence
+from launch.runs.model_names import model_folder
+from launch.runs.test_sets import TestSet, open_tests
+from trainer.backbones import EmbedderSettings
+from trainer.heads.margin_loss import ClassifierSettings
+from trainer.methods.recipe import Recipe
+from trainer.model import Model
+from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.training_spec import TrainingSpec
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One method under one seed: its learning steps in order."""
+
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Names the chain in folders, the ledger and metrics."""
+        return f"{self.method}/seed-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its folder, its configuration, and the data they speak of."""
+
+    folder: Path
+    config: RunConfig
+    dataset: ShardDataset
+    benchmark: Benchmark
+    test_sets: dict[str, TestSet]
+    """Test sets of their own."""
+    fence: Fence = UNFENCED
+    """Checked before anything of the run is written."""
+
+    @classmethod
+    def open(
+        cls, folder: Path, config: RunConfig, count: Count = ignore, fence: Fence = UNFENCED
+    ) -> "Run":
+        """Opens the datasets and builds the benchmark. Raises InputError.
+
+        `count` hears what the cache of a remote dataset does.
+        """
+        config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
+        tests = open_tests(config.evaluation, config.data.cache, count)
+        dataset = ShardDataset.open(config.dataset, config.data.cache, count)
+        known = known_names(config, folder)
+        benchmark = build_benchmark(dataset, config.benchmark, known)
+        return cls(folder, config, dataset, benchmark, tests, fence)
+
+    @cached_property
+    def adopted(self) -> Model | None:
+        """The verified model from outside that step 0 is taken from."""
+        return Model.open(model_folder(self.config.adopted)) if self.config.adopted else None
+
+    @cached_property
+    def given(self) -> dict[Chain, Model]:
+        """The verified model that step 0 of each chain is; empty where step 0 is trained."""
+        if self.adopted is not None:
+            return dict.fromkeys(self.chains(), self.adopted)
+        if self.config.continues is None:
+            return {}
+        first = {c: first_model(self.config, self.folder, c.name) for c in self.chains()}
+        return {chain: Model.open(path) for chain, path in first.items()}
+
+    def chains(self) -> list[Chain]:
+        """Every method under every seed; the seeds of one method follow each other last."""
+        return [Chain(m, s) for s in self.config.seeds for m in self.config.methods]
+
+    def step_folder(self, chain: Chain, step: int) -> Path:
+        """Where a learning step's outputs go."""
+        return self.folder / "chains" / chain.name / "steps" / str(step)
+
+    def recipe(self, chain: Chain, step: int) -> Recipe:
+        """The chain's recipe as it applies at `step`."""
+        recipe = self.config.methods[chain.method].recipe()
+        return recipe.at(step, self.benchmark.rows_before(step))
+
+    def previous(self, chain: Chain, step: int) -> Model | None:
+        """The verified model of the step before."""
+        return Model.open(self.step_folder(chain, step - 1) / "model") if step else None
+
+    def anchor_step(self, chain: Chain, step: int) -> int:
+        """The step whose model that of `step` stays compatible with."""
+        return 0 if self.recipe(chain, step).anchor == "first" else step - 1
+
+    def anchor(self, chain: Chain, step: int) -> Model | None:
+        """The verified model to stay compatible with."""
+        before = self.anchor_step(chain, step)
+        return Model.open(self.step_folder(chain, before) / "model") if step else None
+
+    def class_mean_rows(self, chain: Chain, step: int) -> tuple[int, int]:
+        """The identities first <= r < last that `step` trains on and its anchor does not know."""
+        rows, before = self.benchmark.row_ends, self.anchor_step(chain, step)
+        if self.recipe(chain, step).data != "all":
+            return rows[step - 1], rows[step]
+        unknowing = before == 0 and self.adopted is not None and not self.adopted.rows
+        return 0 if unknowing else rows[before], rows[step]
+
+    def training(self, chain: Chain, step: int) -> TrainingSettings:
+        """The schedule of a learning step."""
+        whole = self.recipe(chain, step).data == "all"
+        settings = self.config.training
+        return for_all_data(settings, self.benchmark.row_ends, step) if whole else settings
+
+    def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
+        """The network of a learning step."""
+        return self.config.methods[chain.method].network(self.config.embedder, step)
+
+    def classifier(self, chain: Chain, step: int) -> ClassifierSettings:
+        """The loss of a learning step."""
+        return self.config.methods[chain.method].loss(self.config.classifier, step)
+
+    def training_spec(self, chain: Chain, step: int) -> TrainingSpec:
+        """The training phase of one step. The step before must be finished."""
+        config, folder = self.config, self.step_folder(chain, step)
+        return TrainingSpec(
+            dataset=self.dataset,
+            benchmark=self.benchmark,
+            data=config.data,
+            embedder=self.embedder(chain, step),
+            classifier=self.classifier(chain, step),
+            training=self.training(chain, step),
+            teacher=config.teacher,
+            recipe=self.recipe(chain, step),
+            seed=chain.seed,
+            step=step,
+            previous=self.previous(chain, step),
+            anchor=self.anchor(chain, step),
+            cache=folder / "neighbours",
+            class_means=folder / "prototypes.safetensors",
+            folder=folder,
+            checkpoints=self.checkpoints(chain, step),
+            fence=self.fence.check,
+        )
+
+    def checkpoints(self, chain: Chain, step: int) -> str:
+        """Path or URL of a learning step's checkpoints."""
+        url = self.config.training.checkpoint_url
+        if url is None:
+            return str(self.step_folder(chain, step) / "checkpoints")
+        return f"{url.rstrip('/')}/chains/{chain.name}/steps/{step}/checkpoints"
+
+    def fingerprint(self, chain: Chain, step: int) -> str:
+        """Equal for training phases that give the same model: same data, recipe, seed and past."""
+        deciding = self.config.deciding()
+        if step == 0 and self.given:
+            of = [self.dataset.fingerprint, deciding["benchmark"]]
+            return fingerprint(["adopted", self.given[chain].fingerprint, *of])
+        common = [deciding[k] for k in ("benchmark", "data", "training")]
+        network, loss = self.embedder(chain, step), self.classifier(chain, step)
+        model = [network.model_dump(mode="json"), loss.model_dump(mode="json", exclude={"memory"})]
+        recipe = self.recipe(chain, step)
+        teacher = deciding["teacher"] if recipe.needs.any else None
+        past = self.fingerprint(chain, step - 1) if step else self.dataset.fingerprint
+        return fingerprint([common, model, recipe.fingerprint(), teacher, chain.seed, step, past])
+
+
+def check_steps(
+    rows: Sequence[int], images: Sequence[int], workers: int, first_trained: int
+) -> None:
+    """Raises InputError when a learning step has fewer identities than workers, or no image.
+
+    `rows` are the identities learned after each step, `images` those to train on in each; steps
+    before `first_trained` are not asked.
+    """
+    first = 0
+    for step, (last, count) in enumerate(zip(rows, images, strict=True)):
+        if step < first_trained:
+            first = last
+            continue
+        if last - first < workers:
+            raise InputError(
+                f"learning step {step} has {last - first} identities, fewer than cluster.workers = "
+                f"{workers}: lower the workers or benchmark.steps, or raise train_identities"
+            )
+        if count == 0:
+            raise InputError(
+                f"learning step {step} has no image left to train on: lower "
+                "benchmark.seen_identities or benchmark.steps"
+            )
+        first = last
