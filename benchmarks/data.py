@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks import report
 from benchmarks.data_sides import BATCH, SIDES
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.writing.writer import write_dataset
 
 PEERS = Path(os.environ.get("PERENNIAL_PEERS", ".venv-peers/bin/python"))
 SIZES = ((112, 112), (256, 128))

@@ -35,10 +35,10 @@ class Perennial:
         import torch
 
         from data_shards.augmentation import AugmentationSettings
-        from data_shards.dataset import ShardDataset
-        from data_shards.order import UniformOrder
+        from data_shards.orders.order import UniformOrder
         from data_shards.pipeline import PipelineSettings, training_batches
         from data_shards.quarantine import Quarantine
+        from data_shards.storage.dataset import ShardDataset
 
         dataset = ShardDataset.open(self._folder)
         augmentation = AugmentationSettings(flip=True)

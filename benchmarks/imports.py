@@ -29,15 +29,15 @@ from PIL import Image
 
 from benchmarks import report
 from benchmarks.data import pictures
-from data_shards.dataset import ShardDataset
-from data_shards.destination import Folder
 from data_shards.files import sha256, write_json
-from data_shards.journal import JOURNAL_ROWS, Journal, ShardFacts
-from data_shards.keys import TakenKeys
-from data_shards.samples import write_samples
 from data_shards.sources import SourceImage
 from data_shards.sources.recordio import MAGIC, RecordIOSettings, read_recordio
-from data_shards.writer import MANIFEST_VERSION
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.keys import TakenKeys
+from data_shards.storage.samples import write_samples
+from data_shards.writing.destination import Folder
+from data_shards.writing.journal import JOURNAL_ROWS, Journal, ShardFacts
+from data_shards.writing.writer import MANIFEST_VERSION
 
 SAMPLES, IDENTITIES, SHARD = 5_800_000, 85_738, 4096
 

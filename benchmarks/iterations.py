@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import Batch
+from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.engine import build_engine, ensure_process_group
 from trainer.gradients import Gradients

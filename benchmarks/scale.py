@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from benchmarks import in_a_process, report
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
 from data_shards.files import sha256, write_json
-from data_shards.order import OrderSettings, make_order
-from data_shards.writer import MANIFEST_VERSION
+from data_shards.orders.order import OrderSettings, make_order
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import MANIFEST_VERSION
 
 BATCH, SHARD, BYTES = 512, 4096, 6000
 ORDERS: dict[str, dict[str, Any]] = {

@@ -21,9 +21,9 @@ from pydantic import TypeAdapter
 from benchmarks import in_a_process, report
 from benchmarks.imports import command, write_rec
 from benchmarks.scale import BATCH, ORDERS, measured_apart
-from data_shards.dataset import ShardDataset
-from data_shards.order import OrderSettings, make_order
+from data_shards.orders.order import OrderSettings, make_order
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
+from data_shards.storage.dataset import ShardDataset
 
 IDENTITIES, EACH, SIZE = 85_738, 68, (16, 16)
 

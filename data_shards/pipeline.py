@@ -15,11 +15,11 @@ from data_shards.augmentation import (
     augment,
     no_augmentation,
 )
-from data_shards.dataset import SampleError, ShardDataset
-from data_shards.order import Order, OrderSettings, UniformSettings, rank_slice
+from data_shards.orders.order import Order, OrderSettings, UniformSettings, rank_slice
 from data_shards.quarantine import Quarantine, readable
-from data_shards.remote import CacheSettings
 from data_shards.settings import InputError, Settings, Size
+from data_shards.storage.dataset import SampleError, ShardDataset
+from data_shards.storage.remote import CacheSettings
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.dataset import SampleError, ShardDataset
-from data_shards.order import Order
+from data_shards.orders.order import Order
 from data_shards.settings import InputError
+from data_shards.storage.dataset import SampleError, ShardDataset
 from untrusted.files import no_link
 
 _NONE = np.empty(0, dtype=np.int64)

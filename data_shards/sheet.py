@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_shards.counter_rng import shuffled, stream_key
-from data_shards.dataset import SampleError, ShardDataset
 from data_shards.sources import ROLES, UNKNOWN_CAMERA
+from data_shards.storage.dataset import SampleError, ShardDataset
 from untrusted.pictures import MOST_PIXELS, BadPicture, open_picture
 from untrusted.text import printable
 

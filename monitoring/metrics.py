@@ -100,7 +100,7 @@ class Metrics:
         )
 
     def count_cache(self, event: str, amount: int) -> None:
-        """Counts what the cache of remote shards does (`data_shards.remote.Event`)."""
+        """Counts what the cache of remote shards does (`data_shards.storage.remote.Event`)."""
         self._cache[event].inc(amount)
 
     def count_doing(self, doing: str, seconds: float) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_shards.dataset import ShardDataset
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 
 hypothesis.settings.register_profile("perennial", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("perennial")

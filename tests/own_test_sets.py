@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_shards.dataset import ShardDataset
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from tests.conftest import jpeg
 from trainer.evaluation import EvaluationSettings
 

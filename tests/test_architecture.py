@@ -1,6 +1,7 @@
 """Imports go one way: launch → trainer → data_shards, any of them → monitoring, untrusted."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,71 @@ def test_imports_go_one_way(package):
             if module.split(".")[0] in {*ALLOWED, "benchmarks", "tests"}:
                 allowed = any(module == a or module.startswith(a + ".") for a in ALLOWED[package])
                 assert allowed, f"{path.relative_to(ROOT)} imports {module}"
+
+
+ROOMS = {
+    "launch": {
+        "exits": (),
+        "root": (),
+        "machine": (),
+        "terminal": (),
+        "config": (),
+        "runs": ("config",),
+        "inference": ("runs",),
+        "planning": ("config", "runs"),
+        "execution": ("config", "exits", "inference", "machine", "runs"),
+        "clusters": ("config", "exits", "machine", "planning", "root", "runs", "terminal"),
+        "phases": ("config", "execution", "exits", "inference", "runs", "terminal"),
+        "models": ("config", "execution", "exits", "inference", "runs", "terminal"),
+        "commands": (
+            *("clusters", "config", "execution", "exits", "models", "phases", "planning"),
+            *("root", "runs", "terminal"),
+        ),
+        "cli": ("commands", "machine", "terminal"),
+        "ranks": ("commands", "machine", "terminal"),
+    },
+    "data_shards": {
+        **dict.fromkeys(("settings", "cores", "files", "counter_rng"), ()),
+        "parallel": ("settings",),
+        "alignment": (),
+        "sources": ("alignment", "cores", "counter_rng", "parallel", "settings"),
+        "storage": ("files", "settings", "sources"),
+        "orders": ("counter_rng", "settings"),
+        "augmentation": ("counter_rng", "settings"),
+        "images": ("settings", "sources"),
+        "writing": ("files", "images", "parallel", "settings", "sources", "storage"),
+        "splits": ("counter_rng", "files", "settings", "sources", "storage", "writing"),
+        "quarantine": ("orders", "settings", "storage"),
+        "pipeline": ("augmentation", "orders", "quarantine", "settings", "storage"),
+        "sheet": ("counter_rng", "sources", "storage"),
+    },
+}
+"""Of each package with rooms: which rooms a room may import. Rooms are folders, or single files."""
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_import_the_rooms_below_them(package):
+    allowed, found = ROOMS[package], {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        first = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if first == "__init__":
+            continue
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[0] == package and len(parts) > 1 and parts[1] != first:
+                found.setdefault(first, set()).add(parts[1])
+        found.setdefault(first, set())
+    assert found.keys() == allowed.keys(), "a room that the table does not name, or lacks"
+    for room, others in found.items():
+        assert others <= set(allowed[room]), room
+        unused = set(allowed[room]) - others
+        assert not unused, f"{room} does not import {unused}: take it out of the table"
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_have_no_circles(package):
+    """Each room is above those it imports: some order of building them exists."""
+    tuple(TopologicalSorter(ROOMS[package]).static_order())
 
 
 def _is_text_without_encoding(call):

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 
-from data_shards.order import rank_slice
+from data_shards.orders.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.dry_run import Collective, DryRun, DryRunRanks, Operation

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from data_shards.neighbours import VIEWS, TeacherCache
 from data_shards.pipeline import image_size
+from data_shards.storage.neighbours import VIEWS, TeacherCache
 from monitoring.metrics import Metrics
 from trainer.activity import Activity
 from trainer.checkpoint import Checkpoints

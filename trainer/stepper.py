@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.order import rank_slice
+from data_shards.orders.order import rank_slice
 from data_shards.pipeline import Batch
 from trainer.activity import Activity
 from trainer.engine import discard_gradients

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
+from data_shards.storage.neighbours import TeacherCache
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.benchmark import Benchmark
 from data_shards.counter_rng import stream_key
-from data_shards.dataset import ShardDataset
-from data_shards.order import make_order
+from data_shards.orders.order import make_order
 from data_shards.pipeline import Batch, PipelineSettings, training_batches
 from data_shards.quarantine import Quarantine
+from data_shards.splits.benchmark import Benchmark
+from data_shards.storage.dataset import ShardDataset
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint import Fence, unfenced
 from trainer.heads.collectives import Ranks

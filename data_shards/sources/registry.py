@@ -61,7 +61,7 @@ class Source(NamedTuple):
     read: Callable[..., Iterable[SourceImage | Refusal]]
     """The images in an order that never changes; if it `seeks`, with a parameter `start`."""
     tables: Callable[[Any], dict[str, pa.Table]] | None = None
-    """Tables that belong to the dataset, with image keys (see `data_shards.writer.numbered`)."""
+    """Tables that belong to the dataset, with image keys (see `writing.writer.numbered`)."""
     total: Callable[[Any], int] | None = None
     """How many items `read` yields, if that can be said at once."""
     seeks: bool = False

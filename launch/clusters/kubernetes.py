@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.remote import is_remote
 from data_shards.settings import InputError
+from data_shards.storage.remote import is_remote
 from launch.config.run import RunConfig
 from launch.planning.plan import Plan
 from launch.root import ROOT

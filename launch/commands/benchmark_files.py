@@ -11,8 +11,8 @@ from data_shards.settings import InputError
 from launch.terminal.console import console
 
 if TYPE_CHECKING:  # the command line starts without pyarrow
-    from data_shards.benchmark_file import BenchmarkFile, Placed
-    from data_shards.dataset import ShardDataset
+    from data_shards.splits.benchmark_file import BenchmarkFile, Placed
+    from data_shards.storage.dataset import ShardDataset
 
 benchmarks = typer.Typer(
     help="Write a benchmark file: which identity is in which learning step, what is tested.",
@@ -37,7 +37,7 @@ def crl_face(
     ] = 500,
 ) -> None:
     """All identities, split randomly and equally; tested on LFW and MegaFace (CRL paper)."""
-    from data_shards import published_benchmarks
+    from data_shards.splits import published_benchmarks
 
     _write(dataset, out, lambda opened: published_benchmarks.crl_face(opened, steps, seed, seen))
 
@@ -53,8 +53,8 @@ def crl_person(
     ] = None,
 ) -> None:
     """Merged re-id sets: training identities by step, and the paper's reduced test set."""
-    from data_shards import published_benchmarks
     from data_shards.sources.crl_person import read_split
+    from data_shards.splits import published_benchmarks
 
     given = None if split is None else read_split(split)
     _write(dataset, out, lambda opened: published_benchmarks.crl_person(opened, steps, seed, given))
@@ -70,7 +70,7 @@ def bct_face(
     seed: Seed = 0,
 ) -> None:
     """Growing subsets of the identities: each step brings those that its subset adds."""
-    from data_shards import published_benchmarks
+    from data_shards.splits import published_benchmarks
 
     try:
         shares = [float(part) for part in percents.split(",")]
@@ -88,14 +88,14 @@ def class_incremental(
     ] = 5,
 ) -> None:
     """Half of the classes first, then the rest in equal tasks, in the customary order."""
-    from data_shards import published_benchmarks
+    from data_shards.splits import published_benchmarks
 
     _write(dataset, out, lambda opened: published_benchmarks.class_incremental(opened, tasks))
 
 
 def _write(dataset: str, out: Path, draw: "Callable[[ShardDataset], BenchmarkFile]") -> None:
-    from data_shards.benchmark_file import place, write_benchmark
-    from data_shards.dataset import ShardDataset
+    from data_shards.splits.benchmark_file import place, write_benchmark
+    from data_shards.storage.dataset import ShardDataset
 
     opened = ShardDataset.open(dataset)
     file = draw(opened)
@@ -127,9 +127,9 @@ def merge(
     ],
 ) -> None:
     """Make one dataset of several, image for image; given again after a kill, it goes on."""
-    from data_shards.dataset import ShardDataset
-    from data_shards.destination import destination_at
-    from data_shards.merging import merge_datasets
+    from data_shards.storage.dataset import ShardDataset
+    from data_shards.writing.destination import destination_at
+    from data_shards.writing.merging import merge_datasets
 
     place = destination_at(out)
     manifest = merge_datasets([ShardDataset.open(folder) for folder in datasets], place)
@@ -154,10 +154,10 @@ def split(
     seed: Annotated[int, typer.Option(help="Decides who is tested on.")] = 0,
 ) -> None:
     """Make two datasets of one: OUT/train, and OUT/test with queries, gallery and pairs."""
-    from data_shards.benchmark_settings import BenchmarkSettings
-    from data_shards.dataset import ShardDataset
-    from data_shards.destination import destination_at
-    from data_shards.splitting import split_dataset
+    from data_shards.splits.benchmark_settings import BenchmarkSettings
+    from data_shards.splits.splitting import split_dataset
+    from data_shards.storage.dataset import ShardDataset
+    from data_shards.writing.destination import destination_at
 
     if not 0 < test < 1:
         raise InputError(f"--test {test:g} is no share: give one between 0 and 1, such as 0.2")

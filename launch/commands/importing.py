@@ -9,14 +9,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data_shards.dataset import ShardDataset
-from data_shards.destination import Destination
 from data_shards.images import ImageSettings
-from data_shards.importing import description, finished, import_source
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
 from data_shards.sources.registry import SOURCES
-from data_shards.writer import refusals, so_many_identities, vanished, whole_identities
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.destination import Destination
+from data_shards.writing.importing import description, finished, import_source
+from data_shards.writing.writer import refusals, so_many_identities, vanished, whole_identities
 from launch.terminal.progress import progress
 
 

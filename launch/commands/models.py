@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from data_shards.features import file_ending
 from data_shards.settings import InputError, parse_size
+from data_shards.storage.features import file_ending
 from launch.exits import WITHHELD
 from launch.runs.model_names import HELP, model_folder, named
 from launch.terminal.console import Terminal, console, say_json

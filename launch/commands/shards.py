@@ -38,8 +38,8 @@ def shards_glyphs(
     seed: Annotated[int, typer.Option(help="Decides distortions and selection.")] = 0,
 ) -> None:
     """Draw the built-in dataset: characters are identities, fonts are cameras."""
-    from data_shards.destination import destination_at
     from data_shards.sources.glyphs import GlyphSettings
+    from data_shards.writing.destination import destination_at
     from launch.terminal.datasets import build_glyphs
 
     settings = GlyphSettings(
@@ -101,9 +101,9 @@ def shards_import(
     Images that cannot be taken are listed in refused.jsonl; more than --max-refused is an error
     with exit status 2.
     """
-    from data_shards.destination import destination_at
     from data_shards.images import ImageSettings
-    from data_shards.importing import source_settings
+    from data_shards.writing.destination import destination_at
+    from data_shards.writing.importing import source_settings
     from launch.commands.importing import run_import
 
     settings = source_settings(source, path, options or [])
@@ -121,8 +121,8 @@ def shards_verify(
     dataset: Dataset,
 ) -> None:
     """Compare every file of a dataset with its sha256; remote ones are fetched, but not kept."""
-    from data_shards.dataset import ShardDataset
-    from data_shards.remote import CacheSettings
+    from data_shards.storage.dataset import ShardDataset
+    from data_shards.storage.remote import CacheSettings
     from launch.terminal.datasets import verify_dataset
 
     opened = ShardDataset.open(dataset)
@@ -135,7 +135,7 @@ def shards_info(
     dataset: Dataset,
 ) -> None:
     """Say what a dataset holds: images, identities, cameras, roles, tables."""
-    from data_shards.dataset import ShardDataset
+    from data_shards.storage.dataset import ShardDataset
     from launch.commands.importing import describe
 
     table = Table(title=dataset, title_justify="left", show_header=False)
@@ -153,8 +153,8 @@ def shards_show(
     seed: Annotated[int, typer.Option(help="Decides which identities.")] = 0,
 ) -> None:
     """Draw a contact sheet: identities as rows, their images with cameras beside them."""
-    from data_shards.dataset import SampleError, ShardDataset
     from data_shards.sheet import contact_sheet
+    from data_shards.storage.dataset import SampleError, ShardDataset
 
     if out.suffix.lower() not in {".png", ".jpg"}:
         raise InputError(f"--out {out} must end in .png or .jpg")

@@ -7,8 +7,8 @@ from typing import Any, get_origin
 
 from pydantic import ValidationError
 
-from data_shards.remote import check_no_secret
 from data_shards.settings import InputError, Settings
+from data_shards.storage.remote import check_no_secret
 from launch.config.run import RunConfig
 from trainer.methods import METHODS
 from untrusted.text import printable

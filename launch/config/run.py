@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.pipeline import PipelineSettings
-from data_shards.remote import anywhere, is_remote
 from data_shards.settings import Settings
 from data_shards.sources.glyphs import GlyphSettings
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.remote import anywhere, is_remote
 from launch.config.cluster import ClusterSettings
 from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
+from data_shards.storage.remote import CacheSettings
 from launch.config.cluster import ClusterSettings
 from launch.execution.placement import Waiting
 from launch.exits import Preempted

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.benchmark import Benchmark
-from data_shards.dataset import ShardDataset
-from data_shards.neighbours import TeacherCache
 from data_shards.pipeline import ImageStream, PipelineSettings, Request
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import Benchmark
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.neighbours import TeacherCache
 from monitoring.logs import LOG
 from trainer.backbones import Embedder
 from trainer.evaluation.protocol import picture

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.pipeline import PipelineSettings
-from data_shards.remote import anywhere
+from data_shards.storage.remote import anywhere
 from launch.inference.embed import units
 from launch.runs.test_sets import TestSet, naming_test
 from trainer.evaluation.vectors import StoredVectors

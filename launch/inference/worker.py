@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.dataset import SampleError, ShardDataset
 from data_shards.files import write_atomically
-from data_shards.neighbours import VIEWS, teacher_file, write_teacher_file
 from data_shards.pipeline import PipelineSettings
-from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
+from data_shards.storage.dataset import SampleError, ShardDataset
+from data_shards.storage.neighbours import VIEWS, teacher_file, write_teacher_file
+from data_shards.storage.remote import CacheSettings
 from launch.inference.embed import Ids, embed, fast_embedder
 from launch.runs.lease import UNFENCED, Fence
 from monitoring.exporter import serving

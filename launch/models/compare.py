@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from data_shards.benchmark import build_benchmark
-from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings, image_size, resized
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.storage.dataset import ShardDataset
 from launch.config.load import kept_config, load_config
 from launch.inference.embed import embed, fast_embedder, units
 from launch.runs.model_names import model_folder

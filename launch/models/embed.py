@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from data_shards.dataset import ShardDataset
-from data_shards.features import feature_name, write_feature
 from data_shards.files import fsync, sha256, write_json
 from data_shards.pipeline import PipelineSettings, image_size, resized
-from data_shards.remote import CacheSettings, anywhere
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.features import feature_name, write_feature
+from data_shards.storage.remote import CacheSettings, anywhere
 from launch.config.cluster import ClusterSettings
 from launch.execution.actor_pool import ActorPool
 from launch.execution.ray_cluster import cluster

@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from data_shards.features import feature_name, read_feature
 from data_shards.files import fingerprint, write_json
 from data_shards.pipeline import image_size
-from data_shards.remote import CacheSettings, anywhere
 from data_shards.settings import InputError
+from data_shards.storage.features import feature_name, read_feature
+from data_shards.storage.remote import CacheSettings, anywhere
 from launch.config.cluster import ClusterSettings
 from launch.config.load import explain
 from launch.execution.actor_pool import ActorPool

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.files import write_json
-from data_shards.neighbours import VIEWS, TeacherCache, teacher_file
 from data_shards.pipeline import image_size
+from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file
 from launch.execution.executor import Crew
 from launch.inference.embed import neighbour_examples, units
 from launch.inference.test_sets import Embedding, Measurement

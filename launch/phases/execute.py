@@ -4,10 +4,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_shards.benchmark_words import in_words
-from data_shards.destination import destination_at
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from data_shards.splits.benchmark_words import in_words
+from data_shards.writing.destination import destination_at
 from launch.config.load import differences, kept_config, locations
 from launch.config.run import RunConfig
 from launch.execution.executor import Employ

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_shards.benchmark import counted_split
-from data_shards.neighbours import VIEWS
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import counted_split
+from data_shards.storage.neighbours import VIEWS
 from launch.config.run import RunConfig
 from launch.planning.hardware import Machine
 from launch.runs.continuing import first_model, known_names

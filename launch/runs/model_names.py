@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data_shards.kinds import kind_of, no_model
 from data_shards.settings import InputError
+from data_shards.storage.kinds import kind_of, no_model
 from untrusted.text import printable
 
 HELP = "Model folder, or RUN:METHOD[:SEED[:STEP]] (default: the lowest seed, the last step)."

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from data_shards.benchmark import Benchmark, build_benchmark
-from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
-from data_shards.remote import Count, ignore
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import Benchmark, build_benchmark
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.remote import Count, ignore
 from launch.config.run import RunConfig
 from launch.runs.continuing import first_model, known_names
 from launch.runs.lease import UNFENCED, Fence

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data_shards.dataset import ShardDataset
 from data_shards.files import fingerprint
-from data_shards.remote import CacheSettings, Count, ignore
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.remote import CacheSettings, Count, ignore
 from trainer.evaluation import Distance, EvaluationSettings, TestSetSettings
 from trainer.evaluation.test_sets import open_protocol
 from trainer.evaluation.test_sets.common import TestSetProtocol

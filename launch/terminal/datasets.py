@@ -5,11 +5,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, track
 
 from data_shards.cores import cores
-from data_shards.dataset import ShardDataset
-from data_shards.destination import Destination
-from data_shards.remote import CacheSettings
 from data_shards.sources.glyphs import GlyphSettings, read_glyphs
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.remote import CacheSettings
+from data_shards.writing.destination import Destination
+from data_shards.writing.writer import write_dataset
 from untrusted.text import printable
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.dataset import ShardDataset
+from data_shards.storage.dataset import ShardDataset
 from launch.cli import main
 from trainer.stepper import Stepper
 

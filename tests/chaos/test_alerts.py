@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.config.run import RunConfig
 from launch.runs.run import Run

@@ -193,7 +193,7 @@ def test_a_frozen_driver_that_wakes_up_finds_another_in_its_place(
 
 STALLED = """
 import threading
-from data_shards.dataset import ShardDataset
+from data_shards.storage.dataset import ShardDataset
 from launch.cli import main
 read, calls = ShardDataset.images, []
 def images(self, samples):

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from data_shards.importing import import_source
 from data_shards.settings import InputError
 from data_shards.sources.folder import FolderSettings
+from data_shards.writing.importing import import_source
 
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_shards.block_order import BlockOrder
-from data_shards.dataset import ShardDataset
+from data_shards.orders.block_order import BlockOrder
+from data_shards.storage.dataset import ShardDataset
 
 WINDOW = 2
 

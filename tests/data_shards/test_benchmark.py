@@ -3,11 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.benchmark_words import in_words
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.splits.benchmark_words import in_words
 from trainer.evaluation import EvaluationSettings
 from trainer.evaluation.protocol import evaluate, samples_to_embed
 

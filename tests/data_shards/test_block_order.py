@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards.block_order import BlockOrder
+from data_shards.orders.block_order import BlockOrder
 
 SHARD = np.repeat(np.arange(23), 1 + np.arange(23) * 7 % 11)
 SAMPLES = np.random.default_rng(0).permutation(len(SHARD))[:100]  # of only some of the images

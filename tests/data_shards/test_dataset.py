@@ -14,10 +14,10 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.dataset import SampleError, ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import SampleError, ShardDataset
+from data_shards.writing.writer import write_dataset
 from tests.conftest import jpeg, source
 
 

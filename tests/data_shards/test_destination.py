@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 from s3fs import S3FileSystem
 
-from data_shards.dataset import ShardDataset
-from data_shards.destination import destination_at
-from data_shards.importing import import_source
-from data_shards.merging import merge_datasets
-from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
 from data_shards.sources.folder import FolderSettings
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.remote import CacheSettings
+from data_shards.writing.destination import destination_at
+from data_shards.writing.importing import import_source
+from data_shards.writing.merging import merge_datasets
+from data_shards.writing.writer import write_dataset
 from tests.conftest import jpeg, source
 from tests.data_shards.servers import bucket
 from tests.data_shards.test_importing import contents

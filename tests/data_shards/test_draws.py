@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards.counter_rng import permuted
-from data_shards.draws import rounds
+from data_shards.orders.draws import rounds
 
 
 def stream(count, block, key, length):

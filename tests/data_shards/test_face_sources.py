@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_shards.alignment import REFERENCE, SIDE, align, similarity
-from data_shards.dataset import ShardDataset
-from data_shards.features import read_feature, write_feature
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.ijb import IjbSettings, ijb_tables, read_ijb
@@ -26,7 +24,9 @@ from data_shards.sources.megaface import (
     read_facescrub,
     read_megaface,
 )
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.features import read_feature, write_feature
+from data_shards.writing.writer import write_dataset
 from tests.conftest import jpeg
 
 FACES = [("1.jpg", 7, 100), ("2.jpg", 7, 100), ("3.jpg", 8, 101), ("4.jpg", 9, 102)]

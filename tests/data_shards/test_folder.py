@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from data_shards.dataset import ShardDataset
-from data_shards.destination import destination_at
 from data_shards.images import ImageSettings
-from data_shards.importing import import_source
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.folder import FolderSettings, folder_tables, read_folder
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.destination import destination_at
+from data_shards.writing.importing import import_source
 from launch.commands.importing import parts_as_identities, run_import
 from tests.conftest import jpeg
 from trainer.evaluation.test_sets.verification import Verification

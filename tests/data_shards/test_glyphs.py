@@ -6,13 +6,13 @@ import pytest
 from matplotlib import font_manager
 from PIL import Image
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
 from data_shards.sources.glyphs import GlyphSettings, merge_coinciding, read_glyphs
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 
 
 def test_glyphs_are_the_same_every_time_and_ordered():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards.identity_order import IdentityOrder
-from data_shards.order import IdentitySettings, make_order, rank_slice
+from data_shards.orders.identity_order import IdentityOrder
+from data_shards.orders.order import IdentitySettings, make_order, rank_slice
 
 images_of = st.lists(st.integers(1, 11), min_size=1, max_size=30)
 

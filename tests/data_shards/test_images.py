@@ -12,9 +12,9 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
-from data_shards.dataset import SampleError
 from data_shards.images import Checked, ImageSettings, Unfit, normalise
 from data_shards.sheet import contact_sheet
+from data_shards.storage.dataset import SampleError
 from tests.conftest import jpeg
 
 PLAIN = ImageSettings()

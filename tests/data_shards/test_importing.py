@@ -18,14 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards.dataset import ShardDataset
-from data_shards.importing import import_source, source_settings
-from data_shards.keys import TakenKeys, key_hash
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
 from data_shards.sources.folder import FolderSettings
-from data_shards.tars import ShardFile
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.keys import TakenKeys, key_hash
+from data_shards.storage.tars import ShardFile
+from data_shards.writing.importing import import_source, source_settings
+from data_shards.writing.writer import write_dataset
 from tests.conftest import jpeg, source
 
 
@@ -208,7 +208,7 @@ def test_an_import_without_a_good_image_is_an_error(tmp_path):
 
 
 def test_shards_end_at_a_size_as_well(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_shards.shard_builder.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("data_shards.writing.shard_builder.SHARD_BYTES", 20_000)
     manifest = write_dataset(source(20, 1), tmp_path / "d", {})
     sizes = [manifest["files"][name]["bytes"] for name in manifest["shards"]]
     assert len(sizes) > 2 and max(sizes) < 40_000
@@ -217,7 +217,7 @@ def test_shards_end_at_a_size_as_well(tmp_path, monkeypatch):
 
 
 def test_samples_are_one_table_whatever_its_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_shards.samples._ROW_GROUP", 7)
+    monkeypatch.setattr("data_shards.storage.samples._ROW_GROUP", 7)
     write_dataset(source(10, 2), tmp_path / "d", {}, shard_samples=3)
     assert pq.read_metadata(tmp_path / "d" / "samples.parquet").num_row_groups == 3
     dataset = ShardDataset.open(tmp_path / "d")
@@ -237,7 +237,7 @@ def test_shards_are_what_webdatasets_own_writer_writes(tmp_path):
 @given(st.lists(st.lists(st.integers(0, 30), max_size=20), max_size=8), st.integers(1, 9))
 def test_taken_keys_are_a_set(chunks, fresh):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_shards.keys._FRESH", fresh)
+        patch.setattr("data_shards.storage.keys._FRESH", fresh)
         keys, plain = TakenKeys(), set()
         for chunk in chunks:
             hashes = [key_hash(str(n)) for n in chunk]

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_shards.dataset import ShardDataset
-from data_shards.merging import merge_datasets, merged_images
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, SourceImage
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.merging import merge_datasets, merged_images
+from data_shards.writing.writer import write_dataset
 from tests.data_shards.test_published_benchmarks import JPEG, faces, persons
 
 

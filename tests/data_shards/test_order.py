@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards.order import UniformOrder, rank_slice
+from data_shards.orders.order import UniformOrder, rank_slice
 
 SAMPLES = np.arange(100, 237)
 

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from data_shards.augmentation import AugmentationSettings, augment
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.order import IdentitySettings, UniformOrder, make_order
+from data_shards.orders.order import IdentitySettings, UniformOrder, make_order
 from data_shards.pipeline import PipelineSettings, training_batches
 from data_shards.quarantine import Quarantine
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
 
 SETTINGS = PipelineSettings(
     augmentation=AugmentationSettings(flip=True, shift=2, fill=7, erase=0.5), max_quarantined=3

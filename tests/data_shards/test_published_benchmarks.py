@@ -11,14 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.benchmark import build_benchmark, counted_split
-from data_shards.benchmark_file import BenchmarkFile, place, read_benchmark, write_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
-from data_shards.published_benchmarks import bct_face, class_incremental, crl_face, crl_person
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, SourceImage
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark import build_benchmark, counted_split
+from data_shards.splits.benchmark_file import BenchmarkFile, place, read_benchmark, write_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.splits.published_benchmarks import (
+    bct_face,
+    class_incremental,
+    crl_face,
+    crl_person,
+)
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from launch.config.load import differences, load_config
 from tests.conftest import jpeg
 

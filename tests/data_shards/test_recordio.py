@@ -9,11 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.dataset import ShardDataset
-from data_shards.importing import import_source
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.recordio import RecordIOSettings, count_recordio, read_recordio
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.importing import import_source
 from tests.conftest import jpeg
 from tests.data_shards import recordio_bytes as rec
 

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, Refusal, SourceImage
 from data_shards.sources.crl_person import CrlPersonSettings, read_crl_person, read_split
@@ -19,7 +18,8 @@ from data_shards.sources.market1501 import (
     read_market1501,
 )
 from data_shards.sources.msmt17 import Msmt17Settings, read_msmt17
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from launch.commands.importing import unlike_published
 from tests.conftest import jpeg
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.cache import Cache
-from data_shards.dataset import ShardDataset
-from data_shards.order import BlockSettings, UniformOrder, make_order
+from data_shards.orders.order import BlockSettings, UniformOrder, make_order
 from data_shards.pipeline import PipelineSettings, training_batches
 from data_shards.quarantine import Quarantine
-from data_shards.remote import CacheSettings, RemoteFile, file_system, is_remote
 from data_shards.settings import InputError
-from data_shards.writer import write_dataset
+from data_shards.storage.cache import Cache
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.remote import CacheSettings, RemoteFile, file_system, is_remote
+from data_shards.writing.writer import write_dataset
 from monitoring.metrics import Metrics
 from tests.conftest import source
 from tests.data_shards.readers import WINDOW, reader

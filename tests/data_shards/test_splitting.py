@@ -5,12 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
-from data_shards.destination import destination_at
 from data_shards.settings import InputError
-from data_shards.splitting import split_dataset
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.splits.splitting import split_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.destination import destination_at
+from data_shards.writing.writer import write_dataset
 from tests.conftest import source
 from trainer.evaluation.test_sets.retrieval import Retrieval
 from trainer.evaluation.test_sets.verification import Verification

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_shards.dataset import SampleError, ShardDataset
-from data_shards.journal import JOURNAL_ROWS
-from data_shards.remote import CacheSettings, RemoteFile
 from data_shards.settings import InputError
-from data_shards.writer import refusals, write_dataset
+from data_shards.storage.dataset import SampleError, ShardDataset
+from data_shards.storage.remote import CacheSettings, RemoteFile
+from data_shards.writing.journal import JOURNAL_ROWS
+from data_shards.writing.writer import refusals, write_dataset
 from launch.commands.importing import describe
 from tests.conftest import source
 from tests.data_shards.servers import serving

@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.dataset import ShardDataset
-from data_shards.importing import import_source
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.verification_bin import (
@@ -18,6 +16,8 @@ from data_shards.sources.verification_bin import (
     read_verification_bin,
     verification_bin_tables,
 )
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.importing import import_source
 from tests.conftest import jpeg
 
 IMAGES = [jpeg(i, 0) for i in range(24)]

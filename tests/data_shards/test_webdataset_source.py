@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nvidia.dali import fn, pipeline_def
 
-from data_shards.dataset import ShardDataset
-from data_shards.importing import import_source
 from data_shards.settings import InputError
 from data_shards.sources import Refusal, SourceImage
 from data_shards.sources.webdataset import WebDatasetSettings, read_webdataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.importing import import_source
 from tests.conftest import jpeg
 
 IMAGES = [jpeg(i, 0) for i in range(6)]

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from data_shards.benchmark_file import read_benchmark
-from data_shards.dataset import SampleError, ShardDataset
-from data_shards.features import read_feature, write_feature
-from data_shards.neighbours import TeacherCache, teacher_file, write_teacher_file
 from data_shards.sheet import contact_sheet
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark_file import read_benchmark
+from data_shards.storage.dataset import SampleError, ShardDataset
+from data_shards.storage.features import read_feature, write_feature
+from data_shards.storage.neighbours import TeacherCache, teacher_file, write_teacher_file
+from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.runs.ledger import Ledger
 from monitoring import records

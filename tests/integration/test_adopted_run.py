@@ -7,9 +7,9 @@ import yaml
 from rich.console import Console
 from safetensors.torch import save_file
 
-from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
 from launch.config.load import load_config
 from launch.inference.embed import embed
 from launch.models.adopt import Outside, run_adopt

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
 from data_shards.settings import InputError
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.phases.adopt import check_given
 from launch.phases.planning import pending, phases

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
+from data_shards.storage.dataset import ShardDataset
 from launch.config.load import load_config
 from launch.inference.embed import embed
 from launch.phases.planning import phases

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
 from launch.cli import app
 from tests.data_shards.test_reid_sources import CRL, lay, lay_msmt
 

@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_file import write_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
-from data_shards.published_benchmarks import class_incremental
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_file import write_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.splits.published_benchmarks import class_incremental
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from tests.conftest import jpeg
 from trainer.arrays import read_embeddings
 from trainer.heads.collectives import Ranks

@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_shards.dataset import ShardDataset
-from data_shards.features import read_feature, write_feature
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.features import read_feature, write_feature
+from data_shards.writing.writer import write_dataset
 from launch.cli import app
 from launch.inference.embed import embed
 from launch.inference.test_sets import Measurement

@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
 from launch.inference.embed import embed
 from launch.inference.worker import ShardWorker
 from launch.models.backfill import run_backfill

@@ -9,9 +9,9 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from data_shards.dataset import ShardDataset
-from data_shards.importing import import_source, source_settings
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.importing import import_source, source_settings
 from launch.cli import app
 from launch.config.load import kept_config, load_config
 from launch.models.compare import compatibility

@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_curve
 
-from data_shards.cache import CacheSettings
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
+from data_shards.storage.cache import CacheSettings
 from launch.config.load import load_config
 from launch.inference.test_sets import Embedding, Measurement
 from launch.inference.worker import ShardWorker

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from data_shards.benchmark import build_benchmark, counted_split
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.neighbours import VIEWS
 from data_shards.pipeline import PipelineSettings
-from data_shards.remote import CacheSettings
 from data_shards.settings import InputError
+from data_shards.splits.benchmark import build_benchmark, counted_split
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.neighbours import VIEWS
+from data_shards.storage.remote import CacheSettings
 from launch.config.load import load_config
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker

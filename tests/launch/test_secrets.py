@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from data_shards.dataset import ShardDataset
-from data_shards.destination import destination_at
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.destination import destination_at
 from launch.clusters.ray_jobs import check_address
 from launch.config.load import load_config
 from launch.runs.records import append

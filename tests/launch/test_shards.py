@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from data_shards.sources import SourceImage
 from data_shards.sources.registry import SOURCES
-from data_shards.writer import write_dataset
+from data_shards.writing.writer import write_dataset
 from launch.cli import app
 from tests.conftest import jpeg, source
 from tests.data_shards.servers import serving

@@ -17,7 +17,7 @@ import json, os
 from launch.machine.surroundings import prepare_environment
 prepare_environment()
 import getpass, pathlib
-from data_shards.remote import CacheSettings
+from data_shards.storage.remote import CacheSettings
 names = ("XDG_CACHE_HOME", "MPLCONFIGDIR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "HOME")
 print(json.dumps({name: os.environ.get(name) for name in names} | {
     "user": getpass.getuser(), "data": str(CacheSettings().folder)}))

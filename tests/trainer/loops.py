@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from data_shards.augmentation import AugmentationSettings
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
 from data_shards.pipeline import PipelineSettings
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
 from launch.inference.embed import embed
 from monitoring.metrics import Metrics
 from trainer.activity import Activity

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.order import rank_slice
+from data_shards.orders.order import rank_slice
 from data_shards.pipeline import Batch
 from tests.ranks import on_ranks
 from tests.trainer.loops import ALL

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
 from trainer.evaluation import EvaluationSettings
 from trainer.evaluation.protocol import evaluate, samples_to_embed, search_examples
 from trainer.evaluation.retrieval import nearest, retrieve

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data_shards.order import rank_slice
+from data_shards.orders.order import rank_slice
 from tests.ranks import on_ranks
 from tests.trainer import reference
 from trainer.backbones import EmbedderSettings, build_embedder

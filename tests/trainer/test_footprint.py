@@ -13,9 +13,9 @@ from torch import nn
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
-from data_shards.benchmark import build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
 from tests.ranks import on_ranks
 from tests.trainer.loops import ALL, Interrupted, train_step
 from trainer.backbones import EmbedderSettings, build_embedder

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from data_shards.order import rank_slice
+from data_shards.orders.order import rank_slice
 from data_shards.settings import InputError
 from tests.ranks import on_ranks
 from tests.trainer.reference import margin_softmax

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from data_shards.pipeline import Batch, ImageStream, PipelineSettings, Request
+from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from launch.inference.embed import embed, units
 from tests.trainer.loops import ALL
 from trainer.backbones import EmbedderSettings, build_embedder

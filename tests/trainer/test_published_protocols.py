@@ -16,9 +16,9 @@ import pytest
 from rich.console import Console
 
 from data_shards.alignment import REFERENCE
-from data_shards.dataset import ShardDataset
 from data_shards.sources import crl_person, ijb, market1501, megaface, msmt17, verification_bin
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from launch.models.evaluate import results_table
 from tests.conftest import jpeg
 from tests.own_test_sets import spread

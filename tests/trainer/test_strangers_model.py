@@ -16,8 +16,8 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import load, save
 
 from data_shards.files import sha256
-from data_shards.neighbours import TeacherCache, teacher_file, write_teacher_file
 from data_shards.settings import InputError
+from data_shards.storage.neighbours import TeacherCache, teacher_file, write_teacher_file
 from trainer.arrays import read_arrays, read_embeddings, write_embeddings
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.checkpoint import DamagedError, Folder

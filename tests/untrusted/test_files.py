@@ -3,7 +3,7 @@
 import pytest
 
 from data_shards.quarantine import Quarantine
-from data_shards.tars import ShardFile
+from data_shards.storage.tars import ShardFile
 from launch.execution.failures import crash_told
 from launch.models.work_folder import locked
 from launch.runs.ledger import Ledger

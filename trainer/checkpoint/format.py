@@ -18,9 +18,9 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import load
 
-from data_shards.kinds import kind_of, no_model
-from data_shards.remote import check_no_secret
 from data_shards.settings import InputError
+from data_shards.storage.kinds import kind_of, no_model
+from data_shards.storage.remote import check_no_secret
 from untrusted.files import open_regular
 from untrusted.json_text import parse_json
 from untrusted.names import plain_name, sha256_text

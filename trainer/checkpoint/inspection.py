@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_shards.files import fingerprint
-from data_shards.kinds import no_model
 from data_shards.settings import InputError
+from data_shards.storage.kinds import no_model
 from trainer.checkpoint.checkpoints import POINTER
 from trainer.checkpoint.format import CARD, DamagedError, Folder
 from trainer.checkpoint.store import open_store

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data_shards.remote import normal
 from data_shards.settings import Settings
+from data_shards.storage.remote import normal
 from trainer.evaluation.compatibility import CompatibilitySettings
 
 Distance = Literal["cosine", "euclidean"]

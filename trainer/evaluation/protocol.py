@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.benchmark import Benchmark
-from data_shards.cameras import cameras
-from data_shards.dataset import ShardDataset
+from data_shards.splits.benchmark import Benchmark
+from data_shards.splits.cameras import cameras
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
 from trainer.evaluation.incremental import predicted_classes, task_accuracy
 from trainer.evaluation.retrieval import Retrieval, nearest, retrieve

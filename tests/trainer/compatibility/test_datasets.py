@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
 from tests.own_test_sets import TESTS, configured, opened, spread
 from trainer.evaluation.compatibility.measures import measure
 from trainer.evaluation.compatibility.trials import of_dataset

@@ -8,11 +8,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.benchmark import Benchmark
-from data_shards.cameras import cameras
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
+from data_shards.splits.benchmark import Benchmark
+from data_shards.splits.cameras import cameras
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation.compatibility.points import DEFAULT, Point
 from trainer.evaluation.compatibility.search import Search
 from trainer.evaluation.compatibility.vectors import Embedded, comparable

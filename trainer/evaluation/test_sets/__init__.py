@@ -1,6 +1,6 @@
 """Test sets of their own: which images each protocol looks at, and what it measures on them."""
 
-from data_shards.dataset import ShardDataset
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation import Distance, TestSetSettings
 from trainer.evaluation.test_sets.common import TestSetProtocol
 from trainer.evaluation.test_sets.identification import Identification

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation.vectors import StoredVectors
 
 Ids = NDArray[np.int64]

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation.blocks import query_blocks
 from trainer.evaluation.identification import merge, ranks
 from trainer.evaluation.test_sets.common import DEPTH, Ids, Spread, with_role

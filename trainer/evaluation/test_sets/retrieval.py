@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.cameras import cameras
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.splits.cameras import cameras
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation.blocks import query_blocks
 from trainer.evaluation.retrieval import Labels, merge, search
 from trainer.evaluation.test_sets.common import (

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation.blocks import query_blocks
 from trainer.evaluation.open_set import FALSE_POSITIVE_RATES, best_scores, merge
 from trainer.evaluation.retrieval import retrieve

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation.roc import roc
 from trainer.evaluation.test_sets.common import Ids, Spread, columns
 from trainer.evaluation.vectors import StoredVectors

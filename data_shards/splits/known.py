@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
 
 Ids = NDArray[np.int64]
 Names = NDArray[np.object_]

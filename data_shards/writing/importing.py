@@ -8,12 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from data_shards.destination import Destination
 from data_shards.images import ImageSettings
 from data_shards.settings import InputError, Settings
-from data_shards.shard_builder import Item
 from data_shards.sources.registry import SOURCES, Source
-from data_shards.writer import write_dataset
+from data_shards.writing.destination import Destination
+from data_shards.writing.shard_builder import Item
+from data_shards.writing.writer import write_dataset
 from untrusted.json_text import parse_json
 from untrusted.yaml_text import parse_yaml
 

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AfterValidator, BaseModel
 
-from data_shards.destination import FOLDER, Destination
 from data_shards.files import write_atomically, write_json
-from data_shards.manifest import Name, check_facts
-from data_shards.samples import ROWS
 from data_shards.settings import InputError
+from data_shards.storage.manifest import Name, check_facts
+from data_shards.storage.samples import ROWS
+from data_shards.writing.destination import FOLDER, Destination
 from untrusted.files import no_link, read_bytes
 from untrusted.json_text import parse_json
 from untrusted.parquet import read_table, written_beside

@@ -1,4 +1,4 @@
-"""Opens a dataset written by `data_shards.writer`: its tables, its hashes, any sample's bytes."""
+"""Opens a dataset written by `writing.writer`: its tables, its hashes, any sample's bytes."""
 
 import stat
 import tarfile
@@ -14,11 +14,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_shards.cache import Cache
 from data_shards.files import fingerprint, sha256
-from data_shards.kinds import kind_of, no_dataset
-from data_shards.manifest import MANIFEST_BYTES, parse_manifest, shard_sizes
-from data_shards.remote import (
+from data_shards.settings import InputError
+from data_shards.storage.cache import Cache
+from data_shards.storage.kinds import kind_of, no_dataset
+from data_shards.storage.manifest import MANIFEST_BYTES, parse_manifest, shard_sizes
+from data_shards.storage.remote import (
     CacheSettings,
     Count,
     RemoteFile,
@@ -28,9 +29,8 @@ from data_shards.remote import (
     is_remote,
     verify_remote,
 )
-from data_shards.samples import read_samples
-from data_shards.settings import InputError
-from data_shards.shard_files import LocalShards, RemoteShards, ShardFiles
+from data_shards.storage.samples import read_samples
+from data_shards.storage.shard_files import LocalShards, RemoteShards, ShardFiles
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 from untrusted.parquet import Malformed, column_names, read_table

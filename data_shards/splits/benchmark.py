@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.benchmark_file import BenchmarkFile, place
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.cameras import knows_cameras
 from data_shards.counter_rng import bits, shuffled, stream_key
-from data_shards.dataset import ShardDataset
-from data_shards.known import KnownIdentities, Names
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
+from data_shards.splits.benchmark_file import BenchmarkFile, place
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.splits.cameras import knows_cameras
+from data_shards.splits.known import KnownIdentities, Names
+from data_shards.storage.dataset import ShardDataset
 
 Ids = NDArray[np.int64]
 FOLDS = 10

@@ -5,9 +5,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from data_shards.benchmark_file import BenchmarkFile, read_benchmark
 from data_shards.files import sha256
 from data_shards.settings import InputError, Settings
+from data_shards.splits.benchmark_file import BenchmarkFile, read_benchmark
 
 
 class BenchmarkSettings(Settings):

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_shards.benchmark import FOLDS, Benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
 from data_shards.sources import ROLES
+from data_shards.splits.benchmark import FOLDS, Benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
 
 
 def in_words(

@@ -6,14 +6,14 @@ Layout of a dataset folder::
     shard-00000.idx      the index that DALI's wds2idx would write
     samples.parquet      one row a sample: shard, offset, size, identity, camera, role, crc32
     identities.parquet   one row an identity: its name; the row number is its id
-    keys.parquet         the hash of each sample's key (`data_shards.keys`)
+    keys.parquet         the hash of each sample's key (`data_shards.storage.keys`)
     NAME.parquet         extra tables that the source defines, such as pairs
     refused.jsonl        one line for each thing that was not taken: key, identity, reason, why
     manifest.json        version, counts, image size, cameras, tables, every file's size and sha256
 
 Memory does not grow with the number of samples but for eight bytes of each one's key; it does grow
 with the number of identities. A writer that was killed goes on behind its last finished shard
-(`data_shards.journal`).
+(`data_shards.writing.journal`).
 """
 
 from collections import Counter
@@ -28,16 +28,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_shards.destination import FOLDER, Destination, Folder
 from data_shards.files import sha256, write_json
 from data_shards.images import ImageSettings
-from data_shards.journal import JOURNAL_ROWS, Journal
-from data_shards.keys import key_hash
-from data_shards.manifest import MANIFEST_VERSION
 from data_shards.parallel import in_order
-from data_shards.samples import write_samples
 from data_shards.settings import InputError
-from data_shards.shard_builder import Intake, Item, checked, chunks, items_behind
+from data_shards.storage.keys import key_hash
+from data_shards.storage.manifest import MANIFEST_VERSION
+from data_shards.storage.samples import write_samples
+from data_shards.writing.destination import FOLDER, Destination, Folder
+from data_shards.writing.journal import JOURNAL_ROWS, Journal
+from data_shards.writing.shard_builder import Intake, Item, checked, chunks, items_behind
 from untrusted.json_text import parse_json
 
 

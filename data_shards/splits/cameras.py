@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.dataset import ShardDataset
 from data_shards.sources import UNKNOWN_CAMERA
+from data_shards.storage.dataset import ShardDataset
 
 Ids = NDArray[np.int64]
 

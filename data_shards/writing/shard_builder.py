@@ -10,11 +10,11 @@ import pyarrow as pa
 
 from data_shards.files import printable
 from data_shards.images import Checked, ImageSettings, Unfit, normalise_all
-from data_shards.journal import JOURNAL_ROWS, Journal, ShardFacts
-from data_shards.keys import TakenKeys, key_hash
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, Refusal, SourceImage
-from data_shards.tars import ShardFile
+from data_shards.storage.keys import TakenKeys, key_hash
+from data_shards.storage.tars import ShardFile
+from data_shards.writing.journal import JOURNAL_ROWS, Journal, ShardFacts
 from untrusted.files import no_link
 
 SHARD_BYTES = 1 << 29

@@ -13,8 +13,8 @@ from fsspec.callbacks import Callback
 from pydantic import Field, field_validator
 
 from data_shards.files import fingerprint, sha256, write_atomically
-from data_shards.manifest import MANIFEST_BYTES, parse_manifest
 from data_shards.settings import InputError, Settings
+from data_shards.storage.manifest import MANIFEST_BYTES, parse_manifest
 from untrusted.files import read_bytes
 from untrusted.names import sha256_text
 from untrusted.text import holds_secret

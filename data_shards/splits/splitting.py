@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_shards.benchmark import Benchmark, build_benchmark
-from data_shards.benchmark_settings import BenchmarkSettings
-from data_shards.dataset import ShardDataset
-from data_shards.destination import Destination
-from data_shards.importing import finished
-from data_shards.merging import images_of, refuse_tables
 from data_shards.sources import ROLES, Refusal, SourceImage
-from data_shards.writer import write_dataset
+from data_shards.splits.benchmark import Benchmark, build_benchmark
+from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.destination import Destination
+from data_shards.writing.importing import finished
+from data_shards.writing.merging import images_of, refuse_tables
+from data_shards.writing.writer import write_dataset
 
 Ids = NDArray[np.int64]
 

@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.benchmark_file import BenchmarkFile, Names
 from data_shards.counter_rng import bits, stream_key
-from data_shards.dataset import ShardDataset
 from data_shards.settings import InputError
 from data_shards.sources import ROLES
+from data_shards.splits.benchmark_file import BenchmarkFile, Names
+from data_shards.storage.dataset import ShardDataset
 
 Ids = NDArray[np.int64]
 _TRAIN, _QUERY, _GALLERY = (ROLES.index(role) for role in ("train", "query", "gallery"))

@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from data_shards.dataset import ShardDataset
 from data_shards.files import write_atomically
-from data_shards.keys import key_hash
 from data_shards.settings import InputError, Settings
 from data_shards.sources import ROLES
+from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.keys import key_hash
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from data_shards.cache import Cache, release
-from data_shards.remote import RemoteFile
 from data_shards.settings import InputError
+from data_shards.storage.cache import Cache, release
+from data_shards.storage.remote import RemoteFile
 
 _SPARE = 2  # shards kept mapped that are not needed; they are not locked, and may be evicted
 

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.counter_rng import bits, stream_key
-from data_shards.draws import rounds
+from data_shards.orders.draws import rounds
 
 Ids = NDArray[np.int64]
 _TRIES = 8  # other images of an identity, before the next identity stands in for it

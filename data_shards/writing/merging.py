@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.dataset import SampleError, ShardDataset
-from data_shards.destination import Destination
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, Refusal, SourceImage
-from data_shards.writer import write_dataset
+from data_shards.storage.dataset import SampleError, ShardDataset
+from data_shards.writing.destination import Destination
+from data_shards.writing.writer import write_dataset
 
 
 def merge_datasets(

@@ -3,7 +3,7 @@
 Into a bucket (any file system of fsspec that can be written to) goes each shard as soon as it is
 finished, and with it what a later attempt must know, so that any machine can go on::
 
-    URL/.import/NAME   the sha256 and the content of a file of the journal (`data_shards.journal`)
+    URL/.import/NAME   the sha256 and the content of a file of the journal (`journal`)
     URL/manifest.json  written last: without it nothing at URL is a dataset
 
 On this machine there are never more than one shard, a copy read back to be checked, and tables.
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from data_shards.files import fingerprint, sha256, write_atomically
-from data_shards.remote import CacheSettings, file_system, is_remote, retried
 from data_shards.settings import InputError
+from data_shards.storage.remote import CacheSettings, file_system, is_remote, retried
 
 FOLDER = ".import"
 _REFUSED, _SOURCE = "refused.jsonl", "source.json"

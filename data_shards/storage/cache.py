@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from data_shards.remote import CacheSettings, Count, RemoteFile, download, ignore
 from data_shards.settings import InputError
+from data_shards.storage.remote import CacheSettings, Count, RemoteFile, download, ignore
 
 _POLL_SECONDS = 0.05
 

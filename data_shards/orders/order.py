@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from data_shards.block_order import BlockOrder
 from data_shards.counter_rng import Permutation, stream_key
-from data_shards.identity_order import IdentityOrder
+from data_shards.orders.block_order import BlockOrder
+from data_shards.orders.identity_order import IdentityOrder
 from data_shards.settings import Settings
 
 Ids = NDArray[np.int64]

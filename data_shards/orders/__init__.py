@@ -1,0 +1,1 @@
+"""The order of training samples: pure functions of (seed, epoch, position)."""

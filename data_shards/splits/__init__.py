@@ -1,0 +1,1 @@
+"""Which identities each learning step learns and which are tested."""

@@ -1,0 +1,1 @@
+"""Datasets written, whole or not at all: imported, merged, sharded, into a folder or a bucket."""
