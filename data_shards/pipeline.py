@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from data_shards.augmentation import (
 )
 from data_shards.orders.order import Order, OrderSettings, UniformSettings, rank_slice
 from data_shards.quarantine import Quarantine, readable
-from data_shards.settings import InputError, Settings, Size
+from data_shards.settings import UNDECIDING, InputError, Settings, Size
 from data_shards.storage.dataset import SampleError, ShardDataset
 from data_shards.storage.remote import CacheSettings
 
@@ -34,12 +34,12 @@ class PipelineSettings(Settings):
     """Random changes to training images."""
     order: OrderSettings = UniformSettings()
     """Which sample comes when."""
-    cache: CacheSettings = CacheSettings()
+    cache: Annotated[CacheSettings, UNDECIDING] = CacheSettings()
     """Where copies of a remote dataset's shards are kept."""
-    threads: int = 1
+    threads: Annotated[int, UNDECIDING] = 1
     """Decoding threads of each worker. Where decoding holds training up, one more than the worker
     has cores is fastest."""
-    prefetch: int = 2
+    prefetch: Annotated[int, UNDECIDING] = 2
     """Batches decoded ahead."""
     max_quarantined: int = 100
     """Damaged samples that a training phase may replace before it stops with an error."""

@@ -1,13 +1,18 @@
 """What every configuration model shares, and the error type that is meant for people."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from untrusted.errors import InputError
 
-__all__ = ["InputError", "Settings", "Size", "parse_size"]
+__all__ = ["UNDECIDING", "InputError", "Settings", "Size", "parse_size"]
+
+UNDECIDING = object()
+"""Marks a field, ``Annotated[int, UNDECIDING]``, that no result depends on beyond float error.
+
+It may change while a run goes on."""
 
 
 class Settings(BaseModel):
@@ -17,6 +22,25 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+    def deciding(self) -> dict[str, Any]:
+        """What a result depends on, as plain values: all fields but those marked UNDECIDING."""
+        values = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            if any(mark is UNDECIDING for mark in field.metadata):
+                del values[name]
+            else:
+                values[name] = _deciding(getattr(self, name), values[name])
+        return values
+
+
+def _deciding(value: Any, dumped: Any) -> Any:
+    """`dumped`, the plain values of `value`, with settings within it reduced likewise."""
+    if isinstance(value, Settings):
+        return value.deciding()
+    if isinstance(value, dict):
+        return {str(key): _deciding(inner, dumped[str(key)]) for key, inner in value.items()}
+    return dumped
 
 
 def parse_size(text: str) -> tuple[int, int]:

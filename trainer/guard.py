@@ -4,12 +4,12 @@ Every rank gives the same values, so every rank decides alike.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
-from data_shards.settings import Settings
+from data_shards.settings import UNDECIDING, Settings
 
 Fault = Literal["loss", "spike", "gradient", "overflow", "weights"]
 """Why an update was not made: a loss that is not finite, one far above the recent ones, a gradient
@@ -31,7 +31,7 @@ class GuardSettings(Settings):
     rewind_after: int = Field(default=5, ge=1)
     """Updates skipped in a row before the phase goes back to its last good checkpoint and leaves
     out the samples of those iterations."""
-    max_rewinds: int = Field(default=3, ge=0)
+    max_rewinds: Annotated[int, UNDECIDING] = Field(default=3, ge=0)
     """Rewinds of a training phase, over all its restarts, before it ends with an error."""
 
 

@@ -2,25 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
-from data_shards.settings import Settings
+from data_shards.settings import UNDECIDING, Settings
 from trainer.guard import GuardSettings
 
 ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
-NOT_DECIDING = (
-    "zero",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "checkpoint_url",
-    "keep_checkpoints",
-    "keep_every",
-    "log_every",
-)
-"""Training settings that a result does not depend on beyond float error."""
 
 
 class TrainingSettings(Settings):
@@ -52,22 +42,22 @@ class TrainingSettings(Settings):
     """Of the embedder's matrix products; weights, losses and rows stay in fp32. `fp16` comes with a
     loss scale that adapts itself, for all workers together. `bf16` is computed in fp32 by a CPU
     without instructions for it."""
-    zero: Literal[0, 1, 2] = 0
+    zero: Annotated[Literal[0, 1, 2], UNDECIDING] = 0
     """DeepSpeed's ZeRO stage: the workers share out the embedder's optimiser state (1), and its
     gradients, too (2)."""
-    checkpoint_every: int = Field(default=200, ge=1)
+    checkpoint_every: Annotated[int, UNDECIDING] = Field(default=200, ge=1)
     """Iterations between checkpoints."""
-    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    checkpoint_minutes: Annotated[float | None, UNDECIDING] = Field(default=None, gt=0)
     """Minutes between checkpoints, in place of `checkpoint_every`; the clock is read every
     `log_every` iterations."""
-    checkpoint_url: str | None = None
+    checkpoint_url: Annotated[str | None, UNDECIDING] = None
     """Folder or fsspec URL (s3://..., gs://...) that checkpoints go to; none: the run folder."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: Annotated[int, UNDECIDING] = Field(default=2, ge=1)
     """Newest checkpoints kept within a phase; all are deleted once its model is written."""
-    keep_every: int | None = Field(default=None, ge=1)
+    keep_every: Annotated[int | None, UNDECIDING] = Field(default=None, ge=1)
     """Iterations: of each span this long, the first checkpoint is kept, too, while the phase
     lasts."""
-    log_every: int = Field(default=20, ge=1)
+    log_every: Annotated[int, UNDECIDING] = Field(default=20, ge=1)
     """Iterations between lines of metrics.jsonl."""
     guard: GuardSettings = GuardSettings()
     """What happens when the loss or a gradient is not finite, or the loss jumps."""

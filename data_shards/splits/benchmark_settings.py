@@ -1,12 +1,12 @@
 """What a configuration says of learning steps and test sets."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from data_shards.files import sha256
-from data_shards.settings import InputError, Settings
+from data_shards.settings import UNDECIDING, InputError, Settings
 from data_shards.splits.benchmark_file import BenchmarkFile, read_benchmark
 
 
@@ -14,7 +14,7 @@ class BenchmarkSettings(Settings):
     """How identities are split into learning steps and test sets: drawn from images with role
     train as the keys below say, or as a file says."""
 
-    file: Path | None = None
+    file: Annotated[Path | None, UNDECIDING] = None
     """A benchmark file (`perennial shards benchmark`) that names the identities of each learning
     step and the images to test; of the other keys only `steps` and `sha256` go with it. None:
     identities are drawn."""
@@ -64,6 +64,12 @@ class BenchmarkSettings(Settings):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is decided by benchmark.file: leave it out")
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        values = super().deciding()
+        if self.sha256 is None:  # a file counts by its content, wherever it lies
+            del values["sha256"]
+        return values
 
     def pinned(self) -> "BenchmarkSettings":
         """These settings with `sha256`. Raises InputError when the file is missing or another."""

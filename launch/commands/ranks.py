@@ -13,7 +13,7 @@ from data_shards.settings import InputError
 from launch.commands.arguments import ConfigFile, Overrides
 from launch.config.load import load_config
 from launch.config.run import RunConfig
-from launch.execution.torchrun import END, Rank, RankCrew, join
+from launch.execution.torchrun import END, Rank, TorchrunExecutor, join
 from launch.exits import sigterm
 from launch.phases.execute import execute
 from launch.runs.run import Run
@@ -24,16 +24,16 @@ from trainer.heads.collectives import Ranks
 
 def drive(config: RunConfig, folder: Path, word: Ranks) -> None:
     """The run as rank 0 drives it. Raises what `execute` does."""
-    crews: list[RankCrew] = []
+    executors: list[TorchrunExecutor] = []
 
-    def hire(run: Run, progress: RunProgress, stop: threading.Event) -> RankCrew:
-        crews.append(RankCrew(word, run, progress, stop))
-        return crews[-1]
+    def opened(run: Run, progress: RunProgress, stop: threading.Event) -> TorchrunExecutor:
+        executors.append(TorchrunExecutor(word, run, progress, stop))
+        return executors[-1]
 
     try:
-        execute(config, folder, console, lambda _: nullcontext(hire))
+        execute(config, folder, console, lambda _: nullcontext(opened))
     finally:
-        if not any(crew.amid for crew in crews):
+        if not any(one.amid for one in executors):
             word.broadcast_object(END)
 
 

@@ -76,9 +76,9 @@ class ClusterSettings(Settings):
         """The port and host of the driver's: after those of all ranks."""
         return self.metrics_endpoint(max(1, self.workers))
 
-    def allocated(self, kind: str) -> dict[str, int]:
-        """CPU cores and GPUs that a phase of this kind has."""
-        if kind == "train":
+    def allocated(self, where: Literal["actors", "ranks", "driver"]) -> dict[str, int]:
+        """CPU cores and GPUs set aside for a phase whose work is done there."""
+        if where == "ranks":
             workers = max(1, self.workers)
             return {"cpus": workers * self.worker_threads(), "gpus": workers if self.gpu else 0}
         return {"cpus": self.actor_count() * self.actor_threads(), "gpus": 0}

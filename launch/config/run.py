@@ -4,12 +4,12 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
 from data_shards.pipeline import PipelineSettings
-from data_shards.settings import Settings
+from data_shards.settings import UNDECIDING, Settings
 from data_shards.sources.glyphs import GlyphSettings
 from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.storage.remote import anywhere, is_remote
@@ -18,7 +18,7 @@ from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods import METHODS, Method
-from trainer.optimizers import NOT_DECIDING, TrainingSettings
+from trainer.optimizers import TrainingSettings
 from trainer.teacher import TeacherSettings
 
 
@@ -27,7 +27,7 @@ class RunConfig(Settings):
 
     dataset: str
     """Folder of the shards, or any fsspec URL (s3://..., https://...); see `data.cache`."""
-    glyphs: GlyphSettings | None = None
+    glyphs: Annotated[GlyphSettings | None, UNDECIDING] = None
     """Build the shards from glyphs when the folder holds none yet."""
     benchmark: BenchmarkSettings = BenchmarkSettings()
     """Learning steps and test sets."""
@@ -57,7 +57,7 @@ class RunConfig(Settings):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Each method runs once a seed; results are mean ± standard deviation over them, all
     at the one split that `benchmark.seed` draws."""
-    cluster: ClusterSettings = ClusterSettings()
+    cluster: Annotated[ClusterSettings, UNDECIDING] = ClusterSettings()
     """Where the work runs."""
 
     @model_validator(mode="before")
@@ -192,21 +192,6 @@ class RunConfig(Settings):
                 f"{', '.join(asking)} would compare with that: set teacher.mode=online, or 0"
             )
         return self
-
-    def deciding(self) -> dict[str, Any]:
-        """The part of the configuration that a result depends on, as plain values."""
-        values = self.model_dump(mode="json")
-        del values["cluster"], values["glyphs"], values["benchmark"]["file"]
-        if self.benchmark.sha256 is None:  # a file counts by its content, wherever it lies
-            del values["benchmark"]["sha256"]
-        for key in ("threads", "prefetch", "cache"):
-            del values["data"][key]
-        del values["classifier"]["memory"]
-        del values["evaluation"]["compatibility"]  # the phase has a fingerprint of its own
-        for key in NOT_DECIDING:
-            del values["training"][key]
-        del values["training"]["guard"]["max_rewinds"]
-        return values
 
 
 def _placed(value: Any) -> Any:

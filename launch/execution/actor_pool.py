@@ -10,7 +10,7 @@ from data_shards.storage.remote import CacheSettings
 from launch.config.cluster import ClusterSettings
 from launch.execution.placement import Waiting
 from launch.exits import Preempted
-from launch.inference.worker import ShardWorker
+from launch.inference.worker import ShardWorker, T, Unit
 from launch.runs.lease import UNFENCED, Fence
 from monitoring.logs import LOG
 
@@ -75,10 +75,10 @@ class ActorPool:
                 self._ray.kill(actor)
             self._actors = []
 
-    def map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Calls an actor's method with each of `calls`, on whichever actor is free.
+    def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
+        """Does a unit of work with each of `calls`, on whichever actor is free.
 
-        Returns the results in the order of the calls. Raises InputError as an actor did, Preempted
+        Returns the results in the order of the calls. Raises InputError as a unit did, Preempted
         when asked to stop.
         """
         results: list[Any] = [None] * len(calls)
@@ -94,7 +94,7 @@ class ActorPool:
             while waiting and idle:
                 number, call = waiting.pop(0)
                 actor = idle.pop()
-                running[getattr(actor, method).remote(*call)] = (number, actor)
+                running[actor.run.remote(unit, *call)] = (number, actor)
             ready, _ = self._ray.wait(list(running), timeout=_POLL_SECONDS)
             if not done and not ready:
                 waiting_for.check()

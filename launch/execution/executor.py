@@ -1,4 +1,4 @@
-"""Who does the work of a run's phases."""
+"""Who does the work of a run's phases, whichever way processes are started."""
 
 import threading
 from collections.abc import Callable
@@ -6,29 +6,30 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from launch.config.cluster import ClusterSettings
-from launch.runs.run import Chain, Run
+from launch.execution.rank import RankJob, S
+from launch.inference.worker import T, Unit
+from launch.runs.run import Run
 from monitoring.progress import RunProgress
 
 
-class Crew(Protocol):
+class Executor(Protocol):
     """Does what the driver cannot do alone."""
 
-    def map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        """Calls a method of `ShardWorker` with each of `calls`, somewhere; results in their order.
+    def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
+        """Does a unit of work with each of `calls` on some `ShardWorker`; results in their order.
 
-        Raises InputError as the method did, Preempted when asked to stop.
+        Raises InputError as the unit did, Preempted when asked to stop.
         """
 
-    def train(self, name: str, chain: Chain, step: int) -> None:
-        """Trains a learning step until it is finished, or a checkpoint is saved after a stop.
+    def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:
+        """Does `job` on every training rank, until all have ended or, after a stop, have saved.
 
-        Raises InputError.
+        Ranks that are lost are started again and do the job from its beginning: it goes on from
+        its own checkpoints. `phase` names it in records. Raises InputError.
         """
 
 
-Hire = Callable[[Run, RunProgress, threading.Event], Crew]
-"""Makes the crew of a run; the event is set to end its work early, with nothing lost."""
-
-
-Employ = Callable[[ClusterSettings], AbstractContextManager[Hire]]
-"""Opens what a crew needs."""
+OpenExecutor = Callable[[Run, RunProgress, threading.Event], Executor]
+"""Makes the executor of a run; the event is set to end its work early, with nothing lost."""
+Executors = Callable[[ClusterSettings], AbstractContextManager[OpenExecutor]]
+"""Opens what executors of one kind need, such as a Ray cluster."""

@@ -1,4 +1,4 @@
-"""Who does the work of a run's phases: on Ray, trainers and CPU actors."""
+"""An executor on a Ray cluster: CPU actors for units of work, Ray Train for the jobs of ranks."""
 
 import threading
 from collections.abc import Iterator
@@ -8,15 +8,17 @@ from typing import Any
 
 from launch.config.cluster import ClusterSettings
 from launch.execution.actor_pool import ActorPool
-from launch.execution.executor import Hire
+from launch.execution.executor import OpenExecutor
+from launch.execution.rank import RankJob, S
 from launch.execution.ray_cluster import cluster
 from launch.execution.ray_training import TrainingPhases
-from launch.runs.run import Chain, Run
+from launch.inference.worker import T, Unit
+from launch.runs.run import Run
 from monitoring.progress import RunProgress
 
 
-class RayCrew:
-    """A crew on a Ray cluster."""
+class RayExecutor:
+    """See `Executor`."""
 
     def __init__(self, ray: Any, run: Run, progress: RunProgress, stop: threading.Event) -> None:
         self._run, self._ray, self._progress, self._stop = run, ray, progress, stop
@@ -27,18 +29,18 @@ class RayCrew:
         )
         self._training: TrainingPhases | None = None
 
-    def map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        return self._pool.map(method, calls)
+    def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
+        return self._pool.map(unit, calls)
 
-    def train(self, name: str, chain: Chain, step: int) -> None:
+    def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:
         self._pool.make_room(self._run.config.cluster.workers + 1)
         if self._training is None:
             self._training = TrainingPhases(self._run, self._ray, self._progress, self._stop)
-        self._training.train(name, chain, step)
+        self._training.on_ranks(phase, job, spec)
 
 
 @contextmanager
-def on_ray(settings: ClusterSettings) -> Iterator[Hire]:
-    """Starts or joins Ray for as long as the crew works."""
+def on_ray(settings: ClusterSettings) -> Iterator[OpenExecutor]:
+    """Starts or joins Ray for as long as executors work."""
     with cluster(settings) as ray:
-        yield partial(RayCrew, ray)
+        yield partial(RayExecutor, ray)

@@ -11,9 +11,10 @@ from launch.execution.failures import Failure, Repeats
 from launch.execution.heartbeat import Beat, diagnose, end_process
 from launch.execution.mailbox import Mailbox
 from launch.execution.placement import Waiting
-from launch.execution.rank import worker
+from launch.execution.rank import RankJob, S
+from launch.execution.ray_worker import worker
 from launch.runs.records import Records
-from launch.runs.run import Chain, Run
+from launch.runs.run import Run
 from monitoring.progress import RunProgress
 
 _POLL_SECONDS = 0.2
@@ -37,17 +38,16 @@ class TrainingPhases:
         self._why = ""
         self._repeats, self._furthest, self._expected = Repeats(), 0, False
 
-    def train(self, name: str, chain: Chain, step: int) -> None:
-        """Trains until the phase is finished, or a checkpoint is saved after the stop was set.
+    def on_ranks(self, name: str, job: RankJob[S], spec: S) -> None:
+        """Does a job on all ranks until it is done, or has saved after the stop was set.
 
         Raises InputError with the workers' own words.
         """
-        spec = {
+        given = {
             "config": self._run.config.placed(),
             "folder": self._run.folder.resolve(),
-            "method": chain.method,
-            "seed": chain.seed,
-            "step": step,
+            "job": job,
+            "spec": spec,
             "phase": name,
             "mailbox": self._mailbox,
             "fence": self._run.fence,
@@ -55,7 +55,7 @@ class TrainingPhases:
         self._why, self._repeats, self._furthest = "", Repeats(), 0
         waiting = Waiting(self._ray, self._wanted(), lambda line: self._notice(name, line))
         failure: list[BaseException] = []
-        thread = threading.Thread(target=self._fit, args=(spec, failure), daemon=True)
+        thread = threading.Thread(target=self._fit, args=(given, failure), daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)

@@ -22,13 +22,13 @@ import torch.distributed as dist
 from data_shards.settings import InputError
 from launch.config.cluster import ClusterSettings
 from launch.config.run import RunConfig
-from launch.execution.rank import train_rank
+from launch.execution.rank import RankJob, S, Surroundings, do_job
 from launch.execution.ray_cluster import check_gpus
 from launch.exits import Preempted
-from launch.inference.worker import ShardWorker
+from launch.inference.worker import ShardWorker, T, Unit
 from launch.runs.lease import Fence
 from launch.runs.records import Records
-from launch.runs.run import Chain, Run
+from launch.runs.run import Run
 from monitoring.metrics import Metrics
 from monitoring.progress import RunProgress
 from trainer.activity import Activity
@@ -45,10 +45,10 @@ class Rank:
     def __init__(self, config: RunConfig, folder: Path, word: Ranks, stop: threading.Event) -> None:
         """`word` is a gloo group of all ranks, for what they say to each other."""
         self._config, self._folder, self._word, self._stop = config, folder, word, stop
-        self._old: ShardWorker | None = None
+        self._shard_worker: ShardWorker | None = None
 
     def map(
-        self, fence: Fence, method: str, calls: list[tuple[Any, ...]]
+        self, fence: Fence, unit: Unit[Any], calls: list[tuple[Any, ...]]
     ) -> list[tuple[Any, str | None, bool]]:
         """Does the call of this rank's number, if there is one.
 
@@ -58,7 +58,7 @@ class Rank:
         found, error = None, None
         try:
             if self._word.rank < len(calls):
-                found = getattr(self._model(fence), method)(*calls[self._word.rank])
+                found = self._worker(fence).run(unit, *calls[self._word.rank])
         except InputError as wrong:
             error = str(wrong)
         first = self._word.rank == 0
@@ -67,10 +67,10 @@ class Rank:
         dist.gather_object(answer, every, dst=0, group=self._word.group)
         return every or []
 
-    def _model(self, fence: Fence) -> ShardWorker:
-        if self._old is None:
+    def _worker(self, fence: Fence) -> ShardWorker:
+        if self._shard_worker is None:
             config, number = self._config, str(self._word.rank)
-            self._old = ShardWorker(
+            self._shard_worker = ShardWorker(
                 config.dataset_location(),
                 config.data.cache,
                 config.cluster.worker_threads(),
@@ -79,20 +79,18 @@ class Rank:
                 fence,
                 config.cluster.metrics_host,
             )
-        return self._old
+        return self._shard_worker
 
-    def train(
-        self, fence: Fence, name: str, chain: Chain, step: int, progress: RunProgress | None
+    def do(
+        self, fence: Fence, phase: str, job: RankJob[S], spec: S, progress: RunProgress | None
     ) -> None:
-        """Trains with the others; `progress` is rank 0's. Raises InputError as training does."""
-        if self._old is not None:  # training holds no old model
-            self._old.close()
-            self._old = None
+        """Does a job with the others; `progress` is rank 0's. Raises InputError as the job does."""
+        if self._shard_worker is not None:  # training holds no old model
+            self._shard_worker.close()
+            self._shard_worker = None
         ranks, metrics = Ranks.default(), Metrics()
         activity = Activity(metrics.count_doing)
         activity.stop = self._stop
-        run = Run.open(self._folder, self._config, metrics.count_cache, fence)
-
         records = None if progress is None else Records(self._folder, progress)
 
         def post(record: dict[str, Any]) -> None:
@@ -101,7 +99,11 @@ class Rank:
                 turns = activity.read().turns  # nobody gets on without the others
                 progress.ranks(ranks.world, ranks.world, turns)
 
-        train_rank(run, name, chain, step, ranks, metrics, activity, post, progress is not None)
+        def open_run(metrics: Metrics) -> Run:
+            return Run.open(self._folder, self._config, metrics.count_cache, fence)
+
+        where = Surroundings(phase, ranks, post, with_driver=progress is not None)
+        do_job(job, spec, open_run, where, metrics, activity)
 
     def follow(self) -> None:
         """Does what rank 0 says until the end."""
@@ -109,12 +111,12 @@ class Rank:
             if order[0] == "map":
                 self.map(*order[1:])
             else:
-                _, fence, name, chain, step = order
-                self.train(fence, name, chain, step, None)
+                _, fence, phase, job, spec = order
+                self.do(fence, phase, job, spec, None)
 
 
-class RankCrew:
-    """The crew of rank 0: all ranks, itself among them."""
+class TorchrunExecutor:
+    """The executor of rank 0: all ranks, itself among them; see `Executor`."""
 
     def __init__(self, word: Ranks, run: Run, progress: RunProgress, stop: threading.Event) -> None:
         self._word, self._progress, self._stop = word, progress, stop
@@ -130,14 +132,14 @@ class RankCrew:
         yield
         self.amid = False
 
-    def map(self, method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-        results: list[Any] = []
+    def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
+        results: list[T] = []
         while len(results) < len(calls):
             if self._stop.is_set():
                 raise Preempted("a CPU phase")
             turn = calls[len(results) :][: self._word.world]
-            with self._told("map", self._fence, method, turn):
-                answers = self._own.map(self._fence, method, turn)
+            with self._told("map", self._fence, unit, turn):
+                answers = self._own.map(self._fence, unit, turn)
             if any(stopped for _, _, stopped in answers):
                 self._stop.set()
             for found, error, _ in answers[: len(turn)]:
@@ -147,9 +149,9 @@ class RankCrew:
             self._progress.units(len(results), len(calls))
         return results
 
-    def train(self, name: str, chain: Chain, step: int) -> None:
-        with self._told("train", self._fence, name, chain, step):
-            self._own.train(self._fence, name, chain, step, self._progress)
+    def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:
+        with self._told("job", self._fence, phase, job, spec):
+            self._own.do(self._fence, phase, job, spec, self._progress)
 
 
 def join(cluster: ClusterSettings) -> Ranks:

@@ -3,6 +3,7 @@
 Embeddings go through files, so that no process holds those of a million images.
 """
 
+import io
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,15 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
 from data_shards.storage.remote import anywhere
 from launch.inference.embed import units
+from launch.inference.worker import ShardWorker, Unit, without_worker
 from launch.runs.test_sets import TestSet, naming_test
 from trainer.evaluation.vectors import StoredVectors
+from trainer.teacher import TeacherSettings
 
 Ids = NDArray[np.int64]
-Map = Callable[[str, list[tuple[Any, ...]]], list[Any]]
-"""Calls an actor's method with each of several arguments, and returns the results in order."""
+Map = Callable[[Unit[Any], list[tuple[Any, ...]]], list[Any]]
+"""Does a unit of work with each of several calls, somewhere; results in the order of the calls."""
 
 
 Vectors = Callable[[TestSet, str, Ids, Path], None]
@@ -46,7 +50,7 @@ class Embedding:
         where = self.model.resolve(), anywhere(dataset.location)
         how = test.mirrored, self.data, self.batch
         self.map(
-            "embed_test_set",
+            embed_test_set,
             [(*where, f.resolve(), own, *how) for f, own in files.items() if not f.exists()],
         )
         dimension = np.load(next(iter(files)), mmap_mode="r").shape[1]
@@ -56,6 +60,31 @@ class Embedding:
                 whole[done : done + len(own)] = np.load(file, mmap_mode="r")
                 done += len(own)
         shutil.rmtree(folder)
+
+
+def embed_test_set(
+    worker: ShardWorker,
+    model_folder: Path,
+    dataset: str,
+    out: Path,
+    samples: Ids,
+    mirrored: bool,
+    data: PipelineSettings,
+    batch: int,
+) -> None:
+    """A unit of work: writes embeddings of another dataset's `samples` to `out`, .npy, fp32 [n, d].
+
+    `mirrored` adds those of the mirror images.
+    """
+    _, embedder, _ = worker.model(model_folder, TeacherSettings())
+    images = worker.other(dataset)
+    vectors = worker.embed(embedder, samples, data, batch, dataset=images)
+    if mirrored:
+        vectors += worker.embed(embedder, samples, data, batch, dataset=images, flipped=True)
+    worker.check()
+    content = io.BytesIO()
+    np.save(content, vectors)
+    write_atomically(out, content.getvalue())
 
 
 @contextmanager
@@ -95,4 +124,4 @@ class Measurement:
             if not file.exists():
                 self.vectors(test, part, samples, file)
             stored[part] = StoredVectors(file, samples, test.protocol.normalised)
-        return test.protocol.measure(stored, lambda calls: self.map("call", list(calls)))
+        return test.protocol.measure(stored, lambda calls: self.map(without_worker, list(calls)))

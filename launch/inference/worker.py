@@ -1,41 +1,38 @@
-"""CPU actors that run finished models: neighbourhoods for training, embeddings for evaluation.
+"""The process that runs finished models on CPU: it keeps datasets open and a model loaded.
 
-A shard (in one view) is a unit of work; units are cut the same way whatever the number of actors.
+What it does with them is a unit of work: a function that is given the worker and plain values. A
+shard (in one view) is a unit; units are cut the same way whatever the number of workers.
 """
 
-import io
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
-from data_shards.settings import InputError
-from data_shards.storage.dataset import SampleError, ShardDataset
-from data_shards.storage.neighbours import VIEWS, teacher_file, write_teacher_file
+from data_shards.storage.dataset import ShardDataset
 from data_shards.storage.remote import CacheSettings
 from launch.inference.embed import Ids, embed, fast_embedder
 from launch.runs.lease import UNFENCED, Fence
 from monitoring.exporter import serving
 from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
-from trainer.arrays import write_embeddings
-from trainer.class_means import class_sums, write_sums
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Needs
 from trainer.model import Model
-from trainer.teacher import TeacherSettings, answers
-from untrusted.text import tsv_line
+from trainer.teacher import TeacherSettings
+
+T = TypeVar("T")
+Unit = Callable[..., T]
+"""A unit of work: called with a `ShardWorker` and the plain values of one call."""
 
 
 class ShardWorker:
-    """An actor that keeps the dataset open and the last model loaded."""
+    """Keeps the dataset open and the last model loaded, for unit after unit."""
 
     def __init__(
         self,
@@ -51,9 +48,10 @@ class ShardWorker:
         self._fence = fence
         self._metrics = Metrics()
         self._cache = cache
-        self._dataset = self._opened_at(dataset)
+        self.dataset = self._opened_at(dataset)
+        """That of the run, or whose images are embedded."""
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
-        self._test_sets: dict[str, ShardDataset] = {}
+        self._others: dict[str, ShardDataset] = {}
         labels = {"job": "actor", "actor": name}
         folder = target_file.parents[1]
         self._opened = ExitStack()  # until it is closed, or Ray ends the actor
@@ -69,7 +67,25 @@ class ShardWorker:
         """Ends what it serves and logs, where it has no process of its own."""
         self._opened.close()
 
-    def _model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
+    def run(self, unit: Unit[T], *call: Any) -> T:
+        """Does a unit of work."""
+        return unit(self, *call)
+
+    def check(self) -> None:
+        """Raises when this process may not write any more: another attempt has the run."""
+        self._fence.check()
+
+    def other(self, location: str) -> ShardDataset:
+        """Another dataset, by a location that every machine knows; it stays open."""
+        if location not in self._others:
+            self._others[location] = self._opened_at(location)
+        return self._others[location]
+
+    def model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
+        """A finished model, its embedder prepared as `settings` say, and its frozen rows.
+
+        The last one asked for stays loaded. Raises InputError when it is damaged.
+        """
         key = (folder, settings)
         if self._loaded is None or self._loaded[0] != key:
             model = Model.open(folder)
@@ -78,101 +94,29 @@ class ShardWorker:
             self._loaded = (key, model, fast_embedder(model, settings), rows)
         return self._loaded[1:]
 
-    def neighbours(
-        self,
-        model_folder: Path,
-        out: Path,
-        shard: int,
-        view: str,
-        samples: Ids,
-        needs: Needs,
-        data: PipelineSettings,
-        settings: TeacherSettings,
-    ) -> int:
-        """Writes what the model says of one shard's `samples` in one view; returns their number."""
-        model, embedder, rows = self._model(model_folder, settings)
-        vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
-        self._metrics.embedded.inc(len(samples))
-        tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
-        self._fence.check()
-        write_teacher_file(
-            teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
-        )
-        return len(samples)
-
-    def prototypes(
-        self,
-        model_folder: Path,
-        out: Path,
-        samples: Ids,
-        rows: Ids,
-        data: PipelineSettings,
-        settings: TeacherSettings,
-    ) -> None:
-        """Writes the sums of the embeddings of `samples` [n] by their classifier `rows` [n]."""
-        model, embedder, _ = self._model(model_folder, settings)
-        self._metrics.embedded.inc(len(samples))
-        vectors = embed(embedder, self._dataset, samples, data, settings.batch)
-        self._fence.check()
-        write_sums(out, class_sums(vectors, rows), model.fingerprint)
-
     def embed(
-        self, model_folder: Path, samples: Ids, data: PipelineSettings, batch: int
-    ) -> NDArray[np.float32]:
-        """Embeddings of `samples` in fp32, for evaluation."""
-        _, embedder, _ = self._model(model_folder, TeacherSettings())
-        self._metrics.embedded.inc(len(samples))
-        return embed(embedder, self._dataset, samples, data, batch)
-
-    def embed_part(
         self,
-        model_folder: Path,
-        out: Path,
+        embedder: Any,
         samples: Ids,
-        data: PipelineSettings,
-        settings: TeacherSettings,
-    ) -> int:
-        """Writes the embeddings of `samples` to `out`, and beside it their keys and identities as
-        lines of two columns; returns the length of a vector."""
-        model, embedder, _ = self._model(model_folder, settings)
-        self._metrics.embedded.inc(len(samples))
-        vectors = embed(embedder, self._dataset, samples, data, settings.batch)
-        names = self._dataset.names[self._dataset.identity[samples]]
-        try:
-            rows = zip(self._dataset.keys(samples), names, strict=True)
-        except SampleError as error:
-            raise InputError(f"{error}: restore the dataset, or build it anew") from error
-        write_atomically(out.with_suffix(".tsv"), "".join(map(tsv_line, rows)).encode())
-        write_embeddings(out, samples, vectors, model.fingerprint)
-        return vectors.shape[1]
-
-    def embed_test_set(
-        self,
-        model_folder: Path,
-        dataset: str,
-        out: Path,
-        samples: Ids,
-        mirrored: bool,
         data: PipelineSettings,
         batch: int,
-    ) -> None:
-        """Writes embeddings of another dataset's `samples` to `out`, .npy, fp32 [n, d].
+        *,
+        dataset: ShardDataset | None = None,
+        flipped: bool = False,
+    ) -> NDArray[np.float32]:
+        """Embeddings [n, d] of `samples` [n] of a dataset (the worker's own); see `embed`."""
+        self._metrics.embedded.inc(len(samples))
+        return embed(embedder, dataset or self.dataset, samples, data, batch, flipped)
 
-        `mirrored` adds those of the mirror images.
-        """
-        _, embedder, _ = self._model(model_folder, TeacherSettings())
-        if dataset not in self._test_sets:
-            self._test_sets[dataset] = self._opened_at(dataset)
-        images = self._test_sets[dataset]
-        self._metrics.embedded.inc(len(samples) * (1 + mirrored))
-        vectors = embed(embedder, images, samples, data, batch)
-        if mirrored:
-            vectors += embed(embedder, images, samples, data, batch, flipped=True)
-        self._fence.check()
-        content = io.BytesIO()
-        np.save(content, vectors)
-        write_atomically(out, content.getvalue())
 
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """A unit of some evaluation's work."""
-        return function(*arguments)
+def without_worker(_: ShardWorker, function: Callable[..., T], *arguments: Any) -> T:
+    """A unit of work that needs no worker: `function` of `arguments`."""
+    return function(*arguments)
+
+
+def embed_samples(
+    worker: ShardWorker, model: Path, samples: Ids, data: PipelineSettings, batch: int
+) -> NDArray[np.float32]:
+    """A unit of work: embeddings [n, d] of `samples` [n] in fp32, by the model in a folder."""
+    _, embedder, _ = worker.model(model, TeacherSettings())
+    return worker.embed(embedder, samples, data, batch)

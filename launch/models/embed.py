@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from data_shards.files import fsync, sha256, write_json
+from data_shards.files import fsync, sha256, write_atomically, write_json
 from data_shards.pipeline import PipelineSettings, image_size, resized
 from data_shards.settings import InputError
-from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.dataset import SampleError, ShardDataset
 from data_shards.storage.features import feature_name, write_feature
 from data_shards.storage.remote import CacheSettings, anywhere
 from launch.config.cluster import ClusterSettings
@@ -24,14 +24,15 @@ from launch.execution.actor_pool import ActorPool
 from launch.execution.ray_cluster import cluster
 from launch.exits import sigterm
 from launch.inference.embed import units
+from launch.inference.worker import ShardWorker
 from launch.models.work_folder import check_same_plan, locked
 from launch.terminal.progress import progress
 from trainer.adopted import AdoptedSettings
-from trainer.arrays import read_embeddings
+from trainer.arrays import read_embeddings, write_embeddings
 from trainer.gallery import Gallery, Part, part_file
 from trainer.model import Model
 from trainer.teacher import TeacherSettings
-from untrusted.text import tsv_cells
+from untrusted.text import tsv_cells, tsv_line
 
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
@@ -74,9 +75,35 @@ class Images:
 
 
 Call = tuple[Path, Path, Ids, PipelineSettings, TeacherSettings]
-"""The arguments of `ShardWorker.embed_part`."""
+"""The arguments of `embed_part`, after the worker."""
 Spread = Callable[[Images, list[Call], int], None]
 """Makes these calls, beside so many that are done already."""
+
+
+def embed_part(
+    worker: ShardWorker,
+    model_folder: Path,
+    out: Path,
+    samples: Ids,
+    data: PipelineSettings,
+    settings: TeacherSettings,
+) -> int:
+    """A unit of work: writes the embeddings of `samples` to `out`, and beside it their keys and
+    identities as lines of two columns; returns the length of a vector.
+
+    Raises InputError for a sample that is damaged.
+    """
+    model, embedder, _ = worker.model(model_folder, settings)
+    vectors = worker.embed(embedder, samples, data, settings.batch)
+    dataset = worker.dataset
+    names = dataset.names[dataset.identity[samples]]
+    try:
+        rows = zip(dataset.keys(samples), names, strict=True)
+    except SampleError as error:
+        raise InputError(f"{error}: restore the dataset, or build it anew") from error
+    write_atomically(out.with_suffix(".tsv"), "".join(map(tsv_line, rows)).encode())
+    write_embeddings(out, samples, vectors, model.fingerprint)
+    return vectors.shape[1]
 
 
 def with_actors(settings: ClusterSettings, console: Console) -> Spread:
@@ -92,7 +119,7 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
             hear(done)
             where = images.location, CacheSettings(), targets
             pool = ActorPool(ray, settings, *where, stop, lambda more, _: hear(done + more))
-            pool.map("embed_part", list(calls))
+            pool.map(embed_part, list(calls))
 
     return spread
 

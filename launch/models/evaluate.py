@@ -23,6 +23,7 @@ from launch.execution.actor_pool import ActorPool
 from launch.execution.ray_cluster import cluster
 from launch.exits import sigterm
 from launch.inference.test_sets import Embedding, Ids, Map, Measurement, Vectors, new_matrix
+from launch.inference.worker import Unit, without_worker
 from launch.models.embed import Images
 from launch.models.work_folder import locked
 from launch.runs.test_sets import TestSet, open_test
@@ -150,11 +151,11 @@ def _actors(
             lambda done, _: hear[-1](done),
         )
 
-        def map_(method: str, calls: list[tuple[Any, ...]]) -> list[Any]:
-            what = "comparing" if method == "call" else "embedding"
+        def map_(unit: Unit[Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+            what = "comparing" if unit is without_worker else "embedding"
             with progress(console, what, len(calls), "units") as shown:
                 hear.append(shown)
-                return pool.map(method, calls)
+                return pool.map(unit, calls)
 
         yield map_
 

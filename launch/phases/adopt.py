@@ -1,16 +1,53 @@
 """Step 0 that is not trained but given: an adopted model, or another run's last one."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_shards.settings import InputError
 from launch.config.load import differences
+from launch.execution.executor import Executor
+from launch.phases.kind import Kind, Output, Phase, Step
+from launch.runs.links import link
 from launch.runs.run import Chain, Run
 from trainer.adopted import AdoptedSettings
 from trainer.checkpoint import Folder
 from trainer.heads.collectives import Ranks
 from trainer.model import Model, save_adopted
+
+
+class Adopt(Kind[None]):
+    """Takes step 0's model from outside, or from the run that this one continues."""
+
+    name = "adopt"
+    where = "driver"
+    makes_model = True
+
+    def wants(self, at: Step) -> tuple[None, ...]:
+        return (None,) if at.number == 0 and at.run.given else ()
+
+    def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
+        return ()
+
+    def decides(self, at: Step, want: None) -> Any:
+        run = at.run
+        benchmark = run.config.deciding()["benchmark"]
+        return [run.given[at.chain].fingerprint, run.dataset.fingerprint, benchmark]
+
+    def identity(self, at: Step, want: None) -> Any:
+        return ["adopted", *self.decides(at, want)]
+
+    def output(self, at: Step, want: None) -> Output:
+        return Output(at.folder / "model")
+
+    def work(self, phase: Phase, executor: Executor) -> str:
+        run, model = phase.at.run, phase.at.run.given[phase.at.chain]
+        if run.adopted is not None:
+            take_adopted(run, phase.output.path)
+        else:
+            link(model.folder, phase.output.path)
+        return f"{model.rows:,} rows"
 
 
 def check_given(run: Run) -> None:

@@ -1,6 +1,5 @@
 """The compatibility of a learning step's model with every one before it, from stored embeddings."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.files import write_json
-from launch.phases.planning import Phase
+from launch.execution.executor import Executor
+from launch.inference.worker import without_worker
+from launch.phases.evaluate import Evaluate
+from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.run import Chain, Run
+from monitoring.records import comparison
 from trainer.arrays import read_embeddings
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
@@ -17,8 +20,72 @@ from trainer.evaluation.compatibility.trials import Trials, of_benchmark
 from trainer.evaluation.compatibility.vectors import Embedded
 from trainer.model import Model
 
-Map = Callable[[str, list[tuple[Any, ...]]], list[Any]]
-"""Calls an actor's method with each of several arguments, and returns the results in order."""
+
+class Compatibility(Kind[None]):
+    """Compares a step's model with those of all steps before, where the run asks for it."""
+
+    name = "compatibility"
+    where = "actors"
+
+    def wants(self, at: Step) -> tuple[None, ...]:
+        return (None,) if at.number and at.run.config.evaluation.compatibility else ()
+
+    def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
+        paragon = self._paragon(at)
+        of = [at.at(number) for number in range(at.number + 1)] + ([paragon] if paragon else [])
+        return tuple(p for step in of for p in step.phases if isinstance(p.kind, Evaluate))
+
+    def decides(self, at: Step, want: None) -> Any:
+        how = settings_of(at.run).model_dump(exclude={"gate", "paragon"})
+        return [how, at.run.config.evaluation.distance]
+
+    def identity(self, at: Step, want: None) -> Any:
+        paragon = self._paragon(at)
+        best = paragon and paragon.model.fingerprint
+        return [self.name, at.model.fingerprint, best, *self.decides(at, want)]
+
+    def output(self, at: Step, want: None) -> Output:
+        return Output(at.folder / "compatibility.json")
+
+    def work(self, phase: Phase, executor: Executor) -> str:
+        """A comparison is a unit of work; the first's and the last's have backfill curves."""
+        at, run = phase.at, phase.at.run
+        settings, trials = settings_of(run), trials_of(run)
+        paragon = self._paragon(at)
+        best, new = paragon and _stored(paragon), _stored(at)
+        calls = [
+            (
+                *(compare_stored, trials, _stored(at.at(earlier)), new, best, settings),
+                *(run.dataset.names, earlier in (0, at.number - 1)),
+            )
+            for earlier in range(at.number)
+        ]
+        found = executor.map(without_worker, calls)
+        against = [{"step": earlier, **one} for earlier, one in enumerate(found)]
+        held = against[-1]["holds"]
+        run.fence.check()
+        result = {"holds": held, "paragon": settings.paragon, "against": against}
+        write_json(phase.output.path, result)
+        first, *_ = against[-1]["points"]
+        gained = f"{first['point']} {100 * first['gain']['value']:+.1f}"
+        on = f"on step {at.number - 1}'s gallery"
+        return f"{gained} {on}, {'compatible' if held else 'not compatible'}"
+
+    def verdict(self, phase: Phase) -> str | None:
+        found = comparison(phase.output.path)
+        if found["holds"]:
+            return ""
+        failed = [p["point"] for p in found["against"][-1]["points"] if not p["holds"]]
+        return (
+            f"{phase.at.name} is not published: not compatible with "
+            f"step-{phase.at.number - 1} at {', '.join(failed)}"
+        )
+
+    @staticmethod
+    def _paragon(at: Step) -> Step | None:
+        """The same step of the method that the best reachable model is trained by."""
+        method = settings_of(at.run).paragon
+        return at.at(at.number, Chain(method, at.chain.seed)) if method else None
 
 
 def settings_of(run: Run) -> CompatibilitySettings:
@@ -39,41 +106,10 @@ def trials_of(run: Run) -> Trials:
     return trials
 
 
-def compare_step(run: Run, phase: Phase, spread: Map) -> str:
-    """Compares a step's model with those of all steps before; a comparison is a unit of work.
-
-    Writes ``compatibility.json``. The first and the previous step's have backfill curves.
-    """
-    settings, trials, step = settings_of(run), trials_of(run), phase.step
-    paragon = settings.paragon and _stored(run, Chain(settings.paragon, phase.chain.seed), step)
-    new = _stored(run, phase.chain, step)
-    calls = [
-        (
-            compare_stored,
-            trials,
-            _stored(run, phase.chain, earlier),
-            new,
-            paragon,
-            settings,
-            run.dataset.names,
-            earlier in (0, step - 1),
-        )
-        for earlier in range(step)
-    ]
-    against = [{"step": s, **found} for s, found in enumerate(spread("call", calls))]
-    held = against[-1]["holds"]
-    run.fence.check()
-    write_json(phase.output, {"holds": held, "paragon": settings.paragon, "against": against})
-    first, *_ = against[-1]["points"]
-    gain = f"{first['point']} {100 * first['gain']['value']:+.1f} on step {step - 1}'s gallery"
-    return f"{gain}, {'compatible' if held else 'not compatible'}"
-
-
-def _stored(run: Run, chain: Chain, step: int) -> tuple[Path, str]:
+def _stored(at: Step) -> tuple[Path, str]:
     """A step's embeddings, and the fingerprint of the model that they must be of."""
-    folder = run.step_folder(chain, step)
-    model = Model.open(folder / "model")
-    return (folder / "embeddings.safetensors").resolve(), model.fingerprint
+    model = Model.open(at.model.output.path)
+    return (at.folder / "embeddings.safetensors").resolve(), model.fingerprint
 
 
 def compare_stored(
@@ -85,7 +121,7 @@ def compare_stored(
     names: NDArray[np.object_],
     backfill: bool,
 ) -> dict[str, Any]:
-    """`compare` of embeddings in files, each with the fingerprint of its model: a unit of work."""
+    """`compare` of embeddings in files, each with the fingerprint of its model."""
     before, after = (Embedded(*read_embeddings(*stored)) for stored in (old, new))
     best = Embedded(*read_embeddings(*paragon)) if paragon else None
     return compare(trials, before, after, best, settings, names, backfill)

@@ -2,15 +2,11 @@
 
 import threading
 import time
-from collections.abc import Callable
 
-from launch.execution.executor import Crew
+from launch.execution.executor import Executor
 from launch.exits import Preempted
-from launch.phases.adopt import take_adopted
-from launch.phases.compatibility import compare_step
-from launch.phases.cpu import CpuPhases
-from launch.phases.planning import Phase
-from launch.phases.publishing import gated, update_published, verdict
+from launch.phases.kind import Phase
+from launch.phases.publishing import gated, update_published
 from launch.runs.ledger import Ledger
 from launch.runs.links import link
 from launch.runs.records import append
@@ -19,87 +15,69 @@ from monitoring.progress import RunProgress
 
 
 class Driver:
-    """Walks a run's phases with a crew and records them in the ledger."""
+    """Walks a run's phases with an executor and records them in the ledger."""
 
     def __init__(
-        self, run: Run, ledger: Ledger, crew: Crew, progress: RunProgress, stop: threading.Event
+        self,
+        run: Run,
+        every: list[Phase],
+        ledger: Ledger,
+        executor: Executor,
+        progress: RunProgress,
+        stop: threading.Event,
     ) -> None:
-        """`stop` is set to end the walk early, with nothing lost."""
-        self._run, self._ledger, self._crew, self._progress = run, ledger, crew, progress
-        self._cpu = CpuPhases(run, crew)
-        self._stop = stop
+        """`every` phase of the run; `stop` is set to end the walk early, with nothing lost."""
+        self._run, self._every, self._ledger = run, every, ledger
+        self._executor, self._progress, self._stop = executor, progress, stop
 
     def walk(self, todo: list[Phase]) -> None:
         """Does `todo` in order.
 
         Raises InputError with the workers' own words, Preempted when `stop` was set.
         """
-        works: dict[str, Callable[[Phase], str]] = {
-            "neighbours": self._cpu.neighbours,
-            "prototypes": self._cpu.prototypes,
-            "adopt": self._adopt,
-            "train": self._train,
-            "evaluate": self._cpu.evaluate,
-            "compatibility": self._compatibility,
-        }
         for phase in todo:
             if self._stop.is_set():
                 raise Preempted(phase.name)
             self._run.fence.check()
             self._progress.begin(phase.name)
             started = time.time()
-            twin = self._ledger.twin(phase.fingerprint)
-            source = self._run.folder / twin["output"] if twin else None
-            if twin and source and source.exists() and source != phase.output:
-                for name in (*phase.beside, phase.output.name):
-                    if (file := source.with_name(name)).exists():
-                        link(file, phase.output.with_name(name))
-                result = f"the same as {twin['phase']}"
-            else:
-                twin = None
-                result = works[phase.kind](phase)
+            twin = self._linked_twin(phase)
+            result = f"the same as {twin}" if twin else phase.kind.work(phase, self._executor)
             self._run.fence.check()
             self._ledger.add(
                 {
-                    "phase": phase.name,
-                    "fingerprint": phase.fingerprint,
-                    "output": str(phase.output.relative_to(self._run.folder)),
-                    "kind": phase.kind,
-                    "method": phase.chain.method,
-                    "seed": phase.chain.seed,
-                    "step": phase.step,
+                    **phase.facts,
                     "started": started,
                     "finished": time.time(),
-                    **self._run.config.cluster.allocated(phase.kind),
+                    **self._run.config.cluster.allocated(phase.kind.where),
                     "attempt": self._run.fence.attempt,
-                    **({"same_as": twin["phase"]} if twin else {}),
+                    **({"same_as": twin} if twin else {}),
                 }
             )
             self._progress.end(result)
             self._publish(phase)
 
-    def _compatibility(self, phase: Phase) -> str:
-        return compare_step(self._run, phase, self._crew.map)
+    def _linked_twin(self, phase: Phase) -> str | None:
+        """The name of a finished phase with the same result, which is then this one's, too.
+
+        The copy shares its bytes. None where there is no such phase, or its output is gone.
+        """
+        twin = self._ledger.twin(phase.fingerprint)
+        if twin is None:
+            return None
+        source, output = self._run.folder / twin["output"], phase.output
+        if not source.exists() or source == output.path:
+            return None
+        for target in output.every:
+            if (file := source.with_name(target.name)).exists():
+                link(file, target)
+        return str(twin["phase"])
 
     def _publish(self, phase: Phase) -> None:
         """Publishes what may be, where the run has a gate; says so where `phase` may not."""
-        if phase.kind not in ("evaluate", "compatibility") or not gated(self._run):
+        if not gated(self._run) or (why := phase.kind.verdict(phase)) is None:
             return
-        withheld = update_published(self._run, self._ledger)
-        if phase.kind == "compatibility" and (why := verdict(phase)) in withheld:
+        withheld = update_published(self._run, self._every, self._ledger)
+        if why in withheld:
             self._progress.notice(why)
             append(self._run.folder, "events.jsonl", {"event": "withheld", "message": why})
-
-    def _adopt(self, phase: Phase) -> str:
-        model = self._run.given[phase.chain]
-        if self._run.adopted is not None:
-            take_adopted(self._run, phase.output)
-        else:
-            link(model.folder, phase.output)
-        return f"{model.rows:,} rows"
-
-    def _train(self, phase: Phase) -> str:
-        self._crew.train(phase.name, phase.chain, phase.step)
-        if not phase.output.exists():
-            raise Preempted(phase.name)
-        return ""

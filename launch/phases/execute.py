@@ -10,7 +10,7 @@ from data_shards.splits.benchmark_words import in_words
 from data_shards.writing.destination import destination_at
 from launch.config.load import differences, kept_config, locations
 from launch.config.run import RunConfig
-from launch.execution.executor import Employ
+from launch.execution.executor import Executors
 from launch.execution.ray_cluster import check_gpus
 from launch.execution.ray_executor import on_ray
 from launch.exits import Preempted, Withheld, sigterm
@@ -49,13 +49,15 @@ def _keep_configuration(config: RunConfig, folder: Path) -> None:
     write_atomically(path, text.encode())
 
 
-def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = on_ray) -> None:
+def execute(
+    config: RunConfig, folder: Path, console: Console, executors: Executors = on_ray
+) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
     Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
     end where the gate kept a model from being published; what is finished stays.
     """
-    if config.cluster.address is None and employ is on_ray:
+    if config.cluster.address is None and executors is on_ray:
         check_gpus(config.cluster, max(1, config.cluster.workers))
     if config.glyphs is not None and not config.dataset_is_there():
         build_glyphs(config.glyphs, destination_at(config.dataset), console)
@@ -74,33 +76,30 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
         _keep_configuration(config, folder)
         remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
         ledger = Ledger.open(folder / "ledger.jsonl")
-        todo = pending(run, ledger)
+        every = phases(run)
+        todo = pending(every, ledger)
         if todo:
             append(folder, "events.jsonl", attempt.event())
-            asking = any(phase.kind in ("neighbours", "prototypes") for phase in todo)
+            asking = any(phase.kind.runs_teacher for phase in todo)
             if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
                 line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
                 append(folder, "events.jsonl", {"event": "notice", "message": line})
                 tell(line)
             verify_dataset(run.dataset, console)
-            every = len(phases(run))
-            console.print(f"{every - len(todo)} of {every} phases of {folder} are done")
+            done = len(every) - len(todo)
+            console.print(f"{done} of {len(every)} phases of {folder} are done")
             known = run.benchmark.row_ends[0] if config.continues is not None else 0
             if known:
                 tell(f"{known:,} identities are known from {config.continues}")
             for line in in_words(run.dataset, config.benchmark, run.benchmark, known):
                 tell(line)
-            iterations = sum(
-                run.training(phase.chain, phase.step).iterations
-                for phase in todo
-                if phase.kind == "train"
-            )
-            metrics = RunMetrics(folder, every, every - len(todo))
+            iterations = sum(phase.iterations for phase in todo)
+            metrics = RunMetrics(folder, len(every), done)
             with (
                 monitored(
                     metrics, **config.cluster.driver_endpoint(), superseded=attempt.fence.lost
                 ),
-                employ(config.cluster) as hire,
+                executors(config.cluster) as opened,
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
                 logging_to(
@@ -111,10 +110,11 @@ def execute(config: RunConfig, folder: Path, console: Console, employ: Employ = 
                     (KeyboardInterrupt, Preempted),
                 ),
             ):
-                Driver(run, ledger, hire(run, progress, stop), progress, stop).walk(todo)
+                executor = opened(run, progress, stop)
+                Driver(run, every, ledger, executor, progress, stop).walk(todo)
         else:
-            console.print(f"all {len(phases(run))} phases of {folder} are done")
-        withheld = update_published(run, ledger) if gated(run) else []
+            console.print(f"all {len(every)} phases of {folder} are done")
+        withheld = update_published(run, every, ledger) if gated(run) else []
         run.fence.check()
         draw(folder)
     for table in tables(compare([folder])):

@@ -1,91 +1,35 @@
-"""The phases of a run: what each does, what identifies it, and which are still to do."""
+"""The phases of a run: in which order, and which are still to do."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from data_shards.files import fingerprint
+from launch.phases.kind import Kind, Phase, Step
+from launch.phases.registry import KINDS
 from launch.runs.ledger import Ledger
-from launch.runs.run import Chain, Run
-from trainer.methods.spelling import spelled
+from launch.runs.run import Run
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One resumable unit of a learning step."""
-
-    kind: str
-    """``neighbours``, ``prototypes``, ``train`` (or ``adopt``), ``evaluate`` or
-    ``compatibility``."""
-    chain: Chain
-    step: int
-    fingerprint: str
-    """Equal for phases with the same result."""
-    output: Path
-    """What must exist when it is done."""
-    beside: tuple[str, ...] = ()
-    """Files that it also leaves in the output's folder."""
-
-    @property
-    def name(self) -> str:
-        """Names the phase in the ledger."""
-        return f"{self.chain.name}/step-{self.step}/{self.kind}"
-
-
-def phases(run: Run) -> list[Phase]:
+def phases(run: Run, kinds: tuple[Kind[Any], ...] = KINDS) -> list[Phase]:
     """Every phase of the run in order; a paragon's come before those that are compared with it."""
     compared, seeds = run.config.evaluation.compatibility, run.config.seeds
     chains = run.chains()
     if compared is not None:
         chains.sort(key=lambda c: (seeds.index(c.seed), c.method != compared.paragon))
-    return [phase for chain in chains for phase in _chain_phases(run, chain)]
+    first = Step(run, chains[0], 0, kinds)
+    steps = range(run.config.learning_steps)
+    return [p for chain in chains for number in steps for p in first.at(number, chain).phases]
 
 
-def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
-    deciding = run.config.deciding()
-    for step in range(run.config.learning_steps):
-        folder, trained = run.step_folder(chain, step), run.fingerprint(chain, step)
-        recipe = run.recipe(chain, step)
-        needs, data = recipe.needs, recipe.data
-        past = run.fingerprint(chain, step - 1) if step else ""
-        if step and needs.answers and run.config.teacher.mode == "cached":
-            made = fingerprint(
-                ["neighbours", past, spelled(needs), data, step, deciding["teacher"]]
-            )
-            yield Phase("neighbours", chain, step, made, folder / "neighbours")
-        if step and needs.class_means:
-            before = run.anchor_step(chain, step)
-            of = [run.fingerprint(chain, before), run.class_mean_rows(chain, step)]
-            made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
-            yield Phase("prototypes", chain, step, made, folder / "prototypes.safetensors")
-        kind = "train" if step or not run.given else "adopt"
-        yield Phase(kind, chain, step, trained, folder / "model")
-        tests = [test.fingerprint for test in run.test_sets.values()]
-        tested = fingerprint(["evaluate", trained, deciding["evaluation"], *tests])
-        beside = ("embeddings.safetensors", "examples.json")
-        yield Phase("evaluate", chain, step, tested, folder / "evaluation.json", beside)
-        if step and (compared := run.config.evaluation.compatibility) is not None:
-            best = compared.paragon and run.fingerprint(Chain(compared.paragon, chain.seed), step)
-            how = compared.model_dump(exclude={"gate", "paragon"}), run.config.evaluation.distance
-            made = fingerprint(["compatibility", trained, best, *how])
-            yield Phase("compatibility", chain, step, made, folder / "compatibility.json")
+def pending(every: list[Phase], ledger: Ledger) -> list[Phase]:
+    """Those of a run's phases that are still to do, in their order.
 
-
-def pending(run: Run, ledger: Ledger) -> list[Phase]:
-    """The phases still to do. What only prepares a training that is done is not needed."""
-    every = phases(run)
-    kept = run.config.evaluation.compatibility is not None  # runs of before kept no embeddings
-    done = {
-        p
-        for p in every
-        if ledger.has(p.name, p.fingerprint)
-        and p.output.exists()
-        and not (kept and any(not p.output.with_name(name).exists() for name in p.beside))
-    }
-    trained = {(p.chain, p.step) for p in done if p.kind == "train"}
-    return [
-        p
-        for p in every
-        if p not in done
-        and not (p.kind in ("neighbours", "prototypes") and (p.chain, p.step) in trained)
-    ]
+    What only prepares phases that are done is not needed.
+    """
+    finished = {p.name for p in every if ledger.has(p.name, p.fingerprint) and p.output.complete}
+    todo: list[Phase] = []
+    read: set[str] = set()
+    for phase in reversed(every):  # a phase comes after those whose outputs it reads
+        missed = phase.name in read or not phase.kind.only_prepares
+        if phase.name not in finished and missed:
+            todo.append(phase)
+            read |= {given.name for given in phase.inputs}
+    return todo[::-1]

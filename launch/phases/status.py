@@ -33,18 +33,18 @@ def status_table(folder: Path) -> Iterator[Any]:
     run = open_run(folder)
     damage: Damage = {}
     finished = Ledger(folder / "ledger.jsonl", ledger(folder, damage))
-    todo = {phase.name for phase in pending(run, finished)}
+    every = phases(run)
+    todo = {phase.name for phase in pending(every, finished)}
     table = Table(title=Text(printable(str(folder))), title_justify="left")
     table.add_column("chain")
     steps = range(run.config.learning_steps)
     for step in steps:
         table.add_column(f"step {step}")
-    every = phases(run)
     for chain in run.chains():
         cells = []
         for step in steps:
-            own = [p for p in every if p.chain == chain and p.step == step]
-            left = [p.kind for p in own if p.name in todo]
+            own = [p for p in every if p.at.chain == chain and p.at.number == step]
+            left = [p.kind.name for p in own if p.name in todo]
             cells.append(Text(left[0], "yellow") if left else Text("done", "green"))
         table.add_row(chain.name, *cells)
     yield table

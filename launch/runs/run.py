@@ -1,11 +1,10 @@
-"""The layout of a run folder, and what identifies each phase's work."""
+"""A run: its folder, configuration and data, and what follows from them for each learning step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from data_shards.files import fingerprint
 from data_shards.settings import InputError
 from data_shards.splits.benchmark import Benchmark, build_benchmark
 from data_shards.storage.dataset import ShardDataset
@@ -156,20 +155,6 @@ class Run:
         if url is None:
             return str(self.step_folder(chain, step) / "checkpoints")
         return f"{url.rstrip('/')}/chains/{chain.name}/steps/{step}/checkpoints"
-
-    def fingerprint(self, chain: Chain, step: int) -> str:
-        """Equal for training phases that give the same model: same data, recipe, seed and past."""
-        deciding = self.config.deciding()
-        if step == 0 and self.given:
-            of = [self.dataset.fingerprint, deciding["benchmark"]]
-            return fingerprint(["adopted", self.given[chain].fingerprint, *of])
-        common = [deciding[k] for k in ("benchmark", "data", "training")]
-        network, loss = self.embedder(chain, step), self.classifier(chain, step)
-        model = [network.model_dump(mode="json"), loss.model_dump(mode="json", exclude={"memory"})]
-        recipe = self.recipe(chain, step)
-        teacher = deciding["teacher"] if recipe.needs.any else None
-        past = self.fingerprint(chain, step - 1) if step else self.dataset.fingerprint
-        return fingerprint([common, model, recipe.fingerprint(), teacher, chain.seed, step, past])
 
 
 def check_steps(

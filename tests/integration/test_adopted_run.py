@@ -75,7 +75,7 @@ def test_a_chain_begins_with_a_model_without_classifier(small_folder, program, t
     run, chain = Run.open(tmp_path / "run", config), Chain("bct-sys", 0)
     kinds = [phase.kind for phase in phases(run)]
     assert kinds == ["adopt", "evaluate", "prototypes", "train", "evaluate"]
-    assert pending(run, Ledger.open(tmp_path / "run" / "ledger.jsonl")) == []
+    assert pending(phases(run), Ledger.open(tmp_path / "run" / "ledger.jsonl")) == []
     for step in (0, 1):
         folder = run.step_folder(chain, step)
         assert (folder / "evaluation.json").exists()

@@ -100,7 +100,7 @@ def test_the_months_that_follow_do_not_need_those_before(first, tmp_path):
     execute_alone(config, tmp_path / "month-2")
     (tmp_path / "month-1").unlink()
     run = Run.open(tmp_path / "month-2", config)
-    assert pending(run, Ledger.open(tmp_path / "month-2" / "ledger.jsonl")) == []
+    assert pending(phases(run), Ledger.open(tmp_path / "month-2" / "ledger.jsonl")) == []
     third = month(tmp_path / "data-3", 110, 50)
     config = continued(tmp_path, third, continues=str(tmp_path / "month-2"))
     execute_alone(config, tmp_path / "month-3")

@@ -122,12 +122,16 @@ def test_the_gate_follows_the_verdict_and_shares_bytes(run):
     try:
         path.write_text(json.dumps({**json.loads(before), "holds": True}))
         assert not any(
-            why.startswith("bct/seed-0/step-1 ") for why in update_published(run, ledger)
+            why.startswith("bct/seed-0/step-1 ")
+            for why in update_published(run, phases(run), ledger)
         )
         assert (target / "card.json").samefile(model / "card.json")
         assert {p.name for p in target.iterdir()} == {p.name for p in model.iterdir()}
         path.write_text(json.dumps({**json.loads(before), "holds": False}))
-        assert any(why.startswith("bct/seed-0/step-1 ") for why in update_published(run, ledger))
+        assert any(
+            why.startswith("bct/seed-0/step-1 ")
+            for why in update_published(run, phases(run), ledger)
+        )
         assert not target.exists() and model.exists()
     finally:
         path.write_text(before)
@@ -143,10 +147,12 @@ def test_the_same_command_again_does_nothing_and_refuses_again(run, folder, refu
 
 def test_other_operating_points_repeat_the_comparison_alone(run, folder):
     config = load_config(folder / "c.yaml", ["evaluation.compatibility.at=[map]"])
-    left = pending(Run.open(run.folder, config), Ledger.open(run.folder / "ledger.jsonl"))
+    left = pending(phases(Run.open(run.folder, config)), Ledger.open(run.folder / "ledger.jsonl"))
     assert {phase.kind for phase in left} == {"compatibility"}
     gateless = load_config(folder / "c.yaml", ["evaluation.compatibility.gate=false"])
-    assert not pending(Run.open(run.folder, gateless), Ledger.open(run.folder / "ledger.jsonl"))
+    assert not pending(
+        phases(Run.open(run.folder, gateless)), Ledger.open(run.folder / "ledger.jsonl")
+    )
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from data_shards.settings import InputError
-from launch import jobs
+from launch.clusters import ray_jobs as jobs
 from launch.config.cluster import ClusterSettings
 from launch.config.load import load_config, locations
 from launch.machine.ray_token import own_token

@@ -32,7 +32,7 @@ from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.trials import of_dataset
 from trainer.evaluation.identification import identify
 from trainer.heads.collectives import Ranks
-from trainer.heads.margin_loss import Classifier, ClassifierSettings
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
 
@@ -142,7 +142,7 @@ def test_feature_files_appear_all_at_once(features, model, megaface, tmp_path, m
 
 def test_images_are_made_as_large_as_those_a_model_was_trained_on(sets, tmp_path):
     settings, ranks = EmbedderSettings(width=4, dimension=8), Ranks()
-    parts = Classifier(ClassifierSettings(), 0, torch.device("cpu")), build_embedder(settings)
+    parts = MarginLoss(ClassifierSettings(), 0, torch.device("cpu")), build_embedder(settings)
     rows = [ShardedRows.new(0, 2, 8, 0, ranks)]
     for size in ((16, 16), (24, 20)):
         save_model(tmp_path / str(size), settings, size, *parts, rows, ["a", "b"], ranks)

@@ -1,10 +1,10 @@
 """Evaluation protocols: pure functions of embeddings and labels."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from data_shards.settings import Settings
+from data_shards.settings import UNDECIDING, Settings
 from data_shards.storage.remote import normal
 from trainer.evaluation.compatibility import CompatibilitySettings
 
@@ -56,7 +56,8 @@ class EvaluationSettings(Settings):
     """Queries whose nearest gallery images are kept for the report."""
     tests: dict[str, TestSetSettings] = Field(default={})
     """Test sets of their own, by a name of your choice."""
-    compatibility: CompatibilitySettings | None = None
+    # undeciding for the figures of evaluations: comparisons are phases with settings of their own
+    compatibility: Annotated[CompatibilitySettings | None, UNDECIDING] = None
     """How each learning step's model is compared with those before it, see docs/compatibility.md;
     none: it is not."""
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from data_shards.settings import Settings
+from data_shards.settings import UNDECIDING, Settings
 from trainer.heads.cross_entropy import RankRows, Update, cross_entropy
 from trainer.heads.margins import Margin, Softmax
 from trainer.heads.row_state import noise
@@ -26,7 +26,7 @@ class ClassifierSettings(Settings):
     """Of the factors of its matrix products; logits, rows and sums stay in fp32."""
     sampled: float = Field(default=1.0, gt=0, le=1)
     """Share of the negative rows that take part in an iteration (Partial FC); 1: all of them."""
-    memory: int | None = Field(default=None, ge=1)
+    memory: Annotated[int | None, UNDECIDING] = Field(default=None, ge=1)
     """Bytes for logits: they are then computed twice, a block at a time. None: one buffer of
     global batch x own rows keeps them."""
 

@@ -1,0 +1,106 @@
+"""Testing a step's model: on identities never trained on, and on test sets of their own."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.files import write_json
+from data_shards.pipeline import image_size
+from launch.execution.executor import Executor
+from launch.inference.embed import units
+from launch.inference.test_sets import Embedding, Measurement
+from launch.inference.worker import embed_samples
+from launch.phases.kind import Kind, Output, Phase, Step
+from monitoring.records import evaluation
+from monitoring.results import figures
+from trainer.arrays import write_embeddings
+from trainer.evaluation.incremental import so_far
+from trainer.evaluation.protocol import (
+    class_accuracies,
+    evaluate,
+    samples_to_embed,
+    search_examples,
+)
+from trainer.heads.collectives import Ranks
+from trainer.model import Model
+
+Ids = NDArray[np.int64]
+
+
+class Evaluate(Kind[None]):
+    """Embeds the test images, a shard a unit, and measures."""
+
+    name = "evaluate"
+    where = "actors"
+
+    def wants(self, at: Step) -> tuple[None, ...]:
+        return (None,)
+
+    def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
+        return (at.model,)
+
+    def decides(self, at: Step, want: None) -> Any:
+        tests = [test.fingerprint for test in at.run.test_sets.values()]
+        return [at.run.config.deciding()["evaluation"], *tests]
+
+    def identity(self, at: Step, want: None) -> Any:
+        return [self.name, at.model.fingerprint, *self.decides(at, want)]
+
+    def output(self, at: Step, want: None) -> Output:
+        left = ("embeddings.safetensors", "examples.json")
+        # runs of before kept no embeddings, which comparisons alone read
+        compared = at.run.config.evaluation.compatibility is not None
+        path = at.folder / "evaluation.json"
+        return Output(path, beside=left) if compared else Output(path, optional=left)
+
+    def work(self, phase: Phase, executor: Executor) -> str:
+        at, run, config = phase.at, phase.at.run, phase.at.run.config
+        output = phase.output.path
+        model = Model.open(at.model.output.path)
+        samples = samples_to_embed(run.benchmark)
+        calls = [
+            (model.folder.resolve(), own, config.data, config.teacher.batch)
+            for _, own in units(run.dataset, samples)
+        ]
+        none = np.empty((0, model.settings.dimension), dtype=np.float32)
+        embeddings = np.concatenate([none, *executor.map(embed_samples, calls)])
+        run.fence.check()
+        write_embeddings(
+            output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
+        )
+        given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
+        write_json(output.with_name("examples.json"), search_examples(*given))
+        measured = evaluate(*given) | _by_step(at, model, samples, embeddings)
+        if run.test_sets:
+            scratch = output.with_name(f"held-out-{phase.fingerprint}")
+            size = image_size(run.dataset, config.data)
+            data = config.data.model_copy(update={"image_size": size})
+            vectors = Embedding(model.folder, data, config.teacher.batch, executor.map)
+            measurement = Measurement(vectors, scratch, executor.map)
+            measured["tests"] = measurement.measure(run.test_sets)
+        run.fence.check()
+        write_json(output, measured)
+        shown = list(figures(measured).values())[:2]
+        return ", ".join(f"{title} {value:.1%}" for title, value in shown)
+
+    def verdict(self, phase: Phase) -> str | None:
+        return None if phase.at.number else ""  # there is no earlier model to be compatible with
+
+
+def _by_step(
+    at: Step, model: Model, samples: Ids, embeddings: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Accuracy on each step's classes, and what earlier steps' say of it; see `so_far`.
+
+    Empty where the benchmark names no such images, or the classifier knows other classes.
+    """
+    run, step = at.run, at.number
+    ends = run.benchmark.row_ends
+    if not run.benchmark.classified or model.adopted or model.rows != ends[step]:
+        return {}
+    directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
+    given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
+    earlier = [evaluation(at.at(past).folder / "evaluation.json") for past in range(step)]
+    accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]
+    return so_far(accuracies, ends) if all(accuracies) else {}

@@ -1,0 +1,107 @@
+"""What the previous model says of each training image: its nearest old identities, or embedding."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.files import write_json
+from data_shards.pipeline import PipelineSettings
+from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
+from launch.execution.executor import Executor
+from launch.inference.embed import neighbour_examples, units
+from launch.inference.worker import ShardWorker
+from launch.phases.kind import Kind, Output, Phase, Step
+from trainer.methods.recipe import Needs
+from trainer.methods.spelling import spelled
+from trainer.teacher import TeacherSettings, answers
+
+Ids = NDArray[np.int64]
+
+
+class Neighbours(Kind[Needs]):
+    """Neighbourhood selection ahead of training (CRL paper, Sec. 4.1), a shard in a view a unit."""
+
+    name = "neighbours"
+    where = "actors"
+    only_prepares = True
+    runs_teacher = True
+
+    def wants(self, at: Step) -> tuple[Needs, ...]:
+        cached = at.run.config.teacher.mode == "cached"
+        return (at.recipe.needs,) if at.number and cached and at.recipe.needs.answers else ()
+
+    def inputs(self, at: Step, want: Needs) -> tuple[Phase, ...]:
+        return (at.at(at.number - 1).model,)
+
+    def decides(self, at: Step, want: Needs) -> Any:
+        # the data too: bct-kd and bct-lwf want the same, of all images and of the new ones
+        teacher = at.run.config.deciding()["teacher"]
+        return [spelled(want), at.recipe.data, at.number, teacher]
+
+    def identity(self, at: Step, want: Needs) -> Any:
+        (previous,) = self.inputs(at, want)
+        return [self.name, previous.fingerprint, *self.decides(at, want)]
+
+    def output(self, at: Step, want: Needs) -> Output:
+        return Output(at.folder / "neighbours")
+
+    def work(self, phase: Phase, executor: Executor) -> str:
+        at, run, config, want = phase.at, phase.at.run, phase.at.run.config, phase.want
+        previous = run.previous(at.chain, at.number)
+        assert previous is not None
+        samples = run.benchmark.step_samples(at.number, at.recipe.data == "all")
+        views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
+        output = phase.output.path
+        part = output.with_name("neighbours.part")
+        part.mkdir(parents=True, exist_ok=True)
+        model, out = previous.folder.resolve(), part.resolve()
+        calls = [
+            (model, out, shard, view, own, want, config.data, config.teacher)
+            for shard, own in units(run.dataset, samples)
+            for view in views
+            if not teacher_file(part, shard, view).exists()
+        ]
+        executor.map(write_answers, calls)
+        if want.neighbours is not None:
+            cache = TeacherCache(
+                part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
+            )
+            examples = neighbour_examples(
+                run.dataset, run.benchmark, cache, samples, config.evaluation.examples
+            )
+            run.fence.check()
+            write_json(output.with_name("neighbour_examples.json"), examples)
+        run.fence.check()
+        shutil.rmtree(output, ignore_errors=True)  # of other settings
+        part.rename(output)
+        return ""
+
+
+def write_answers(
+    worker: ShardWorker,
+    model_folder: Path,
+    out: Path,
+    shard: int,
+    view: str,
+    samples: Ids,
+    needs: Needs,
+    data: PipelineSettings,
+    settings: TeacherSettings,
+) -> int:
+    """A unit of work: writes what the model says of one shard's `samples` in one view.
+
+    Returns their number.
+    """
+    model, embedder, rows = worker.model(model_folder, settings)
+    flipped = view == VIEWS[1]
+    vectors = worker.embed(embedder, samples, data, settings.batch, flipped=flipped)
+    tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
+    worker.check()
+    write_teacher_file(
+        teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
+    )
+    return len(samples)

@@ -1,0 +1,20 @@
+"""Every kind of phase, in the order of a learning step's phases. Adding one adds a line here."""
+
+from typing import Any
+
+from launch.phases.adopt import Adopt
+from launch.phases.class_means import ClassMeansOfOld
+from launch.phases.compatibility import Compatibility
+from launch.phases.evaluate import Evaluate
+from launch.phases.kind import Kind
+from launch.phases.neighbours import Neighbours
+from launch.phases.train import Train
+
+KINDS: tuple[Kind[Any], ...] = (
+    Neighbours(),
+    ClassMeansOfOld(),
+    Adopt(),
+    Train(),
+    Evaluate(),
+    Compatibility(),
+)

@@ -1,0 +1,77 @@
+"""Training: one learning step of one method, on all ranks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from launch.execution.executor import Executor
+from launch.execution.rank import RankContext
+from launch.exits import Preempted
+from launch.phases.kind import Kind, Output, Phase, Step
+from launch.runs.run import Chain
+from trainer.loop import train
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Which learning step the ranks train."""
+
+    chain: Chain
+    step: int
+
+
+class Train(Kind[None]):
+    """The main training of a step."""
+
+    name = "train"
+    where = "ranks"
+    makes_model = True
+
+    def wants(self, at: Step) -> tuple[None, ...]:
+        return () if at.number == 0 and at.run.given else (None,)
+
+    def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
+        prepared = (phase for phase in at.phases if phase.kind.only_prepares)
+        if not at.number:
+            return tuple(prepared)
+        models = dict.fromkeys((at.number - 1, at.run.anchor_step(at.chain, at.number)))
+        return (*prepared, *(at.at(number).model for number in models))
+
+    def decides(self, at: Step, want: None) -> Any:
+        """Without what was prepared: it follows from the recipe and the models before."""
+        run, chain, step = at.run, at.chain, at.number
+        deciding, recipe = run.config.deciding(), at.recipe
+        common = [deciding[k] for k in ("benchmark", "data", "training")]
+        model = [run.embedder(chain, step).deciding(), run.classifier(chain, step).deciding()]
+        teacher = deciding["teacher"] if recipe.needs.any else None
+        return [common, model, recipe.fingerprint(), teacher, chain.seed, step]
+
+    def identity(self, at: Step, want: None) -> Any:
+        # fingerprints of before phases had kinds: the past is the model before, or the dataset
+        past = at.at(at.number - 1).model if at.number else at.run.dataset
+        return [*self.decides(at, want), past.fingerprint]
+
+    def output(self, at: Step, want: None) -> Output:
+        return Output(at.folder / "model")
+
+    def work(self, phase: Phase, executor: Executor) -> str:
+        executor.on_ranks(phase.name, train_step, TrainingJob(phase.at.chain, phase.at.number))
+        if not phase.output.complete:
+            raise Preempted(phase.name)
+        return ""
+
+    def iterations(self, at: Step, want: None) -> int:
+        return at.run.training(at.chain, at.number).iterations
+
+
+def train_step(context: RankContext, job: TrainingJob) -> None:
+    """What each rank does. Raises InputError."""
+    context.metrics.step.set(job.step)
+    train(
+        context.run.training_spec(job.chain, job.step),
+        context.ranks,
+        context.device,
+        context.metrics,
+        context.report,
+        context.tell,
+        context.activity,
+    )
