@@ -97,7 +97,7 @@ class Kind(ABC, Generic[W]):
     """Raised when the same inputs give another result than before: phases are then done anew."""
     where: ClassVar[Where]
     only_prepares: ClassVar[bool] = False
-    """Its output is read by later phases of its step alone: once they are done, it is not missed."""
+    """Its output is read by later phases of its step alone: nobody needs it once they are done."""
     makes_model: ClassVar[bool] = False
     """Its output is the step's model, as far as it is trained by then; the last such phase's is
     what the step leaves."""

@@ -74,7 +74,7 @@ def test_new_identities_follow_the_known_ones(first):
     config = continued(first, month(first / "data-2", 50, 60))
     execute_alone(config, out)
     run = Run.open(out, config)
-    assert [p.kind for p in phases(run) if p.chain.method == "fkd"] == [
+    assert [p.kind.name for p in phases(run) if p.at.chain.method == "fkd"] == [
         *("adopt", "evaluate", "neighbours", "train", "evaluate")
     ]
     assert run.benchmark.row_ends == (30, 60)

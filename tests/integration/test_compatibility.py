@@ -76,7 +76,7 @@ def stored(run, method, step):
 
 
 def test_every_step_is_compared_with_every_one_before_it(run):
-    names = [p.name for p in phases(run) if p.kind == "compatibility"]
+    names = [p.name for p in phases(run) if p.kind.name == "compatibility"]
     assert names == [f"{m}/seed-0/step-{t}/compatibility" for m in ("joint", "bct") for t in (1, 2)]
     for step in (1, 2):
         against = found(run, "bct", step)["against"]
@@ -148,7 +148,7 @@ def test_the_same_command_again_does_nothing_and_refuses_again(run, folder, refu
 def test_other_operating_points_repeat_the_comparison_alone(run, folder):
     config = load_config(folder / "c.yaml", ["evaluation.compatibility.at=[map]"])
     left = pending(phases(Run.open(run.folder, config)), Ledger.open(run.folder / "ledger.jsonl"))
-    assert {phase.kind for phase in left} == {"compatibility"}
+    assert {phase.kind.name for phase in left} == {"compatibility"}
     gateless = load_config(folder / "c.yaml", ["evaluation.compatibility.gate=false"])
     assert not pending(
         phases(Run.open(run.folder, gateless)), Ledger.open(run.folder / "ledger.jsonl")

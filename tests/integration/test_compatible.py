@@ -70,7 +70,7 @@ def model_of(run, method, step):
 
 
 def test_each_method_prepares_what_it_asks_for(run):
-    names = {p.name for p in phases(run) if p.kind in ("neighbours", "prototypes")}
+    names = {p.name for p in phases(run) if p.kind.name in ("neighbours", "prototypes")}
     asked = {
         "bct-kd": ["neighbours"],
         "bct-lwf": ["neighbours"],
