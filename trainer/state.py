@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from data_shards.counter_rng import stream_key
 from data_shards.settings import InputError
 from trainer.backbones import build_embedder
 from trainer.batch_norm import synchronise_batch_norm
@@ -21,7 +20,7 @@ from trainer.heads.margin_loss import MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import make_optimizer
-from trainer.training_spec import TrainingSpec
+from trainer.training_spec import TrainingSpec, spec_seed
 
 
 @dataclass
@@ -58,7 +57,7 @@ class State:
 
 def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State:
     """The embedder, rows and optimisers as they are before the first iteration."""
-    seed = int(stream_key(spec.seed, "step", spec.step) >> 1)
+    seed = spec_seed(spec, "step")
     last = spec.benchmark.row_ends[spec.step]
     embedder = build_embedder(spec.embedder, seed)
     scratch, whole = spec.recipe.start == "scratch", spec.recipe.data == "all"
@@ -97,6 +96,8 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
         "seed": spec.seed,
         "learning_step": spec.step,
     }
+    if spec.phase:  # of main trainings none has the key: checkpoints of before stay theirs
+        origin["phase"] = spec.phase
     return State(
         engine,
         classifier,
@@ -144,11 +145,13 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
     """
     card = folder.card("checkpoint")
     with folder.intact(CARD):
-        for key, own in state.origin.items():
-            if card["origin"][key] != own:
+        found = card["origin"]
+        for key in {**state.origin, **found}:
+            saved, own = found.get(key, "none"), state.origin.get(key, "none")
+            if saved != own:
                 raise InputError(
-                    f"{folder} was saved for {key} {card['origin'][key]}, this phase has {key} "
-                    f"{own}: use another --out or training.checkpoint_url"
+                    f"{folder} was saved for {key} {saved}, this phase has {key} {own}: use "
+                    "another --out or training.checkpoint_url"
                 )
         state.iteration = int(card["iteration"])
     with folder.intact("embedder.safetensors"):

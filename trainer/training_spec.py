@@ -48,9 +48,11 @@ class TrainingSpec:
     class_means: Path
     """File of the rows synthesised for identities that the anchor does not know."""
     folder: Path
-    """Where the step's model goes."""
+    """Where the model goes, and what the training keeps beside it: rewinds, quarantine."""
     checkpoints: str = ""
-    """Path or fsspec URL of the step's checkpoints; empty: in `folder`."""
+    """Path or fsspec URL of its checkpoints, and no other training's; empty: in `folder`."""
+    phase: str = ""
+    """Names a further training of the step, such as an expert's; empty: the step's main one."""
     fence: Fence = unfenced
     """Called before anything is written; raises when this process may not any more."""
 
@@ -60,11 +62,17 @@ def training_samples(spec: TrainingSpec) -> NDArray[np.int64]:
     return spec.benchmark.step_samples(spec.step, spec.recipe.data == "all")
 
 
+def spec_seed(spec: TrainingSpec, use: str) -> int:
+    """A seed of 63 bits for one `use` of the training: no other training of the run has it."""
+    further = [spec.phase] if spec.phase else []
+    return int(stream_key(spec.seed, use, spec.step, *further) >> 1)
+
+
 def batches_from(
     spec: TrainingSpec, start: int, ranks: Ranks, device: torch.device, quarantine: Quarantine
 ) -> Iterator[Batch]:
     """This rank's batches from iteration `start` on."""
-    seed = int(stream_key(spec.seed, "order", spec.step) >> 1)
+    seed = spec_seed(spec, "order")
     dataset, batch = spec.dataset, spec.training.batch
     return training_batches(
         dataset,

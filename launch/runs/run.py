@@ -126,9 +126,13 @@ class Run:
         """The loss of a learning step."""
         return self.config.methods[chain.method].loss(self.config.classifier, step)
 
-    def training_spec(self, chain: Chain, step: int) -> TrainingSpec:
-        """The training phase of one step. The step before must be finished."""
-        config, folder = self.config, self.step_folder(chain, step)
+    def training_spec(self, chain: Chain, step: int, phase: str = "") -> TrainingSpec:
+        """The main training of one step, or a further one. The step before must be finished.
+
+        A further `phase` has a folder, checkpoints and random numbers of its own; its recipe,
+        embedder and the like are the main one's until they are replaced.
+        """
+        config, prepared = self.config, self.step_folder(chain, step)
         return TrainingSpec(
             dataset=self.dataset,
             benchmark=self.benchmark,
@@ -142,19 +146,26 @@ class Run:
             step=step,
             previous=self.previous(chain, step),
             anchor=self.anchor(chain, step),
-            cache=folder / "neighbours",
-            class_means=folder / "prototypes.safetensors",
-            folder=folder,
-            checkpoints=self.checkpoints(chain, step),
+            cache=prepared / "neighbours",
+            class_means=prepared / "prototypes.safetensors",
+            folder=self.training_folder(chain, step, phase),
+            checkpoints=self.checkpoints(chain, step, phase),
+            phase=phase,
             fence=self.fence.check,
         )
 
-    def checkpoints(self, chain: Chain, step: int) -> str:
-        """Path or URL of a learning step's checkpoints."""
+    def training_folder(self, chain: Chain, step: int, phase: str = "") -> Path:
+        """Where a training keeps what is its own: the step's folder, or one within it."""
+        folder = self.step_folder(chain, step)
+        return folder / "phases" / phase if phase else folder
+
+    def checkpoints(self, chain: Chain, step: int, phase: str = "") -> str:
+        """Path or URL of a training's checkpoints."""
+        folder = self.training_folder(chain, step, phase)
         url = self.config.training.checkpoint_url
-        if url is None:
-            return str(self.step_folder(chain, step) / "checkpoints")
-        return f"{url.rstrip('/')}/chains/{chain.name}/steps/{step}/checkpoints"
+        if url is not None:
+            return f"{url.rstrip('/')}/{folder.relative_to(self.folder)}/checkpoints"
+        return str(folder / "checkpoints")
 
 
 def check_steps(

@@ -64,6 +64,7 @@ def train_step(
     records: list[dict[str, Any]] | None = None,
     preempt_at: int | None = None,
     fence: Fence = unfenced,
+    phase: str = "",
     count: Callable[[str, float], None] = lambda what, seconds: None,
     **overrides: Any,
 ) -> list[float]:
@@ -71,8 +72,8 @@ def train_step(
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
     them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
-    `records` take what was reported; `fence` is the spec's; `count` hears what was done how long;
-    `overrides` are training settings.
+    `records` take what was reported; `fence` and `phase` are the spec's; `count` hears what was done
+    how long; `overrides` are training settings.
     """
     torch.set_num_threads(1)
     ensure_process_group()
@@ -105,6 +106,7 @@ def train_step(
         class_means=out / str(step) / "prototypes.safetensors",
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
+        phase=phase,
         fence=fence,
     )
     if recipe.needs.class_means and previous is not None:

@@ -98,3 +98,25 @@ def test_a_checkpoint_of_another_seed_is_refused(small_folder, first_step, tmp_p
     with pytest.raises(InputError, match=r"was saved for seed 0, this phase has seed 1: use anoth"):
         train_step(small_folder, out, "fkd", 1, seed=1, checkpoint_url=url)
     assert len(train_step(small_folder, out, "fkd", 1, checkpoint_url=url)) == 4
+
+
+@pytest.mark.parametrize("first", ["", "expert"])
+def test_a_second_training_of_a_step_does_not_take_the_firsts_checkpoint(
+    small_folder, first_step, tmp_path, first
+):
+    """Both in one folder, which no run does: an expert's must not pass for the main model's."""
+    out = shutil.copytree(first_step, tmp_path / "run")
+    second = "" if first else "expert"
+    with pytest.raises(Interrupted):
+        train_step(small_folder, out, "fkd", 1, stop_at=6, phase=first)
+    given = {"": "none", "expert": "expert"}
+    saved = f"was saved for phase {given[first]}, this phase has phase {given[second]}"
+    with pytest.raises(InputError, match=saved):
+        train_step(small_folder, out, "fkd", 1, phase=second)
+    assert len(train_step(small_folder, out, "fkd", 1, phase=first)) == 4
+
+
+def test_trainings_of_one_step_draw_numbers_of_their_own(small_folder, first_step, tmp_path):
+    main, expert = (shutil.copytree(first_step, tmp_path / name) for name in "ab")
+    losses = train_step(small_folder, main, "fkd", 1)
+    assert losses != train_step(small_folder, expert, "fkd", 1, phase="expert")
