@@ -72,8 +72,8 @@ def train_step(
 
     `stop_at` raises Interrupted at that iteration instead of going on, when `losses` has
     them; `preempt_at` asks the last rank for a stop. `terms` replace the recipe's; `events` and
-    `records` take what was reported; `fence` and `phase` are the spec's; `count` hears what was done
-    how long; `overrides` are training settings.
+    `records` take what was reported; `fence` and `phase` are the spec's; `count` hears what was
+    done how long; `overrides` are training settings.
     """
     torch.set_num_threads(1)
     ensure_process_group()
