@@ -20,10 +20,11 @@ from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.remote import CacheSettings
 from launch.inference.embed import embed
 from launch.inference.worker import ShardWorker
 from launch.models.backfill import run_backfill
-from launch.models.embed import Images, run_embed
+from launch.models.embed import Images, embed_part, run_embed
 from tests.data_shards.import_kills import die_at
 from tests.integration.test_resume import kill_everything, wait_for
 from trainer.adopted import Pixels, read_embedder
@@ -56,11 +57,11 @@ def models(tmp_path_factory):
 
 def here(images, calls, done):
     """Does the work in this process."""
-    actor = ShardWorker.__new__(ShardWorker)
-    actor._dataset, actor._loaded = images.dataset, None
-    actor._metrics = type("Counts", (), {"embedded": type("C", (), {"inc": lambda *_: None})})
+    targets = calls[0][1].parent / "targets"
+    worker = ShardWorker(images.location, CacheSettings(), 1, targets / "actor-0.json", "0")
     for call in calls:
-        actor.embed_part(*call)
+        worker.run(embed_part, *call)
+    worker.close()
 
 
 @pytest.fixture(scope="module")

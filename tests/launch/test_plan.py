@@ -23,6 +23,7 @@ from launch.config.load import load_config
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
 from launch.phases.execute import execute
+from launch.phases.neighbours import write_answers
 from launch.planning.hardware import MACHINES, Machine, machine, measure
 from launch.planning.plan import plan_run, split_of
 from launch.planning.tables import plan_tables, size_text, time_text
@@ -164,7 +165,7 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
         "fkd": Needs(neighbours=5, trained_rows=True),
     }.items():
         given = (needs, PipelineSettings(), TeacherSettings(batch=8))
-        actor.neighbours(tmp_path / "model", tmp_path, shard, name, samples, *given)
+        actor.run(write_answers, tmp_path / "model", tmp_path, shard, name, samples, *given)
         (step,) = [s for s in plan.steps if s.step == 1 and s.methods == (name,)]
         image = tensor_bytes(tmp_path / f"shard-{shard:05d}-{name}.safetensors") / len(samples)
         assert step.disk["neighbourhoods"] == len(VIEWS) * step.images * image
