@@ -14,7 +14,7 @@ from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.storage.cache import CacheSettings
 from launch.config.load import load_config
-from launch.inference.test_sets import Embedding, Measurement
+from launch.inference.test_sets import Embedding, Measurement, embed_test_set
 from launch.inference.worker import ShardWorker
 from launch.runs.run import Run
 from launch.runs.test_sets import TestSet, open_tests
@@ -27,11 +27,11 @@ from trainer.evaluation.vectors import StoredVectors
 from trainer.evaluation.verification import grid_accuracy
 
 
-def one_after_another(actor):
-    """Calls `actor` as a run's actors are called."""
+def one_after_another(worker):
+    """Does units of work as a run's actors do them."""
 
-    def map_(method, calls):
-        return [getattr(actor, method)(*call) for call in calls]
+    def map_(unit, calls):
+        return [unit(worker, *call) for call in calls]
 
     return map_
 
@@ -209,14 +209,14 @@ def test_a_run_measures_its_test_sets_as_one_process_does(sets, small_folder, tm
     )
     embedded, calls_left = [], [3]
 
-    def interrupted(method, calls):
-        if method == "embed_test_set":
+    def interrupted(unit, calls):
+        if unit is embed_test_set:
             embedded.extend(call[2] for call in calls[: calls_left[0]])
-            alone(method, calls[: calls_left[0]])
+            alone(unit, calls[: calls_left[0]])
             if calls_left[0] < len(calls):
                 raise KeyboardInterrupt
             return []
-        return alone(method, calls)
+        return alone(unit, calls)
 
     data = config.data.model_copy(update={"image_size": (16, 16)})
     vectors = Embedding(step / "model", data, 7, interrupted)
