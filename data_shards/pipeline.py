@@ -233,12 +233,30 @@ def training_batches(
             every_sample = order.at(every_position.ravel()).reshape(every_position.shape)
             for positions, chosen in zip(every_position, every_sample, strict=True):
                 dataset.files.need(order.shards_ahead(int(positions[0])))
-                samples, jpegs = readable(dataset, order, positions, chosen, quarantine)
+                samples, jpegs = readable(
+                    dataset=dataset,
+                    order=order,
+                    positions=positions,
+                    samples=chosen,
+                    quarantine=quarantine,
+                )
                 epoch = order.epoch(positions)
-                drawn = augment(settings.augmentation, seed, epoch, samples, size)
+                drawn = augment(
+                    settings=settings.augmentation,
+                    seed=seed,
+                    epoch=epoch,
+                    samples=samples,
+                    size=size,
+                )
                 yield Request(samples, drawn, jpegs)
 
-    stream = ImageStream(dataset, requests(), part.stop - part.start, settings, device)
+    stream = ImageStream(
+        dataset=dataset,
+        requests=requests(),
+        max_batch=part.stop - part.start,
+        settings=settings,
+        device=device,
+    )
     for request, images in stream:
         labels = torch.from_numpy(rows[dataset.identity[request.samples]]).to(device)
         yield Batch(images, labels, request.samples, request.augmentation.flipped)

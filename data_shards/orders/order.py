@@ -119,7 +119,9 @@ def make_order(
     """
     if settings.kind == "identities":
         images = settings.images_per_identity
-        return IdentityOrder(samples, identity[samples], images, batch, seed)
+        return IdentityOrder(
+            samples=samples, identity=identity[samples], images=images, batch=batch, seed=seed
+        )
     if settings.kind == "blocks":
         return BlockOrder(samples, shard[samples], settings.window, seed)
     return UniformOrder(samples, seed)

@@ -55,7 +55,13 @@ def read_cifar(settings: CifarSettings) -> Iterator[SourceImage]:
         for number, (label, values) in enumerate(zip(labels.tolist(), pixels, strict=True)):
             picture = Image.fromarray(values.reshape(_SHAPE).transpose(1, 2, 0))
             identity = f"cifar100/{names[label].strip()}"
-            yield SourceImage(png(picture), identity, part, f"cifar100/{part}/{number:05d}", role)
+            yield SourceImage(
+                image=png(picture),
+                identity=identity,
+                camera=part,
+                key=f"cifar100/{part}/{number:05d}",
+                role=role,
+            )
 
 
 def _binary(path: Path) -> tuple[NDArray[Any], NDArray[np.uint8]]:

@@ -54,7 +54,13 @@ def list_crl_person(settings: CrlPersonSettings) -> Iterator[Listed | Refusal]:
                 yield not_named(path, key, f"0000_{number}_00_000.jpg")
                 continue
             identity = identity_name(int(name[1]), folder.name)
-            yield Listed(path, identity, f"crl_person/c{int(name[3])}", key, folder.name)
+            yield Listed(
+                path=path,
+                identity=identity,
+                camera=f"crl_person/c{int(name[3])}",
+                key=key,
+                role=folder.name,
+            )
 
 
 def identity_name(number: int, part: str = "train") -> str:

@@ -82,7 +82,7 @@ def _item(
     if settings.cameras and len(parts) == 2:
         return Refusal(key, identity, "no camera", "it lies beside the cameras' folders")
     camera = parts[1] if settings.cameras else UNKNOWN_CAMERA
-    return SourceImage(content, identity, camera, key, role)
+    return SourceImage(image=content, identity=identity, camera=camera, key=key, role=role)
 
 
 def _roles(settings: FolderSettings) -> dict[str, str]:

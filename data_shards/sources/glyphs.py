@@ -148,7 +148,9 @@ def _render(
             jpeg = distort(drawing, key, settings.image_size)
             name = f"{identity}_{face.name}_{variant}"
             role = "query" if face.name in queries else "train"
-            images.append(SourceImage(jpeg, identity, face.name, name, role))
+            images.append(
+                SourceImage(image=jpeg, identity=identity, camera=face.name, key=name, role=role)
+            )
     return images
 
 

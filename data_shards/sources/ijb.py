@@ -102,7 +102,13 @@ def list_ijb(settings: IjbSettings) -> Iterator[Listed]:
             templates[name] = template
     for name, template in templates.items():
         person = f"{subject[template]}" if template in subject else f"template-{template}"
-        yield Listed(folder / name, f"{source}/{person}", source, f"{source}/{name}", "gallery")
+        yield Listed(
+            path=folder / name,
+            identity=f"{source}/{person}",
+            camera=source,
+            key=f"{source}/{name}",
+            role="gallery",
+        )
 
 
 _Job = tuple[Listed, NDArray[np.float64]]

@@ -43,7 +43,7 @@ def read_imagenet(settings: ImagenetSettings, start: int = 0) -> Iterator[Source
         if isinstance(content, Refusal):
             yield content
         else:
-            yield SourceImage(content, identity, camera, key, role)
+            yield SourceImage(image=content, identity=identity, camera=camera, key=key, role=role)
 
 
 def list_imagenet(settings: ImagenetSettings) -> Iterator[Listed]:
@@ -64,7 +64,7 @@ def list_imagenet(settings: ImagenetSettings) -> Iterator[Listed]:
 
 def _item(source: str, path: Path, root: Path, label: str, role: str) -> Listed:
     key = f"{source}/{root.name}/{path.relative_to(root).as_posix()}"
-    return Listed(path, f"{source}/{label}", root.name, key, role)
+    return Listed(path=path, identity=f"{source}/{label}", camera=root.name, key=key, role=role)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -72,7 +72,13 @@ def picture_of(path: Path, key: str, identity: str) -> bytes | Refusal:
             head = file.read(HEAD)
             kind, wanted = picture_kind(head), named_like_image(path)
             if kind is None and not wanted:
-                return Refusal(key, identity, "not a picture", f"it begins {head[:8]!r}", False)
+                return Refusal(
+                    key=key,
+                    identity=identity,
+                    reason="not a picture",
+                    why=f"it begins {head[:8]!r}",
+                    counts=False,
+                )
             if kind is not None and kind not in FORMATS:
                 why = f"{kind} cannot be read here: convert it to JPEG or PNG first"
                 return Refusal(key, identity, f"{kind}, not readable here", why)

@@ -73,4 +73,10 @@ def _listed(source: str, root: Path) -> Iterator[Listed | Refusal]:
                 yield Refusal(key, "", "junk", "identity -1 is left out on purpose", counts=False)
                 continue
             role_here = "distractor" if person == _DISTRACTOR else role
-            yield Listed(path, f"{source}/{person:04d}", f"{source}/c{camera}", key, role_here)
+            yield Listed(
+                path=path,
+                identity=f"{source}/{person:04d}",
+                camera=f"{source}/c{camera}",
+                key=key,
+                role=role_here,
+            )

@@ -72,7 +72,7 @@ def _item(root: Path, name: str, source: str, owner: str, role: str) -> Listed |
     key = f"{source}/{name}"
     if "/" not in name:
         return Refusal(key, "", "no identity", "it lies beside the folders")
-    return Listed(root / name, f"{source}/{owner}", source, key, role)
+    return Listed(path=root / name, identity=f"{source}/{owner}", camera=source, key=key, role=role)
 
 
 def _names(settings: MegafaceSettings) -> Iterator[str]:

@@ -57,11 +57,11 @@ def list_msmt17(settings: Msmt17Settings) -> Iterator[Listed | Refusal]:
             relative, person, camera = _fields(line, where)
             _check(people[role == "train"], Path(relative).parent.as_posix(), person, where)
             yield Listed(
-                folder / relative,
-                f"msmt17/{'' if role == 'train' else 'test/'}{person:04d}",
-                f"msmt17/c{camera}",
-                f"msmt17/{folder.name}/{relative}",
-                role,
+                path=folder / relative,
+                identity=f"msmt17/{'' if role == 'train' else 'test/'}{person:04d}",
+                camera=f"msmt17/c{camera}",
+                key=f"msmt17/{folder.name}/{relative}",
+                role=role,
             )
 
 

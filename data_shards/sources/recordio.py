@@ -227,11 +227,11 @@ def layout(rec: Path) -> Layout:
         zero = np.flatnonzero(keys == 0)
         counts = _header(file, starts[zero[0]], ends[zero[0]]) if len(zero) else None
         if counts is None:
-            return Layout(keys, starts, ends, None, classes)
+            return Layout(keys=keys, starts=starts, ends=ends, groups=None, classes=classes)
         last, behind = counts
         if not idx.exists() and len(keys) != behind:
             # one is left out somewhere, so that what follows was numbered wrongly by the scan
-            return Layout(keys, starts, ends, None, classes)
+            return Layout(keys=keys, starts=starts, ends=ends, groups=None, classes=classes)
         images, people = (keys > 0) & (keys < last), (keys >= last) & (keys < behind)
         missing = np.setdiff1d(np.arange(1, last), keys) if last <= _MOST * len(keys) else None
         if last == 1 or missing is None or len(missing) > _MISSING * last:
@@ -248,7 +248,14 @@ def layout(rec: Path) -> Layout:
     in_key_order = np.argsort(keys[images])
     keys, starts, ends = (a[images][in_key_order] for a in (keys, starts, ends))
     groups = np.unique(np.searchsorted(keys, np.append(boundaries, 1)))
-    return Layout(keys, starts, ends, groups[groups < len(keys)], classes, missing)
+    return Layout(
+        keys=keys,
+        starts=starts,
+        ends=ends,
+        groups=groups[groups < len(keys)],
+        classes=classes,
+        missing=missing,
+    )
 
 
 def count_recordio(settings: RecordIOSettings) -> int:
@@ -306,7 +313,9 @@ def read_recordio(settings: RecordIOSettings, start: int = 0) -> Iterator[Source
                 continue
             agreed = None if found.groups is None else _agreed(file, found, first, last)
             for number in range(max(first, start), last):
-                yield _image(file, found, number, agreed, settings.name)
+                yield _image(
+                    file=file, found=found, number=number, agreed=agreed, name=settings.name
+                )
     for key in found.missing[max(0, start - count) :].tolist():
         why = f"{rec.name} announces it, and the .idx does not have it"
         yield Refusal(str(key), "", "missing record", why, counts=False)

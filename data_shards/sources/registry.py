@@ -82,7 +82,9 @@ def _listed(
     def total(chosen: Any) -> int:
         return sum(1 for _ in listed(chosen))
 
-    return Source(settings, read, tables, total, True, published)
+    return Source(
+        settings=settings, read=read, tables=tables, total=total, seeks=True, published=published
+    )
 
 
 SOURCES: dict[str, Source] = {

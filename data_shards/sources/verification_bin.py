@@ -124,4 +124,6 @@ def read_verification_bin(
         if image is None:
             yield Refusal(key, identity, "not an image", "it is no encoded image")
         else:
-            yield SourceImage(image, identity, UNKNOWN_CAMERA, key, "query")
+            yield SourceImage(
+                image=image, identity=identity, camera=UNKNOWN_CAMERA, key=key, role="query"
+            )

@@ -237,12 +237,16 @@ def counted_split(
         return rows, _spread(rows, images, identities, len(read[0].seen))
     draw, everyone = np.uint64(0), np.arange(identities)
     tested = _tested(identities, settings)
-    chosen, pool = _choose(draw, everyone, tested, "test_identities", _THERE)
+    chosen, pool = _choose(
+        draw=draw, pool=everyone, count=tested, what="test_identities", rule=_THERE
+    )
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
-    learned, _ = _choose(draw, pool, wanted, "train_identities", _LEFT)
+    learned, _ = _choose(draw=draw, pool=pool, count=wanted, what="train_identities", rule=_LEFT)
     if settings.evaluate == "validation":
         count = settings.validation_identities
-        chosen, learned = _choose(draw, learned, count, "validation_identities", _THERE)
+        chosen, learned = _choose(
+            draw=draw, pool=learned, count=count, what="validation_identities", rule=_THERE
+        )
     rows = _rows_after(len(learned), len(chosen), settings)
     held_out = min(settings.seen_identities, rows[0]) if images >= 2 * identities else 0
     return rows, _spread(rows, images, identities, held_out)
@@ -334,15 +338,23 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdent
     several, rule = _testable(dataset, everyone, settings)
     seed, able = settings.seed, everyone[several[everyone]]
     chosen, rest = _choose(
-        stream_key(seed, "test"), able, _tested(len(everyone), settings), "test_identities", rule
+        draw=stream_key(seed, "test"),
+        pool=able,
+        count=_tested(len(everyone), settings),
+        what="test_identities",
+        rule=rule,
     )
     pool = np.sort(np.concatenate([rest, everyone[~several[everyone]]]))
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
-    learned, _ = _choose(stream_key(seed, "train"), pool, wanted, "train_identities", _LEFT)
+    learned, _ = _choose(
+        draw=stream_key(seed, "train"), pool=pool, count=wanted, what="train_identities", rule=_LEFT
+    )
     if settings.evaluate == "validation":
         able = learned[several[learned]]
         count_, draw = settings.validation_identities, stream_key(seed, "validation")
-        chosen, rest = _choose(draw, able, count_, "validation_identities", rule)
+        chosen, rest = _choose(
+            draw=draw, pool=able, count=count_, what="validation_identities", rule=rule
+        )
         learned = np.sort(np.concatenate([rest, learned[~several[learned]]]))
     rows = known.before(_rows_after(len(learned), len(chosen), settings))
     row = np.full(count, -1, dtype=np.int64)

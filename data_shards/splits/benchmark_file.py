@@ -124,14 +124,22 @@ def place(file: BenchmarkFile, path: Path, dataset: ShardDataset) -> Placed:
     trains = (row[dataset.identity] >= 0) & (dataset.role == ROLES.index("train"))
     trains[found] = False
     rows = tuple(np.cumsum([len(step) for step in file.steps]).tolist())
-    return Placed(row, rows, np.flatnonzero(trains), query, gallery, seen, classified)
+    return Placed(
+        row=row,
+        rows=rows,
+        trained=np.flatnonzero(trains),
+        query=query,
+        gallery=gallery,
+        seen=seen,
+        classified=classified,
+    )
 
 
 def _identities(names: list[str], path: Path, dataset: ShardDataset) -> Ids:
     """[n] the ids of `names`."""
     known = pa.array(dataset.names, pa.string())
     ids = pc.index_in(pa.array(names, pa.string()), value_set=known).fill_null(-1).to_numpy()
-    _all_found(ids, names, path, "identities", dataset)
+    _all_found(found=ids, names=names, path=path, what="identities", dataset=dataset)
     return ids.astype(np.int64)
 
 
@@ -146,7 +154,7 @@ def _samples(keys: list[str], path: Path, dataset: ShardDataset) -> Ids:
     hits = np.flatnonzero(wanted[order[place]] == held)
     samples = np.full(len(keys), -1, dtype=np.int64)
     samples[order[place[hits]]] = hits
-    _all_found(samples, keys, path, "images", dataset)
+    _all_found(found=samples, names=keys, path=path, what="images", dataset=dataset)
     return samples
 
 

@@ -110,7 +110,13 @@ def download(
             raise OSError(f"its {found:,} of {remote.bytes:,} bytes do not match its sha256")
 
     try:
-        retried(fetch, settings, f"{remote.path} could not be fetched", remedy, count)
+        retried(
+            act=fetch,
+            settings=settings,
+            failed=f"{remote.path} could not be fetched",
+            remedy=remedy,
+            count=count,
+        )
     except FileNotFoundError as error:
         raise InputError(f"{remote.path} is missing: restore it and run again") from error
 

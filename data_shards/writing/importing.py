@@ -87,15 +87,15 @@ def import_source(
         return islice(source.read(settings), start, None)
 
     return write_dataset(
-        read,
-        out,
-        description(name, settings, image),
-        shard_samples,
-        max_refused,
-        tables,
-        image,
-        processes,
-        progress,
+        images=read,
+        out=out,
+        source=description(name, settings, image),
+        shard_samples=shard_samples,
+        max_refused=max_refused,
+        tables=tables,
+        image=image,
+        processes=processes,
+        progress=progress,
     )
 
 

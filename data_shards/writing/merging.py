@@ -79,4 +79,6 @@ def images_of(
             yield Refusal(f"{dataset.location} {sample}", identity, "damaged", str(error))
             continue
         camera = cameras[dataset.camera[sample]]
-        yield SourceImage(image, identity, camera, name + key, ROLES[roles[sample]])
+        yield SourceImage(
+            image=image, identity=identity, camera=camera, key=name + key, role=ROLES[roles[sample]]
+        )

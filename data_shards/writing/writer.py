@@ -223,4 +223,6 @@ def write_dataset(
             last = chunk[-1].key
             progress(intake.consumed)
         intake.finish(last)
-        return _finish(journal, intake, source, max_refused, tables)
+        return _finish(
+            journal=journal, intake=intake, source=source, max_refused=max_refused, tables=tables
+        )
