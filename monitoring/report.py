@@ -22,6 +22,7 @@ from monitoring.live.extent import Damaged, extent
 from monitoring.records import Damage, comparisons, evaluations, examples, ledger, step_files, told
 from monitoring.records import metrics as training
 from monitoring.results import LOWER_IS_BETTER, compare, metrics, ordered_methods
+from monitoring.run_folder import EXAMPLES_FILE, LEDGER_FILE, NEIGHBOUR_EXAMPLES_FILE, REPORT_FILE
 from monitoring.schemas import phase_of
 from untrusted.errors import InputError
 from untrusted.text import printable
@@ -79,11 +80,11 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         timeline=Markup(timeline(spans)),
         goodput=_goodput(folder, damage),
         hours=sum(r["finished"] - r["started"] for r in done) / 3600,
-        examples=_examples(folder, methods, "examples.json", damage),
-        neighbourhoods=_examples(folder, methods, "neighbour_examples.json", damage),
+        examples=_examples(folder, methods, EXAMPLES_FILE, damage),
+        neighbourhoods=_examples(folder, methods, NEIGHBOUR_EXAMPLES_FILE, damage),
         damage=list(told(damage)),
     )
-    part, target = folder / ".report.html.part", folder / "report.html"
+    part, target = folder / f".{REPORT_FILE}.part", folder / REPORT_FILE
     try:
         part.unlink(missing_ok=True)  # a link there would lead the page elsewhere
         part.write_text(page, encoding="utf-8")
@@ -183,7 +184,7 @@ def _spans(done: list[dict[str, Any]], damage: Damage) -> list[Span]:
     rows = dict.fromkeys(f"{record['method']}, seed {record['seed']}" for record in done)
     shown = set(list(rows)[:_CHAINS])
     if len(rows) > len(shown):
-        damage["ledger.jsonl"] = f"{len(rows):,} chains, of which the first {_CHAINS} are drawn"
+        damage[LEDGER_FILE] = f"{len(rows):,} chains, of which the first {_CHAINS} are drawn"
     return [
         Span(
             row,
