@@ -44,11 +44,15 @@ _VALUE_BYTES = 1 << 26
 
 
 def ledger(folder: Path, damage: Damage | None = None) -> list[Record]:
-    """The finished phases, each with its method, seed, step and kind."""
+    """The finished phases, each with its method, seed, step and kind.
+
+    Where a line names no kind, its phase's label does.
+    """
     found = read_lines(folder / LEDGER_FILE, LEDGER, damage)
     for record in found:
         names = ("method", "seed", "step", "kind")
-        record.update(zip(names, phase_of(record["phase"]) or (), strict=True))
+        named = zip(names, phase_of(record["phase"]) or (), strict=True)
+        record.update({**dict(named), **record})
     return found
 
 
