@@ -7,6 +7,7 @@ and of another kind. So no message here says to delete anything.
 from itertools import islice
 from pathlib import Path
 
+from monitoring.run_folder import is_run
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 from untrusted.text import printable
@@ -27,7 +28,7 @@ def kind_of(folder: Path) -> str:
         return "missing"
     if not folder.is_dir():
         return "file"
-    if (folder / "run.yaml").exists():
+    if is_run(folder):
         return "run"
     if (folder / "manifest.json").exists():
         return _by_manifest(folder / "manifest.json")

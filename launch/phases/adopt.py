@@ -11,6 +11,7 @@ from launch.execution.executor import Executor
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.links import link
 from launch.runs.run import Chain, Run
+from monitoring.run_folder import MODEL_FOLDER
 from trainer.adopted import AdoptedSettings
 from trainer.checkpoint import Folder
 from trainer.heads.collectives import Ranks
@@ -39,7 +40,7 @@ class Adopt(Kind[None]):
         return ["adopted", *self.decides(at, want)]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "model")
+        return Output(at.folder / MODEL_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         run, model = phase.at.run, phase.at.run.given[phase.at.chain]

@@ -12,6 +12,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
 from launch.phases.kind import Kind, Output, Phase, Step
+from monitoring.run_folder import CLASS_MEANS_FILE
 from trainer.class_means import class_means, class_sums, read_sums, write_class_means, write_sums
 from trainer.teacher import TeacherSettings
 
@@ -42,7 +43,7 @@ class ClassMeansOfOld(Kind[None]):
         return [self.name, anchor.fingerprint, *self.decides(at, want)]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "prototypes.safetensors")
+        return Output(at.folder / CLASS_MEANS_FILE)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config = phase.at, phase.at.run, phase.at.run.config

@@ -15,6 +15,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import neighbour_examples, units
 from launch.inference.worker import ShardWorker
 from launch.phases.kind import Kind, Output, Phase, Step
+from monitoring.run_folder import NEIGHBOUR_EXAMPLES_FILE, NEIGHBOURS_FOLDER
 from trainer.methods.recipe import Needs
 from trainer.methods.spelling import spelled
 from trainer.teacher import TeacherSettings, answers
@@ -47,7 +48,7 @@ class Neighbours(Kind[Needs]):
         return [self.name, previous.fingerprint, *self.decides(at, want)]
 
     def output(self, at: Step, want: Needs) -> Output:
-        return Output(at.folder / "neighbours")
+        return Output(at.folder / NEIGHBOURS_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config, want = phase.at, phase.at.run, phase.at.run.config, phase.want
@@ -74,7 +75,7 @@ class Neighbours(Kind[Needs]):
                 run.dataset, run.benchmark, cache, samples, config.evaluation.examples
             )
             run.fence.check()
-            write_json(output.with_name("neighbour_examples.json"), examples)
+            write_json(output.with_name(NEIGHBOUR_EXAMPLES_FILE), examples)
         run.fence.check()
         shutil.rmtree(output, ignore_errors=True)  # of other settings
         part.rename(output)

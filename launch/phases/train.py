@@ -8,6 +8,7 @@ from launch.execution.rank import RankContext
 from launch.exits import Preempted
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.run import Chain
+from monitoring.run_folder import MODEL_FOLDER
 from trainer.loop import train
 
 
@@ -51,7 +52,7 @@ class Train(Kind[None]):
         return [*self.decides(at, want), past.fingerprint]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "model")
+        return Output(at.folder / MODEL_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         executor.on_ranks(phase.name, train_step, TrainingJob(phase.at.chain, phase.at.number))

@@ -12,6 +12,7 @@ from launch.config.run import RunConfig
 from launch.planning.hardware import Machine
 from launch.runs.continuing import first_model, known_names
 from launch.runs.run import Run, check_steps
+from monitoring.run_folder import chain_name
 from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
@@ -154,7 +155,7 @@ def _given(config: RunConfig) -> dict[str, EmbedderSettings | AdoptedSettings]:
     if config.continues is None:
         return {}
     seed = config.seeds[0]
-    first = {name: first_model(config, Path(), f"{name}/seed-{seed}") for name in config.methods}
+    first = {name: first_model(config, Path(), chain_name(name, seed)) for name in config.methods}
     return {name: Model.open(folder).settings for name, folder in first.items()}
 
 

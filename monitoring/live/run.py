@@ -16,6 +16,18 @@ from monitoring.live.timeline import layout
 from monitoring.live.values import Chain, finite, moment, number, printable, shown, text
 from monitoring.records import MOST_STEPS_FILES, checked
 from monitoring.results import figures
+from monitoring.run_folder import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    EVENTS_FILE,
+    LEDGER_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    TARGETS_FOLDER,
+    files_of_steps,
+    step_of,
+    target_file,
+)
 from monitoring.schemas import EVALUATION, phase_of
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
@@ -35,16 +47,16 @@ class LiveRun:
         self._stamps: dict[str, Stamp | None] = {}
         self.extent: Extent | None = None
         self.damage = ""
-        self._ledger = Records(root, folder / "ledger.jsonl")
+        self._ledger = Records(root, folder / LEDGER_FILE)
         self.finished: dict[str, tuple[float | None, float | None]] = {}
         """When each phase was begun and ended."""
         self._ended: set[tuple[Chain, int, str]] = set()
         self.newest: dict[str, Any] | None = None
         self.driver: Target | None = None
-        self._metrics = Records(root, folder / "metrics.jsonl")
+        self._metrics = Records(root, folder / METRICS_FILE)
         self._curves: dict[tuple[str, Chain], Curve] = {}
         self._heard: dict[str, float] = {}
-        self._events = Records(root, folder / "events.jsonl")
+        self._events = Records(root, folder / EVENTS_FILE)
         self.events: deque[dict[str, Any]] = deque(maxlen=200)
         self._drawn = 0
         self._reached: dict[tuple[Chain, int], tuple[Stamp, dict[str, tuple[str, float]]]] = {}
@@ -58,12 +70,12 @@ class LiveRun:
 
     def look(self) -> None:
         """Reads what the list shows: configuration, ledger, newest record, the driver's target."""
-        if self._changed("run.yaml"):
+        if self._changed(CONFIG_FILE):
             try:
                 self.extent, self.damage = extent(self._root, self.folder), ""
             except Damaged as error:
                 self.extent, self.damage = None, str(error)
-        if self._changed("ledger.jsonl"):
+        if self._changed(LEDGER_FILE):
             records, anew = self._ledger.read(1 << 24)
             if anew:
                 self.finished.clear()
@@ -74,10 +86,11 @@ class LiveRun:
                     times = moment(record.get("started")), moment(record.get("finished"))
                     self.finished[record["phase"]] = times
                     self._ended.add((phase[:2], phase[2], phase[3]))
-        if self._changed("metrics.jsonl"):
-            self.newest = last_record(self._root, self.folder / "metrics.jsonl")
-        if self._changed("targets/driver.json"):
-            found = read_targets(self._root, [self.folder / "targets" / "driver.json"])
+        if self._changed(METRICS_FILE):
+            self.newest = last_record(self._root, self.folder / METRICS_FILE)
+        target = target_file(self.folder, "driver")
+        if self._changed(str(target.relative_to(self.folder))):
+            found = read_targets(self._root, [target])
             self.driver = found[0] if found else None
 
     def study(self) -> None:
@@ -97,7 +110,7 @@ class LiveRun:
         self.events.extend(map(_event, records))
         self._measure()
         try:
-            files = sorted(islice((self.folder / "targets").glob("*.json"), 4096))
+            files = sorted(islice((self.folder / TARGETS_FOLDER).glob("*.json"), 4096))
         except OSError:
             files = []
         self.targets = read_targets(self._root, files)
@@ -125,11 +138,9 @@ class LiveRun:
     def _measure(self) -> None:
         """Reads the evaluations that are new or changed: some in this call, more in the next."""
         room, figures_left = _STUDIED, _MOST_FIGURES
-        files = self.folder.glob("chains/*/seed-*/steps/*/evaluation.json")
+        files = files_of_steps(self.folder, EVALUATION_FILE)
         for file in islice(files, MOST_STEPS_FILES):
-            *_, method, seed, _, step, _ = file.parts
-            where = phase_of(f"{method}/{seed}/step-{step}/evaluate")
-            now = stamp(file)
+            where, now = step_of(file), stamp(file)
             if where is None or now is None:
                 continue
             key = ((where[0], where[1]), where[2])
@@ -190,7 +201,7 @@ class LiveRun:
             "changed": self._changed_at(),
             "ranks_heard": values.get("perennial_ranks_heard"),
             "ranks_expected": values.get("perennial_ranks_expected"),
-            "report": bool(stamp(self.folder / "report.html")),
+            "report": bool(stamp(self.folder / REPORT_FILE)),
         }
 
     def _share(self, done: int, of: int) -> float:
@@ -203,7 +214,7 @@ class LiveRun:
 
     def _changed_at(self) -> float | None:
         """When the folder's records last changed."""
-        names = ("run.yaml", "ledger.jsonl", "metrics.jsonl")
+        names = (CONFIG_FILE, LEDGER_FILE, METRICS_FILE)
         times = [found[2] / 1e9 for name in names if (found := self._stamps.get(name))]
         return max(times, default=None)
 
@@ -223,9 +234,9 @@ class LiveRun:
             "damaged_lines": {
                 name: records.damaged
                 for name, records in (
-                    ("ledger.jsonl", self._ledger),
-                    ("metrics.jsonl", self._metrics),
-                    ("events.jsonl", self._events),
+                    (LEDGER_FILE, self._ledger),
+                    (METRICS_FILE, self._metrics),
+                    (EVENTS_FILE, self._events),
                 )
                 if records.damaged
             },
@@ -292,4 +303,4 @@ def _event(record: dict[str, Any]) -> dict[str, Any]:
 
 def report_of(root: Path, folder: Path) -> bytes:
     """A run's ``report.html``. Raises OSError, also where it is larger than 128 MiB."""
-    return read_bytes(folder / "report.html", _REPORT_BYTES, root)
+    return read_bytes(folder / REPORT_FILE, _REPORT_BYTES, root)
