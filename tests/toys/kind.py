@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from trainer.methods.toy_want import ToyExpert
+
 from launch.execution.executor import Executor
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
@@ -12,7 +14,6 @@ from launch.runs.run import Chain
 from trainer.methods.recipe import FROM_SCRATCH, Recipe
 from trainer.methods.spelling import spelled
 from trainer.methods.terms import Classify
-from trainer.methods.toy_want import ToyExpert
 
 
 @dataclass(frozen=True)

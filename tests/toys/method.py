@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from trainer.methods.toy_want import ToyExpert
+from trainer.methods.wants import Want
 
 from trainer.methods.recipe import Forward, MethodSettings, Recipe
 from trainer.methods.terms import Classify
-from trainer.methods.toy_want import ToyExpert
-from trainer.methods.wants import Want
 
 
 @dataclass(frozen=True)
