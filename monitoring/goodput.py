@@ -127,8 +127,8 @@ def _where(record: Record, trained: Set[str]) -> str:
     Lines of before do not say it: GPUs were set aside for ranks alone, and records of training may
     be too many for all to be read.
     """
-    before = "ranks" if record["phase"] in trained or record.get("gpus") else "actors"
-    return str(record.get("where", before))
+    done = record.get("same_as", record["phase"]) in trained or record.get("gpus")
+    return str(record.get("where", "ranks" if done else "actors"))
 
 
 def _starts(ledger: Sequence[Record], training: Sequence[Record]) -> list[float]:

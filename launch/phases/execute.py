@@ -80,7 +80,8 @@ def execute(
         every = phases(run)
         todo = pending(every, ledger)
         if todo:
-            append(folder, EVENTS_FILE, attempt.event())
+            counts = {"phases": len(every), "left": len(todo)}
+            append(folder, EVENTS_FILE, {**attempt.event(), **counts})
             asking = any(phase.kind.runs_teacher for phase in todo)
             if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
                 line = fallback("teacher.precision")  # actors elsewhere log it for their hosts

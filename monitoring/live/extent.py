@@ -8,7 +8,7 @@ from typing_extensions import TypedDict
 
 from monitoring.live.values import Chain
 from monitoring.records import reason
-from monitoring.run_folder import CONFIG_FILE, METHOD
+from monitoring.run_folder import COMPARISONS_FILE, CONFIG_FILE, EVALUATION_FILE, METHOD
 from monitoring.schemas import MOST_STEPS
 from untrusted.errors import InputError
 from untrusted.files import read_bytes
@@ -76,14 +76,15 @@ class Extent:
             raise Damaged(f"{CONFIG_FILE} asks for more learning steps than any run has")
         self.chains = {(method, seed) for seed in self.seeds for method in self.methods}
 
-    def wants(self, chain: Chain, step: int, kind: str) -> bool:
-        """Whether such a phase ends a learning step of the run."""
-        kinds = ("evaluate", "compatibility") if self.compared and step else ("evaluate",)
-        return chain in self.chains and 0 <= step < self.steps and kind in kinds
+    def wants(self, chain: Chain, step: int, file: str) -> bool:
+        """Whether a learning step of the run ends with such a file."""
+        compared = self.compared and step > 0 and file == COMPARISONS_FILE
+        known = chain in self.chains and 0 <= step < self.steps
+        return known and (compared or file == EVALUATION_FILE)
 
     @property
     def wanted(self) -> int:
-        """The number of phases that `wants` is true of."""
+        """The number of files that `wants` is true of."""
         compared = max(0, self.steps - 1) if self.compared else 0
         return len(self.chains) * (self.steps + compared)
 

@@ -98,6 +98,7 @@ def test_ledgers_of_before_tell_where_by_records_of_training_and_gpus():
     ledger = [
         finished("train", 0, 20),
         finished("train", 20, 40, phase="its/records/were/too/many", gpus=8),
+        finished("train", 38, 40, phase="a/twin", same_as="a"),
         finished("evaluate", 40, 50),
     ]
     line = {"phase": "a", "iteration": 10}  # of before lines said how long they took

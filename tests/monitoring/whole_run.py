@@ -55,7 +55,8 @@ def write_whole_run(folder: Path, dataset: Path) -> Path:
     (folder / "run.yaml").write_text(text, encoding="utf-8")
     run, at = Run.open(folder, config), 1.7e9
     ledger = Ledger.open(folder / "ledger.jsonl")
-    lines = [{"time": at, "event": "attempt", "attempt": 1, "host": "a", "pid": 7}]
+    begun = {"time": at, "event": "attempt", "attempt": 1, "host": "a", "pid": 7}
+    lines = [{**begun, "phases": 11, "left": 11}]
     for phase in phases(run):
         phase.output.path.parent.mkdir(parents=True, exist_ok=True)
         _write_output(run, phase.kind.name, phase.output.path, phase.at.number)
