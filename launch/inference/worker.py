@@ -28,7 +28,7 @@ from trainer.arrays import write_embeddings
 from trainer.class_means import class_sums, write_sums
 from trainer.heads.collectives import Ranks
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Needs
+from trainer.methods.wants import Answers
 from trainer.model import Model
 from trainer.teacher import TeacherSettings, answers
 from untrusted.text import tsv_line
@@ -85,15 +85,15 @@ class ShardWorker:
         shard: int,
         view: str,
         samples: Ids,
-        needs: Needs,
+        wanted: Answers,
         data: PipelineSettings,
         settings: TeacherSettings,
     ) -> int:
-        """Writes what the model says of one shard's `samples` in one view; returns their number."""
+        """Writes what is `wanted` of one shard's `samples` in one view; returns their number."""
         model, embedder, rows = self._model(model_folder, settings)
         vectors = embed(embedder, self._dataset, samples, data, settings.batch, view == VIEWS[1])
         self._metrics.embedded.inc(len(samples))
-        tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
+        tensors = answers(torch.from_numpy(vectors), rows, model.classifier, wanted)
         self._fence.check()
         write_teacher_file(
             teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint

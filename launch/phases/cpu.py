@@ -26,6 +26,7 @@ from trainer.evaluation.protocol import (
     search_examples,
 )
 from trainer.heads.collectives import Ranks
+from trainer.methods.wants import Answers
 from trainer.model import Model
 
 Ids = NDArray[np.int64]
@@ -42,19 +43,21 @@ class CpuPhases:
         previous = run.previous(phase.chain, phase.step)
         assert previous is not None
         recipe = run.recipe(phase.chain, phase.step)
-        samples = run.benchmark.step_samples(phase.step, recipe.data == "all")
+        wanted = recipe.want(Answers)
+        assert wanted is not None
+        samples = recipe.samples(run.benchmark, phase.step)
         views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
         part = phase.output.with_name("neighbours.part")
         part.mkdir(parents=True, exist_ok=True)
         model, out = previous.folder.resolve(), part.resolve()
         calls = [
-            (model, out, shard, view, own, recipe.needs, config.data, config.teacher)
+            (model, out, shard, view, own, wanted, config.data, config.teacher)
             for shard, own in units(run.dataset, samples)
             for view in views
             if not teacher_file(part, shard, view).exists()
         ]
         self._crew.map("neighbours", calls)
-        if recipe.needs.neighbours is not None:
+        if wanted.top_k is not None:
             cache = TeacherCache(
                 part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
             )

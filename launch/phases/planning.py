@@ -7,7 +7,7 @@ from pathlib import Path
 from data_shards.files import fingerprint
 from launch.runs.ledger import Ledger
 from launch.runs.run import Chain, Run
-from trainer.methods.spelling import spelled
+from trainer.methods.wants import Answers, ClassMeans
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,12 @@ def _chain_phases(run: Run, chain: Chain) -> Iterator[Phase]:
     for step in range(run.config.learning_steps):
         folder, trained = run.step_folder(chain, step), run.fingerprint(chain, step)
         recipe = run.recipe(chain, step)
-        needs, data = recipe.needs, recipe.data
         past = run.fingerprint(chain, step - 1) if step else ""
-        if step and needs.answers and run.config.teacher.mode == "cached":
-            made = fingerprint(
-                ["neighbours", past, spelled(needs), data, step, deciding["teacher"]]
-            )
+        if step and recipe.want(Answers) and run.config.teacher.mode == "cached":
+            asked = recipe.spelled_needs(), recipe.spelled_images()
+            made = fingerprint(["neighbours", past, *asked, step, deciding["teacher"]])
             yield Phase("neighbours", chain, step, made, folder / "neighbours")
-        if step and needs.class_means:
+        if step and recipe.want(ClassMeans):
             before = run.anchor_step(chain, step)
             of = [run.fingerprint(chain, before), run.class_mean_rows(chain, step)]
             made = fingerprint(["prototypes", *of, step, deciding["teacher"]])
