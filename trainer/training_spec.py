@@ -61,7 +61,7 @@ class TrainingSpec:
 
 def training_samples(spec: TrainingSpec) -> NDArray[np.int64]:
     """The dataset rows [n] that the phase trains on."""
-    return spec.benchmark.step_samples(spec.step, spec.recipe.data == "all")
+    return spec.recipe.samples(spec.benchmark, spec.step)
 
 
 def spec_seed(spec: TrainingSpec, use: str) -> int:

@@ -48,7 +48,7 @@ class Train(Kind[None]):
         deciding, recipe = run.config.deciding(), at.recipe
         common = [deciding[k] for k in ("benchmark", "data", "training")]
         model = [run.embedder(chain, step).deciding(), run.classifier(chain, step).deciding()]
-        teacher = deciding["teacher"] if recipe.needs.any else None
+        teacher = deciding["teacher"] if recipe.wants else None
         return [common, model, recipe.fingerprint(), teacher, chain.seed, step]
 
     def identity(self, at: Step, want: None) -> Any:

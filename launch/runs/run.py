@@ -116,16 +116,17 @@ class Run:
     def class_mean_rows(self, chain: Chain, step: int) -> tuple[int, int]:
         """The identities first <= r < last that `step` trains on and its anchor does not know."""
         rows, before = self.benchmark.row_ends, self.anchor_step(chain, step)
-        if self.recipe(chain, step).data != "all":
+        if not self.recipe(chain, step).sees_all:
             return rows[step - 1], rows[step]
         unknowing = before == 0 and self.adopted is not None and not self.adopted.rows
         return 0 if unknowing else rows[before], rows[step]
 
     def training(self, chain: Chain, step: int) -> TrainingSettings:
         """The schedule of a learning step."""
-        whole = self.recipe(chain, step).data == "all"
         settings = self.config.training
-        return for_all_data(settings, self.benchmark.row_ends, step) if whole else settings
+        if not self.recipe(chain, step).sees_all:
+            return settings
+        return for_all_data(settings, self.benchmark.row_ends, step)
 
     def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
         """The network of a learning step."""

@@ -81,7 +81,7 @@ class _Activations(torch.autograd.Function):
         out = inputs.new_zeros(index.shape)
         out[sample, place] = (inputs[sample] * directions[pair]).sum(dim=1)
         ctx.save_for_backward(inputs, directions, inverse, touched, sample, place, pair)
-        ctx.ranks, ctx.normalised, ctx.like = ranks, normalised, weight
+        ctx.ranks, ctx.normalised, ctx.shape = ranks, normalised, weight.shape
         return ranks.sum(out)
 
     @staticmethod
@@ -95,7 +95,7 @@ class _Activations(torch.autograd.Function):
         if ctx.normalised:
             along = (grad_rows * directions).sum(dim=1, keepdim=True)
             grad_rows = (grad_rows - along * directions) * inverse[:, None]
-        sparse = sparse_rows(touched, grad_rows, ctx.like)
+        sparse = sparse_rows(touched, grad_rows, ctx.shape)
         return ctx.ranks.sum(grad_inputs), sparse, None, None, None, None
 
 
