@@ -90,7 +90,21 @@ def attempt(
         restore_state(state, newest, ranks)
     anchor = build_anchor(spec, ranks, device)
     teacher = build_teacher(spec, anchor, ranks, device)
-    step = Stepper(spec.training, spec.recipe, state, teacher, ranks, activity, anchor)
+    loaded = {
+        type(want): want.load(spec.prepared[type(want)], ranks, device)
+        for want in spec.recipe.wants
+        if type(want) in spec.prepared
+    }
+    step = Stepper(
+        spec.training,
+        spec.recipe,
+        state,
+        teacher,
+        ranks,
+        activity=activity,
+        anchor=anchor,
+        loaded=loaded,
+    )
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)
     for batch in watch.batches(batches_from(spec, state.iteration, ranks, device, quarantine)):

@@ -1,6 +1,8 @@
 """One iteration of training."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import Part
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
+from trainer.methods.wants import Want
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
 from trainer.processor import multiplies_bf16
 from trainer.row_layout import rows_over, updates_in_backward
@@ -41,8 +44,11 @@ class Stepper:
         ranks: Ranks,
         activity: Activity | None = None,
         anchor: OldClassifier | None = None,
+        loaded: Mapping[type[Want], Any] | None = None,
     ) -> None:
-        self._training, self._recipe, self._anchor = training, recipe, anchor
+        """`loaded` is what earlier phases prepared, see `Forward.loaded`."""
+        self._training, self._recipe = training, recipe
+        self._anchor, self._loaded = anchor, loaded or {}
         self._state, self._teacher, self._ranks = state, teacher, ranks
         self._activity = activity or Activity()
         batch, world = training.batch, ranks.world
@@ -148,6 +154,7 @@ class Stepper:
             rows=rows_over(self._recipe, state.blocks, state.old),
             classifier=state.classifier,
             teacher=teacher,
+            loaded=self._loaded,
             # gathered embeddings' gradients are multiplied by the world size, because the engine
             # averages over the ranks what each has of its own images; these are whole on each
             parameters={n: state.gradients.enter(p) for n, p in self._parameters.items()},

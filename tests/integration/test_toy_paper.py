@@ -36,7 +36,7 @@ dataset: {dataset}
 benchmark: {{steps: 2, train_identities: 36, test_identities: 24, pairs: 40, seen_identities: 6}}
 embedder: {{architecture: small, width: 4, dimension: 8}}
 training: {{iterations: 20, batch: 24, milestones: [], checkpoint_every: 5, log_every: 4}}
-methods: {{toy: {{iterations: 60}}}}
+methods: {{toy: {{weight: 1.0, iterations: 60}}}}
 cluster: {{workers: 1, actors: 1}}
 """
 EXPERT = "chains/toy/seed-0/steps/1/phases/toy-expert"

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -81,6 +81,8 @@ class Forward:
     classifier: MarginLoss
     teacher: Teacher = Teacher()
     """What the previous model says, for Terms that want `Answers`."""
+    loaded: Mapping[type[Want], Any] = field(default_factory=dict)
+    """What earlier phases prepared for other wants, by the want's class (`Want.load`)."""
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The embedder's trainable parameters by name, with autograd, equal on every rank."""
     iteration: int = 0

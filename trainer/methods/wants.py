@@ -6,7 +6,12 @@ in; nothing here or in `Recipe` lists them.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from trainer.heads.collectives import Ranks
 
 
 class Want:
@@ -22,6 +27,14 @@ class Want:
         if len(different) > 1:
             raise ValueError(f"one recipe cannot have both {different[0]} and {different[1]}")
         return different[0]
+
+    def load(self, path: Path, ranks: Ranks, device: torch.device) -> Any:
+        """What Terms find of it in `Forward.loaded`, from what its phase left at `path`.
+
+        Called once on each rank before the first iteration. Nothing, unless a class knows better:
+        answers and frozen rows reach Terms by ways of their own.
+        """
+        return None
 
 
 @dataclass(frozen=True)
