@@ -47,8 +47,8 @@ class Classify:
     def _of_old_identities(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
         rows = forward.rows["old"]
         is_old, every_is_old = forward.labels < rows.last, forward.every < rows.last
-        # samples of new identities stay in the batch with some label: leaving them out would make
-        # shapes depend on data, for which a GPU waits
+        # samples of new identities stay in the batch, labelled as the first row's, and weigh
+        # nothing: leaving them out would make shapes depend on data, for which a GPU waits
         target = torch.where(is_old, forward.labels, rows.first)
         every_target = torch.where(every_is_old, forward.every, rows.first)
         losses = forward.classifier.losses(
