@@ -154,7 +154,8 @@ class _CrossEntropy(torch.autograd.Function):
                 rows_grad.addcmul_(rows, along[:, None], value=-1)
             if shard.update is not None:
                 valid, (optimizer, rate) = shard.part(start, len(rows)), shard.update
-                optimizer.update(index, rows_grad, rate, valid)
+                copy = None if shard.chosen is None else rows
+                optimizer.update(index, rows_grad, rate, valid, rows=copy)
             elif gradient is not None:
                 gradient[start : start + len(rows)] = rows_grad
         if gradient is not None and shard.chosen is not None:

@@ -69,13 +69,15 @@ class RowOptimizer:
         gradient: torch.Tensor,
         rate: float,
         valid: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> None:
         """Moves some rows by their `gradient` [n, d], which is overwritten.
 
         Rows that are not `valid` [n] are left alone (a GPU cannot shorten `index` without waiting).
+        A caller that has a copy of the `rows` [n, d] spares reading them again; it is overwritten.
         """
         settings, weight = self._settings, self.rows.weight.data
-        values = rows_at(weight, index)
+        values = rows_at(weight, index) if rows is None else rows
         if settings.weight_decay and settings.optimizer != "adamw":
             gradient = gradient.add_(values, alpha=settings.weight_decay)
         counts = rows_at(self._counts, index) + 1

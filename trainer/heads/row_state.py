@@ -59,7 +59,10 @@ class Touched:
             values = torch.where(kept, values, rows_at(held, self.index))
         elif values._base is held:
             return
-        held[self.index] = values
+        if isinstance(self.index, slice):
+            held[self.index] = values
+        else:  # writes rows faster than `held[index]`
+            held.index_copy_(0, self.index, values)
 
 
 class Moment:
