@@ -1,7 +1,7 @@
-"""What a folder is that was given in place of another, and what to give instead.
+"""Recognises a folder of the wrong kind given to a command, and says what to give instead.
 
-A command that finds no manifest cannot know that a folder is broken: far more often it is whole,
-and of another kind. So no message here says to delete anything.
+A command that finds no manifest cannot conclude that a folder is broken: far more often it is
+intact and of another kind. So no message here advises to delete anything.
 """
 
 from itertools import islice

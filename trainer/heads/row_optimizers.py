@@ -37,9 +37,9 @@ class RowOptimizer:
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything it remembers, by name; the first dimension of each tensor is this rank's rows.
+        """The optimiser's state by name; the first dimension of each tensor is this rank's rows.
 
-        These are the tensors themselves: copy into them to put a saved state back.
+        The tensors are not copies: a saved state is restored by copying into them.
         """
         held = {
             f"{name}{part}": tensor
@@ -49,7 +49,10 @@ class RowOptimizer:
         return {**held, "updates": self._counts}
 
     def step(self, rate: float) -> None:
-        """Uses up the rows' gradient, dense or sparse, at learning rate `rate`."""
+        """Updates the rows by their gradient, dense or sparse, at learning rate `rate`.
+
+        The gradient is overwritten and released.
+        """
         gradient = self.rows.weight.grad
         self.rows.weight.grad = None
         if gradient is None:
@@ -106,7 +109,7 @@ class RowOptimizer:
         square = second.read(touched.index).mul_(keep_second)
         square.addcmul_(gradient, gradient, value=1 - keep_second)
         first.write(touched, mean)
-        second.write(touched, square, salt=2**20)
+        second.write(touched, square, salt=2**20)  # other noise than the first moment's
         # 1 - beta^count without the cancellation
         of_first, of_second = (
             -torch.expm1(touched.counts * math.log(keep))[:, None] for keep in ADAM_BETAS

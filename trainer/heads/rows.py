@@ -1,4 +1,4 @@
-"""A contiguous range of identities' classifier rows, dealt out to the ranks round-robin."""
+"""Classifier rows of a contiguous range of identities, distributed over the ranks round-robin."""
 
 import math
 from typing import Any
@@ -31,6 +31,8 @@ class ShardedRows(nn.Module):
         """Random rows, uniform in ±1/sqrt(d), the same whatever the world size."""
         ids = own_ids(first, last, ranks)
         weight = torch.empty(len(ids), dimension)
+        # every rank draws whole blocks and keeps its own rows: a generator a rank would make them
+        # depend on the world size
         bound = 1 / math.sqrt(dimension)
         for block in range(first // _INIT_BLOCK, -(-last // _INIT_BLOCK)):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
@@ -52,9 +54,9 @@ class ShardedRows(nn.Module):
         return own_ids(self.first, self.last, self.ranks)
 
     def local(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """For global `rows`: their indices into `weight`, and which of them are this rank's.
+        """For global `rows`: their indices into `weight`, and which of them this rank owns.
 
-        Indices of rows that are not are 0.
+        Indices of other ranks' rows are 0.
         """
         world, rank = self.ranks.world, self.ranks.rank
         owned = (rows % world == rank) & (rows >= self.first) & (rows < self.last)
@@ -104,5 +106,6 @@ def own_ids(first: int, last: int, ranks: Ranks) -> torch.Tensor:
 
 def sparse_rows(index: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Values [n, d] at rows `index` [n] as a sparse gradient of `shape` [own, d]."""
-    with torch.sparse.check_sparse_tensor_invariants(False):  # or torch warns that it does not
+    # said explicitly, or torch warns that it does not check the indices
+    with torch.sparse.check_sparse_tensor_invariants(False):
         return torch.sparse_coo_tensor(index[None], values, shape)
