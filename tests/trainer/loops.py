@@ -58,6 +58,7 @@ def spec_of(
     seed: int = 0,
     terms: tuple[Any, ...] | None = None,
     fence: Fence = unfenced,
+    phase: str = "",
     **overrides: Any,
 ) -> TrainingSpec:
     """What `train_step` trains by."""
@@ -88,6 +89,7 @@ def spec_of(
         class_means=out / str(step) / "prototypes.safetensors",
         folder=out / str(step),
         checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
+        phase=phase,
         fence=fence,
     )
 
@@ -132,6 +134,7 @@ def train_step(
         seed,
         terms,
         fence,
+        phase,
         **overrides,
     )
     recipe, benchmark, previous = spec.recipe, spec.benchmark, spec.previous
