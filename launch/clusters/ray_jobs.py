@@ -43,9 +43,10 @@ _RETRY_SECONDS = 2.0
 def _client(address: str) -> Iterator[Any]:
     """Ray's client for jobs, with the user's token. Turns Ray's errors into InputError."""
     check_address(address)
+    # before Ray is imported, which reads it then
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     check_token()
-    from ray.exceptions import RayError  # Ray reads RAY_AUTH_MODE when it is imported
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:

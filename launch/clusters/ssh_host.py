@@ -78,6 +78,7 @@ def node(
     given = {"node-ip-address": address, "num-cpus": cpus, "num-gpus": gpus}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     ray = Path(sys.executable).with_name("ray")
+    # a folder within the private one: Ray opens the one that it is given to everybody (0777)
     process = subprocess.Popen(
         [ray, "start", *role, *options, f"--temp-dir={folder / 'ray'}", "--block"],
         env=environment,

@@ -33,7 +33,7 @@ def run_backfill(
     Atomic: at any moment the gallery is the old or the new one. The same call resumes an
     interrupted upgrade. Raises InputError.
     """
-    Gallery.open(folder)
+    Gallery.open(folder)  # before `locked`, which would make a missing folder
     with locked(folder):
         gallery = Gallery.open(folder)
         _check(gallery, images, model)
@@ -43,7 +43,7 @@ def run_backfill(
             files = embed_shards(images, model, samples, work, gallery.generation + 1, spread)
             apply(gallery, model.fingerprint, files)
         gallery = Gallery.open(folder)
-        gallery.sweep()
+        gallery.sweep()  # after the index was replaced: until then the old files count
         (folder / WORK / PLAN).unlink()  # first: without it the rest of the folder does not count
         shutil.rmtree(folder / WORK)
         _tell(gallery, model, console)

@@ -51,7 +51,7 @@ class Images:
 
     @classmethod
     def open(cls, location: str, size: tuple[int, int] | None, model: Model) -> "Images":
-        """Opens a dataset, whose images are resized to `size`, or to the size of `model`'s own.
+        """Opens a dataset; images are resized to `size`, or to the size `model` was trained on.
 
         For an adopted `model`, images of different sizes are resized to the size that it expects.
         Raises InputError.
@@ -103,7 +103,7 @@ def embed_part(
     except SampleError as error:
         raise InputError(f"{error}: restore the dataset, or build it anew") from error
     write_atomically(out.with_suffix(".tsv"), "".join(map(tsv_line, rows)).encode())
-    write_embeddings(out, samples, vectors, model.fingerprint)
+    write_embeddings(out, samples, vectors, model.fingerprint)  # last: it marks the unit as done
     return vectors.shape[1]
 
 
