@@ -6,8 +6,7 @@ other end.
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from launch.config.cluster import ClusterSettings
@@ -17,6 +16,7 @@ from launch.execution.in_process import InProcess
 from launch.execution.rank import RankJob, S
 from launch.execution.ray_cluster import cluster
 from launch.execution.ray_ranks import RayRanks
+from launch.exits import Preempted
 from launch.inference.worker import T, Unit
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
@@ -48,9 +48,26 @@ class RayExecutor:
             self._ranks = RayRanks(self._run, self._ray, self._progress, self._stop)
         (self._ranks or self._alone).on_ranks(phase, job, spec)
 
+    def close(self) -> None:
+        """Lets ranks go that wait for a job. Ray must not be shut down while they are awaited."""
+        if self._ranks is not None:
+            self._ranks.end()
+
 
 @contextmanager
 def on_ray(settings: ClusterSettings) -> Iterator[OpenExecutor]:
     """Starts or joins Ray for as long as executors work."""
-    with cluster(settings) as ray:
-        yield partial(RayExecutor, ray)
+    with cluster(settings) as ray, ExitStack() as opened:
+
+        def make(run: Run, progress: RunProgress, stop: threading.Event) -> RayExecutor:
+            executor = RayExecutor(ray, run, progress, stop)
+
+            def close(kind: type[BaseException] | None, *_: object) -> None:
+                # after an error ranks may be at work, and end with Ray and this process
+                if kind is None or issubclass(kind, Preempted):
+                    executor.close()
+
+            opened.push(close)
+            return executor
+
+        yield make

@@ -15,7 +15,6 @@ from launch.execution.mailbox import Mailbox
 from launch.execution.placement import Waiting
 from launch.execution.rank import RankJob, S
 from launch.execution.ray_worker import RankSpec, worker
-from launch.exits import Preempted
 from launch.runs.records import Records
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
@@ -104,15 +103,13 @@ class RayRanks:
         self._at_work = None
 
     def end(self) -> None:
-        """Lets the ranks go, so that others may have their machines. Raises Preempted."""
+        """Lets the ranks go, so that others may have their machines."""
         if self._fit is None:
             return
         self._ray.get(self._board.end.remote())
         while self._fit.is_alive():
             self._fit.join(_POLL_SECONDS)
-            self._run.fence.check()
-            if self._stop.is_set():
-                raise Preempted("a CPU phase")
+            self._end_stuck(self._read_mail())
         self._fit = None
 
     def _start(self) -> None:
@@ -234,14 +231,17 @@ class RayRanks:
         cluster, job = self._run.config.cluster, self._at_work
         heard = [b for b in beats if (b.pid, b.born) not in self._ended]
         guilty, why = diagnose(heard, cluster.silent_seconds, cluster.stalled_seconds)
-        if not guilty or job is None:
+        if not guilty:
             return
         self._ended |= {(beat.pid, beat.born) for beat in heard}  # the whole group starts anew
         ended = [beat.rank for beat in guilty if self._end(beat)]
-        if ended:
+        if not ended:
+            return
+        event = {"event": "ended", "ranks": ended, "message": why}
+        if job is not None:
             job.why, job.expected = why, True
-            event = {"event": "ended", "phase": job.phase, "ranks": ended, "message": why}
-            self._records.keep(event)
+            event["phase"] = job.phase
+        self._records.keep(event)
 
     @staticmethod
     def _on(node: str) -> Any:
