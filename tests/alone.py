@@ -1,12 +1,11 @@
 """Runs in this very process, without Ray: its start costs more than all of a small run's work."""
 
-from launch.commands.ranks import drive
 from launch.config.run import RunConfig
-from trainer.engine import ensure_process_group
-from trainer.heads.collectives import Ranks
+from launch.execution.in_process import in_process
+from launch.phases.execute import execute
+from launch.terminal.console import console
 
 
 def execute_alone(config: RunConfig, folder) -> None:
-    """`launch.phases.execute.execute` with the only rank of torchrun's way."""
-    ensure_process_group()
-    drive(config, folder, Ranks.default())
+    """`launch.phases.execute.execute` without Ray."""
+    execute(config, folder, console, in_process)

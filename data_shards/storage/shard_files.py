@@ -30,6 +30,9 @@ class ShardFiles(Protocol):
     def need(self, shards: NDArray[np.int64]) -> None:
         """Announces the shards needed from now on, in order of use; empty: any may be."""
 
+    def rest(self) -> None:
+        """Gives up all shards: none will be asked for soon."""
+
 
 def _mapped(path: Path) -> memoryview:
     """A file's content. Arrow's maps, unlike Python's, hold no file descriptor."""
@@ -57,6 +60,10 @@ class LocalShards:
 
     def need(self, shards: NDArray[np.int64]) -> None:
         """Nothing to do: all shards are local."""
+
+    def rest(self) -> None:
+        """Gives the maps up; they come back when they are asked for."""
+        self._views = [None] * len(self._paths)
 
 
 class RemoteShards:
@@ -119,6 +126,17 @@ class RemoteShards:
                     else "or lower data.order.window"
                 )
             )
+        self._keep(wanted)
+        arguments = (iter(wanted), wanted, threading.Lock())
+        for _ in range(self._cache.settings.parallel):
+            threading.Thread(target=self._fetch_ahead, args=arguments, daemon=True).start()
+
+    def rest(self) -> None:
+        """Gives all copies up, so that they may be evicted."""
+        self._keep(())
+
+    def _keep(self, wanted: tuple[int, ...]) -> None:
+        """Locks `wanted` from now on, and gives up what is held beside them."""
         with self._lock:
             self._needed = wanted
             for shard, (lock, _) in list(self._held.items()):
@@ -126,9 +144,6 @@ class RemoteShards:
                     del self._held[shard]
                     if lock is not None:
                         release(lock)
-        arguments = (iter(wanted), wanted, threading.Lock())
-        for _ in range(self._cache.settings.parallel):
-            threading.Thread(target=self._fetch_ahead, args=arguments, daemon=True).start()
 
     def _fetch_ahead(
         self, ahead: Iterator[int], wanted: tuple[int, ...], turn: threading.Lock

@@ -17,8 +17,9 @@ class ClusterSettings(Settings):
     address: str | None = None
     """Address of a running Ray cluster; none: start Ray on this machine, for localhost only."""
     workers: int = Field(default=1, ge=0)
-    """Training workers (ranks); 0 trains in the driver's own process, which starts several seconds
-    sooner, but a crash of the training then ends the driver too."""
+    """Training workers (ranks), which stay for all trainings of a run; 0 trains in the driver's own
+    process, which starts several seconds sooner, but a crash of the training then ends the driver
+    too."""
     actors: int | None = Field(default=None, ge=1)
     """CPU actors that run the previous model and the evaluation; none: one a core."""
     gpu: bool = False

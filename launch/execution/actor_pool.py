@@ -63,6 +63,16 @@ class ActorPool:
                 )
         return self._actors
 
+    def has_room(self) -> bool:
+        """Whether actors are there, or find room beside what else is.
+
+        On machines of their own nothing else stays: a cluster may then give those machines back.
+        """
+        if self._actors:
+            return True
+        free = self._ray.available_resources().get("CPU", 0)
+        return not self._cluster.worker_groups and free >= self._cluster.actor_count()
+
     def make_room(self, slots: int) -> None:
         """Ends the actors where fewer than `slots` CPUs are free beside them.
 

@@ -4,7 +4,7 @@ import faulthandler
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from untrusted.files import no_link
@@ -29,6 +29,8 @@ class Failure:
     why: str
     within: bool
     """Whether the workers' own program failed: what was killed from outside may go well again."""
+    preempted: bool = False
+    """Whether a machine was taken away, as clusters do: no number of times is too often."""
 
     def kind(self) -> str:
         """Equal for failures that differ in numbers and addresses alone."""
@@ -56,6 +58,13 @@ def explain(errors: Mapping[int, BaseException], crashes: Mapping[int, str]) -> 
 
     `errors` is what Ray Train knows of each rank, `crashes` what ranks left by `crash_told`.
     """
+    failure = _beginning(errors, crashes)
+    # Ray's own rule: with one machine taken away, the others' errors follow from that
+    gone = any(getattr(_cause(error), "preempted", False) for error in errors.values())
+    return replace(failure, preempted=gone)
+
+
+def _beginning(errors: Mapping[int, BaseException], crashes: Mapping[int, str]) -> Failure:
     if crashes:
         return Failure(tuple(sorted(crashes)), _crash(next(iter(crashes.values()))), within=True)
     raised = {rank: _raised(error) for rank, error in errors.items()}
@@ -72,9 +81,14 @@ def explain(errors: Mapping[int, BaseException], crashes: Mapping[int, str]) -> 
     return Failure(tuple(sorted(dead)), why, within=code is not None)
 
 
+def _cause(error: BaseException) -> BaseException:
+    """What Ray Train has wrapped."""
+    return getattr(error, "health_check_failure", error)
+
+
 def _raised(error: BaseException) -> str:
     """The last line of a worker's own exception; empty where its process has died."""
-    cause = getattr(error, "health_check_failure", error)
+    cause = _cause(error)
     if any(kind.__name__ in _DEAD for kind in type(cause).__mro__):
         return ""
     text = str(cause)
@@ -84,6 +98,12 @@ def _raised(error: BaseException) -> str:
     # the message may have lines of its own: the exception's begins at the margin
     starts = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(:|$)", line)]
     return (starts or lines or [type(error).__name__])[-1][:_SHOWN]
+
+
+def last_line(error: BaseException) -> str:
+    """An exception in one line: its kind, and the last line of what it says."""
+    line = (str(error).strip().splitlines() or [""])[-1]
+    return f"{type(error).__name__}: {line}".removesuffix(": ")
 
 
 def _lost(line: str) -> bool:

@@ -3,7 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ class Beat:
     """A worker's sign of life."""
 
     phase: str
+    """Empty between two jobs."""
     rank: int
     node: str
     """Ray's id of its machine."""
@@ -31,24 +33,19 @@ class Beat:
 
 
 class Heartbeat:
-    """A thread beside the training that sends beats; a context manager."""
+    """A thread beside a rank's jobs that sends beats; a context manager."""
 
     def __init__(
-        self,
-        mailbox: Any,
-        phase: str,
-        rank: int,
-        activity: Activity,
-        superseded: Callable[[], bool] = lambda: False,
+        self, mailbox: Any, rank: int, superseded: Callable[[], bool] = lambda: False
     ) -> None:
         """`superseded` is asked once a second whether another attempt has taken the run over."""
         import ray  # the driver sets the environment that it reads when it is imported
 
-        self._mailbox, self._phase, self._rank, self._activity = mailbox, phase, rank, activity
-        self._superseded = superseded
+        self._mailbox, self._rank, self._superseded = mailbox, rank, superseded
+        self._at = _between_jobs()
         self._node = ray.get_runtime_context().get_node_id()
         self._born = psutil.Process().create_time()
-        self._ended = threading.Event()
+        self._ended, self._hurry = False, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> "Heartbeat":
@@ -56,25 +53,47 @@ class Heartbeat:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
+        self._ended = True
+        self._hurry.set()
         self._thread.join()
         self._mailbox.leave.remote(self._beat())
 
+    @contextmanager
+    def during(self, phase: str, activity: Activity) -> Iterator[None]:
+        """For as long as a job is done: beats tell of it, and it is asked to stop through them.
+
+        On return all that the rank has posted meanwhile has come.
+        """
+        import ray
+
+        self._at = phase, activity
+        self._hurry.set()
+        yield
+        self._at = _between_jobs()
+        ray.get(self._mailbox.beat.remote(self._beat()))  # calls of one process come in order
+
     def _beat(self) -> Beat:
-        now = self._activity.read()
-        return Beat(self._phase, self._rank, self._node, os.getpid(), self._born, now)
+        phase, activity = self._at
+        return Beat(phase, self._rank, self._node, os.getpid(), self._born, activity.read())
 
     def _run(self) -> None:
         import ray
 
-        while True:
+        while not self._ended:
+            _, activity = self._at
             try:
                 if ray.get(self._mailbox.beat.remote(self._beat())) or self._superseded():
-                    self._activity.stop.set()
+                    activity.stop.set()
             except Exception:  # Ray's own while it shuts down are of many kinds
                 return  # the driver is gone, and Ray ends this worker, too
-            if self._ended.wait(_SECONDS):
-                return
+            self._hurry.wait(_SECONDS)
+            self._hurry.clear()
+
+
+def _between_jobs() -> tuple[str, Activity]:
+    activity = Activity()
+    activity.turn("waiting for a job")
+    return "", activity
 
 
 def diagnose(
@@ -83,17 +102,19 @@ def diagnose(
     """Who holds the group up, and the words for it; nobody while all is well.
 
     That is whoever is not heard of; or else, when some have been doing one thing for too long,
-    those who got least far: the others wait for them.
+    those who got least far: the others wait for them. Who waits for a job does not stall.
     """
     silent = [beat for beat in beats if beat.silent > silent_seconds]
-    least = min((beat.doing.turns for beat in beats), default=0)
-    stalled = [b for b in beats if b.doing.turns == least and b.doing.seconds > stalled_seconds]
+    busy = [beat for beat in beats if beat.phase]
+    least = min((beat.doing.turns for beat in busy), default=0)
+    stalled = [b for b in busy if b.doing.turns == least and b.doing.seconds > stalled_seconds]
     guilty = silent or stalled
     if not guilty:
         return [], ""
     first = guilty[0]
     if silent:
-        sign = f"silent for {first.silent:.0f} s in {first.phase} while '{first.doing.what}'"
+        amid = f" in {first.phase}" if first.phase else ""
+        sign = f"silent for {first.silent:.0f} s{amid} while '{first.doing.what}'"
     else:
         sign = f"at '{first.doing.what}' in {first.phase} for {first.doing.seconds:.0f} s"
     waiting = [beat for beat in beats if beat not in guilty]

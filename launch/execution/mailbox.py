@@ -22,7 +22,7 @@ class Mailbox:
         self._records.append(record)
 
     def start(self, phase: str, rank: int) -> int:
-        """A worker starts; returns how often that rank had started the phase before."""
+        """A worker starts a phase's job; returns how often that rank had started it before."""
         self._starts[phase, rank] += 1
         return self._starts[phase, rank] - 1
 

@@ -1,5 +1,7 @@
 """A training rank: it does the jobs of phases, serves its metrics, keeps its log."""
 
+import ctypes
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from data_shards.storage.remote import Count, Event
 from launch.config.cluster import ClusterSettings
 from launch.runs.run import Run
 from monitoring.exporter import serving
@@ -42,64 +45,89 @@ RankJob = Callable[[RankContext, S], None]
 """A job that all ranks do together. Its spec is plain values that every rank is given alike."""
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """Where a rank's job runs, which depends on who started the rank."""
+class RankJobs:
+    """Does job after job on this rank; the run is opened once, for the first."""
 
-    phase: str
-    """The phase's name, in records and logs."""
-    ranks: Ranks
-    post: Callable[[dict[str, Any]], None]
-    """Brings records to the driver."""
-    with_driver: bool
-    """Whether this is the driver's process, which has a log."""
-    restarts: int = 0
-    """How often the rank had begun this job before."""
+    def __init__(
+        self,
+        open_run: Callable[[Count], Run],
+        ranks: Ranks,
+        post: Callable[[dict[str, Any]], None],
+        *,
+        with_driver: bool,
+    ) -> None:
+        """`open_run` is given what counts its cache's use, `post` brings records to the driver.
+
+        `with_driver`: this is the driver's own process, which has a log.
+        """
+        self._open_run, self._ranks, self._post = open_run, ranks, post
+        self._with_driver = with_driver
+        self._run: Run | None = None
+        self._metrics = Metrics()
+
+    def do(
+        self,
+        job: RankJob[S],
+        spec: S,
+        *,
+        phase: str,
+        metrics: Metrics,
+        activity: Activity,
+        restarts: int = 0,
+    ) -> None:
+        """Does a phase's job, with its metrics served and its log kept.
+
+        `phase` names it in records and logs, `restarts` says how often it had been begun before.
+        Raises what the job does.
+        """
+        self._metrics = metrics
+        if self._run is None:
+            self._run = self._open_run(self._count)
+        run, rank, post = self._run, self._ranks.rank, self._post
+        cluster, local = run.config.cluster, int(os.environ.get("LOCAL_RANK", "0"))
+        metrics.phase_started.set_to_current_time()
+        metrics.restarts.inc(restarts)
+        start = {"event": "restart" if restarts else "start", "rank": rank}
+        if restarts and rank == 0:
+            start["message"] = f"{phase}: the workers were started again ({restarts})"
+        post({"phase": phase, "pid": os.getpid(), **start})
+
+        def report(record: dict[str, Any]) -> None:
+            record = {"phase": phase, "restarts": restarts, **record}
+            LOG.info("%s", record.get("message") or in_words(record))
+            if rank == 0:
+                post(record)
+
+        def tell(line: str) -> None:
+            LOG.warning("%s", line)
+            post({"phase": phase, "notice": line})
+
+        endpoint = serving(
+            metrics.registry,
+            run.folder / "targets" / f"trainer-{rank}.json",
+            {"job": "trainer", "rank": str(rank)},
+            **cluster.metrics_endpoint(local),
+        )
+        logged = nullcontext() if self._with_driver else _log(run.folder, phase, rank, metrics)
+        with logged, endpoint:
+            LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
+            device = device_of(cluster, local)
+            job(RankContext(run, self._ranks, device, metrics, activity, report, tell), spec)
+        run.dataset.files.rest()
+        _free(device)
+
+    def _count(self, event: Event, amount: int) -> None:
+        """The run stays open from job to job, and each job counts for itself."""
+        self._metrics.count_cache(event, amount)
 
 
-def do_job(
-    job: RankJob[S],
-    spec: S,
-    open_run: Callable[[Metrics], Run],
-    where: Surroundings,
-    metrics: Metrics,
-    activity: Activity,
-) -> None:
-    """Does a phase's job on this rank, with its metrics served and its log kept.
-
-    `open_run` opens the run with the counters of these `metrics`. Raises what the job does.
-    """
-    run = open_run(metrics)
-    rank, phase, restarts = where.ranks.rank, where.phase, where.restarts
-    cluster, local = run.config.cluster, int(os.environ.get("LOCAL_RANK", "0"))
-    metrics.phase_started.set_to_current_time()
-    metrics.restarts.inc(restarts)
-    start = {"event": "restart" if restarts else "start", "rank": rank}
-    if restarts and rank == 0:
-        start["message"] = f"{phase}: the workers were started again ({restarts})"
-    where.post({"phase": phase, "pid": os.getpid(), **start})
-
-    def report(record: dict[str, Any]) -> None:
-        record = {"phase": phase, "restarts": restarts, **record}
-        LOG.info("%s", record.get("message") or in_words(record))
-        if rank == 0:
-            where.post(record)
-
-    def tell(line: str) -> None:
-        LOG.warning("%s", line)
-        where.post({"phase": phase, "notice": line})
-
-    endpoint = serving(
-        metrics.registry,
-        run.folder / "targets" / f"trainer-{rank}.json",
-        {"job": "trainer", "rank": str(rank)},
-        **cluster.metrics_endpoint(local),
-    )
-    logged = nullcontext() if where.with_driver else _log(run.folder, phase, rank, metrics)
-    with logged, endpoint:
-        LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
-        device = device_of(cluster, local)
-        job(RankContext(run, where.ranks, device, metrics, activity, report, tell), spec)
+def _free(device: torch.device) -> None:
+    """Gives memory back that a job no longer uses: others work while this process waits."""
+    gc.collect()  # DeepSpeed's engine refers to itself
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    # glibc keeps what was freed, others' C libraries have no such call
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 def device_of(cluster: ClusterSettings, local: int) -> torch.device:

@@ -10,7 +10,7 @@ connects to `cluster.address`.
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -20,9 +20,11 @@ import torch
 import torch.distributed as dist
 
 from data_shards.settings import InputError
+from data_shards.storage.remote import Count
 from launch.config.cluster import ClusterSettings
 from launch.config.run import RunConfig
-from launch.execution.rank import RankJob, S, Surroundings, do_job
+from launch.execution.in_process import shard_worker
+from launch.execution.rank import RankJob, RankJobs, S
 from launch.execution.ray_cluster import check_gpus
 from launch.exits import Preempted
 from launch.inference.worker import ShardWorker, T, Unit
@@ -42,10 +44,23 @@ END = ("end",)
 class Rank:
     """What a rank does when rank 0 says so."""
 
-    def __init__(self, config: RunConfig, folder: Path, word: Ranks, stop: threading.Event) -> None:
-        """`word` is a gloo group of all ranks, for what they say to each other."""
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        word: Ranks,
+        stop: threading.Event,
+        hear: Callable[[dict[str, Any], int], None] | None = None,
+    ) -> None:
+        """`word` is a gloo group of all ranks, for what they say to each other.
+
+        `hear` is rank 0's: told what it reports of a job, and how many turns that has taken.
+        """
         self._config, self._folder, self._word, self._stop = config, folder, word, stop
+        self._hear = hear
         self._shard_worker: ShardWorker | None = None
+        self._jobs: RankJobs | None = None
+        self._activity = Activity()
 
     def map(
         self, fence: Fence, unit: Unit[Any], calls: list[tuple[Any, ...]]
@@ -69,41 +84,29 @@ class Rank:
 
     def _worker(self, fence: Fence) -> ShardWorker:
         if self._shard_worker is None:
-            config, number = self._config, str(self._word.rank)
-            self._shard_worker = ShardWorker(
-                config.dataset_location(),
-                config.data.cache,
-                config.cluster.worker_threads(),
-                self._folder / "targets" / f"actor-{number}.json",
-                number,
-                fence,
-                config.cluster.metrics_host,
-            )
+            self._shard_worker = shard_worker(self._config, self._folder, self._word.rank, fence)
         return self._shard_worker
 
-    def do(
-        self, fence: Fence, phase: str, job: RankJob[S], spec: S, progress: RunProgress | None
-    ) -> None:
-        """Does a job with the others; `progress` is rank 0's. Raises InputError as the job does."""
+    def do(self, fence: Fence, phase: str, job: RankJob[S], spec: S) -> None:
+        """Does a job with the others. Raises InputError as the job does."""
         if self._shard_worker is not None:  # training holds no old model
             self._shard_worker.close()
             self._shard_worker = None
-        ranks, metrics = Ranks.default(), Metrics()
-        activity = Activity(metrics.count_doing)
-        activity.stop = self._stop
-        records = None if progress is None else Records(self._folder, progress)
+        if self._jobs is None:
 
-        def post(record: dict[str, Any]) -> None:
-            if progress is not None and records is not None:
-                records.keep(record)
-                turns = activity.read().turns  # nobody gets on without the others
-                progress.ranks(ranks.world, ranks.world, turns)
+            def open_run(count: Count) -> Run:
+                return Run.open(self._folder, self._config, count, fence)
 
-        def open_run(metrics: Metrics) -> Run:
-            return Run.open(self._folder, self._config, metrics.count_cache, fence)
+            first = self._hear is not None
+            self._jobs = RankJobs(open_run, Ranks.default(), self._post, with_driver=first)
+        metrics = Metrics()
+        self._activity = Activity(metrics.count_doing)
+        self._activity.stop = self._stop
+        self._jobs.do(job, spec, phase=phase, metrics=metrics, activity=self._activity)
 
-        where = Surroundings(phase, ranks, post, with_driver=progress is not None)
-        do_job(job, spec, open_run, where, metrics, activity)
+    def _post(self, record: dict[str, Any]) -> None:
+        if self._hear is not None:
+            self._hear(record, self._activity.read().turns)
 
     def follow(self) -> None:
         """Does what rank 0 says until the end."""
@@ -111,8 +114,7 @@ class Rank:
             if order[0] == "map":
                 self.map(*order[1:])
             else:
-                _, fence, phase, job, spec = order
-                self.do(fence, phase, job, spec, None)
+                self.do(*order[1:])
 
 
 class TorchrunExecutor:
@@ -121,7 +123,8 @@ class TorchrunExecutor:
     def __init__(self, word: Ranks, run: Run, progress: RunProgress, stop: threading.Event) -> None:
         self._word, self._progress, self._stop = word, progress, stop
         self._fence = run.fence
-        self._own = Rank(run.config, run.folder, word, stop)
+        self._records = Records(run.folder, progress)
+        self._own = Rank(run.config, run.folder, word, stop, self._hear)
         self.amid = False
         """Whether the others do what they were told, and hear no word."""
 
@@ -151,7 +154,12 @@ class TorchrunExecutor:
 
     def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:
         with self._told("job", self._fence, phase, job, spec):
-            self._own.do(self._fence, phase, job, spec, self._progress)
+            self._own.do(self._fence, phase, job, spec)
+
+    def _hear(self, record: dict[str, Any], turns: int) -> None:
+        self._records.keep(record)
+        world = self._word.world
+        self._progress.ranks(world, world, turns)  # nobody gets on without the others
 
 
 def join(cluster: ClusterSettings) -> Ranks:

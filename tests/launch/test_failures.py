@@ -60,6 +60,13 @@ def test_dead_processes():
     assert ended == Failure((1,), "its process ended by itself with exit code 3", True)
 
 
+def test_a_machine_that_was_taken_away_is_told_from_one_that_failed():
+    taken = WorkerHealthCheckFailedError("Worker 1 failed", RayActorError(preempted=True))
+    other = raised("RuntimeError: Connection closed by peer")
+    assert explain({0: other, 1: taken}, {}).preempted
+    assert not explain({0: other, 1: died()}, {}).preempted
+
+
 @pytest.mark.parametrize("how", ["SIGSEGV", "SIGABRT", "SIGBUS"])
 def test_a_crash_names_its_signal_and_place(tmp_path, how):
     code, found = crashed(tmp_path, how)

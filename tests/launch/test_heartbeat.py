@@ -8,9 +8,11 @@ import psutil
 from launch.execution.heartbeat import Beat, diagnose, end_process
 from trainer.activity import Activity, Doing
 
+PHASE = "fkd/seed-0/step-1/train"
 
-def beat(rank, what="forward", turns=7, seconds=0.1, silent=0.5):
-    return Beat("fkd/seed-0/step-1/train", rank, "n", 1, 0.0, Doing(what, turns, seconds), silent)
+
+def beat(rank, what="forward", turns=7, seconds=0.1, silent=0.5, phase=PHASE):
+    return Beat(phase, rank, "n", 1, 0.0, Doing(what, turns, seconds), silent)
 
 
 def test_all_is_well():
@@ -44,6 +46,15 @@ def test_a_collective_that_hangs_for_all_is_everybodys():
 
 def test_waiting_for_a_slow_rank_that_moves_is_no_fault():
     assert diagnose([beat(0, turns=9, seconds=700), beat(1, turns=8, seconds=1)], 60, 600)[0] == []
+
+
+def test_who_waits_for_a_job_does_not_stall_and_must_not_fall_silent():
+    waits = beat(1, "waiting for a job", 1, 5000, phase="")
+    assert diagnose([beat(0), waits], 60, 600) == ([], "")
+    silent = beat(1, "waiting for a job", 1, 5000, silent=61, phase="")
+    guilty, why = diagnose([beat(0), silent], 60, 600)
+    assert guilty == [silent]
+    assert why.startswith("rank 1 has been silent for 61 s while 'waiting for a job'; rank 0 is at")
 
 
 def test_a_pulse_says_what_and_for_how_long():
