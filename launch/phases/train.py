@@ -1,7 +1,7 @@
 """Training: one learning step of one method, on all ranks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ class TrainingJob:
 
     chain: Chain
     step: int
-    prepared: Mapping[type, Path]
+    prepared: Mapping[type, Path] = field(default_factory=dict)
     """The outputs of the phases that its Terms' wants led to, by the want's class."""
 
 
