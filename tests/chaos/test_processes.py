@@ -43,8 +43,8 @@ def config(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def undisturbed_rank(config, out):
-    task = Run.open(out, load_config(config)).task(Chain("finetune", 0), 0)
-    train(task, Ranks.default(), torch.device("cpu"), Metrics(), lambda record: None)
+    spec = Run.open(out, load_config(config)).training_spec(Chain("finetune", 0), 0)
+    train(spec, Ranks.default(), torch.device("cpu"), Metrics(), lambda record: None)
 
 
 @pytest.fixture(scope="module")
