@@ -27,11 +27,15 @@ def cpu_seconds() -> float:
 def measure(file: str) -> tuple[int, float, float]:
     """Exit status of pytest on `file`, wall seconds, CPU seconds."""
     wall, cpu = time.monotonic(), cpu_seconds()
-    status = subprocess.run([sys.executable, "-m", "pytest", file], stdout=sys.stderr).returncode
-    wall = time.monotonic() - wall
+    tests = subprocess.Popen([sys.executable, "-m", "pytest", file], stdout=sys.stderr).pid
+    status = None
+    # what outlives its parent (a killed driver's Ray) is ours, and a zombie until we wait for it
     with contextlib.suppress(ChildProcessError):
-        while True:  # what outlives its parent (a killed driver's Ray) is adopted by us
-            os.waitpid(-1, 0)
+        while True:
+            ended, how = os.waitpid(-1, 0)
+            if ended == tests:
+                status, wall = os.waitstatus_to_exitcode(how), time.monotonic() - wall
+    assert status is not None
     return status, wall, cpu_seconds() - cpu
 
 
