@@ -5,6 +5,8 @@ import os
 import signal
 from pathlib import Path
 
+# threads that wait by spinning take the cores from those they wait for, where others run, too
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported, by whatever test
 

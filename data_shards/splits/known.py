@@ -29,11 +29,13 @@ class KnownIdentities:
     @classmethod
     def of(cls, names: Sequence[str] | None, dataset: ShardDataset) -> "KnownIdentities":
         """Looks up `names`, the identities of a model's rows, in `dataset`; None: no model."""
-        held = pa.array(dataset.names, pa.string())
-        found = pc.index_in(held, value_set=pa.array(names or [], pa.string()))
         rows = () if names is None else (len(names),)
+        if not names:
+            return cls(rows, np.array([], dtype=np.object_), np.full(len(dataset.names), -1))
+        held = pa.array(dataset.names, pa.string())
+        found = pc.index_in(held, value_set=pa.array(names, pa.string()))
         row = found.fill_null(-1).to_numpy().astype(np.int64)
-        return cls(rows, np.array(names or [], dtype=np.object_), row)
+        return cls(rows, np.array(names, dtype=np.object_), row)
 
     @property
     def count(self) -> int:

@@ -22,6 +22,8 @@ FIRED = pytest.StashKey[dict[str, tuple[str, str]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--reliability") and hasattr(config, "workerinput"):
+        raise pytest.UsageError("--reliability needs all tests in one process: leave -n out")
     config.stash[RECORDED] = []
     config.stash[FIRED] = {}
 

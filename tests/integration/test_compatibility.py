@@ -14,12 +14,12 @@ from launch.config.load import load_config
 from launch.exits import Withheld
 from launch.models.compare import TwoModelTest, compatibility
 from launch.phases.compatibility import trials_of
-from launch.phases.execute import execute
 from launch.phases.planning import pending, phases
 from launch.phases.publishing import update_published
 from launch.runs.ledger import Ledger
 from launch.runs.run import Chain, Run
 from monitoring.records import read_jsonl
+from tests.alone import execute_alone
 from trainer.arrays import read_embeddings, write_embeddings
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.vectors import Embedded
@@ -57,7 +57,7 @@ def folder(small_folder, tmp_path_factory):
 def refused(folder):
     """Why the finished run was not published in full."""
     with pytest.raises(Withheld) as withheld:
-        execute(load_config(folder / "c.yaml"), folder / "run", CONSOLE)
+        execute_alone(load_config(folder / "c.yaml"), folder / "run")
     return str(withheld.value).splitlines()
 
 
@@ -140,7 +140,7 @@ def test_the_gate_follows_the_verdict_and_shares_bytes(run):
 def test_the_same_command_again_does_nothing_and_refuses_again(run, folder, refused):
     records = (run.folder / "ledger.jsonl").read_bytes()
     with pytest.raises(Withheld) as withheld:
-        execute(load_config(folder / "c.yaml"), run.folder, CONSOLE)
+        execute_alone(load_config(folder / "c.yaml"), run.folder)
     assert str(withheld.value).splitlines() == refused
     assert (run.folder / "ledger.jsonl").read_bytes() == records
 
@@ -166,7 +166,7 @@ def test_other_operating_points_repeat_the_comparison_alone(run, folder):
 def test_what_cannot_be_compared_ends_the_run_before_it_trains(folder, tmp_path, override, message):
     def attempt():
         config = load_config(folder / "c.yaml", [f"evaluation.compatibility.{override}"])
-        execute(config, tmp_path / "run", CONSOLE)
+        execute_alone(config, tmp_path / "run")
 
     with pytest.raises(InputError, match=message) as error:
         attempt()

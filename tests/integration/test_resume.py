@@ -50,6 +50,21 @@ def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
     )
 
 
+def start_rank(config: Path, out: Path) -> subprocess.Popen:
+    """The run as the only rank of torchrun's way, which needs no Ray."""
+    words = [str(config), "cluster.threads=1", "--out", str(out)]
+    only = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.ranks", *words],
+        env={**os.environ, **only, **meeting},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
@@ -142,8 +157,31 @@ def test_a_finished_run_is_not_repeated(undisturbed, config):
     assert (undisturbed / "ledger.jsonl").read_bytes() == before
 
 
-def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(undisturbed, config, tmp_path):
-    out = tmp_path / "run"
+def killed_and_finished(
+    start: Callable[[], subprocess.Popen], out: Path, moments: list[Callable[[], bool]]
+) -> None:
+    """Starts a run, kills all of it as soon as a moment has come, and so on; then lets it end."""
+    for moment in moments:
+        done = ledger(out)
+        process = start()
+        wait_for(process, moment)
+        kill_everything(process)
+        assert ledger(out)[: len(done)] == done
+    code, _, err = finish(start())
+    assert code == 0, err
+
+
+def ended_alike(out: Path, undisturbed: Path) -> None:
+    assert ledger(out) == ledger(undisturbed), "a finished phase was repeated"
+    assert len(evaluations(out)) == 2
+    assert evaluations(out) == evaluations(undisturbed)
+    means = "chains/both/seed-0/steps/1/prototypes.safetensors"
+    assert (out / means).read_bytes() == (undisturbed / means).read_bytes()
+
+
+def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(config, tmp_path):
+    """Without Ray, whose start takes longer than such a run."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
     steps = out / "chains/both/seed-0/steps"
     moments = {
         "training from scratch": lambda: any(steps.glob("0/checkpoints/1[0-9]")),
@@ -154,18 +192,23 @@ def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(undisturbed, co
         "training with a teacher": lambda: any(steps.glob("1/checkpoints/[234][0-9]")),
         "last evaluation": lambda: "both/seed-0/step-1/train" in ledger(out),
     }
-    for moment in moments.values():
-        done = ledger(out)
-        process = start(config, out)
-        wait_for(process, moment)
-        kill_everything(process)
-        assert ledger(out)[: len(done)] == done
-    code, _, err = finish(start(config, out))
+    killed_and_finished(lambda: start_rank(config, out), out, [*moments.values()])
+    code, _, err = finish(start_rank(config, whole))
     assert code == 0, err
-    assert ledger(out) == ledger(undisturbed), "a finished phase was repeated"
-    assert evaluations(out) == evaluations(undisturbed)
-    means = [steps / "1/prototypes.safetensors", undisturbed / "chains/both/seed-0/steps/1"]
-    assert means[0].read_bytes() == (means[1] / "prototypes.safetensors").read_bytes()
+    ended_alike(out, whole)
+
+
+def test_killed_with_ray_and_all_its_workers_it_ends_bit_for_bit_alike(
+    undisturbed, config, tmp_path
+):
+    out = tmp_path / "run"
+    steps = out / "chains/both/seed-0/steps"
+    moments = {
+        "actors at work": lambda: any(steps.glob("1/neighbours.part/shard-*")),
+        "ranks at work": lambda: any(steps.glob("1/checkpoints/[234][0-9]")),
+    }
+    killed_and_finished(lambda: start(config, out), out, [*moments.values()])
+    ended_alike(out, undisturbed)
 
 
 def listening(process: subprocess.Popen) -> set[str]:

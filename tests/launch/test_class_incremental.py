@@ -1,5 +1,7 @@
 """Class-incremental runs: accuracy task by task, and what is forgotten, as the files hold it."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.splits.published_benchmarks import class_incremental
 from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
+from launch.config.load import load_config
+from tests.alone import execute_alone
 from tests.conftest import jpeg
 from trainer.arrays import read_embeddings
 from trainer.heads.collectives import Ranks
@@ -42,10 +46,10 @@ def finished(tmp_path_factory):
         "cluster": {"workers": 0, "actors": 1},
     }
     (root / "c.json").write_text(json.dumps(values))  # JSON is YAML
-    command = [sys.executable, "-m", "launch.cli", "run", root / "c.json", "--out", root / "run"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return root, ended.stdout
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        execute_alone(load_config(root / "c.json"), root / "run")
+    return root, told.getvalue()
 
 
 def test_each_tasks_accuracy_is_that_of_its_images_among_all_classes_so_far(finished):

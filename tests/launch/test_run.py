@@ -15,6 +15,7 @@ from data_shards.settings import InputError
 from launch.config.load import load_config
 from launch.phases.execute import execute
 from launch.runs.lease import holding
+from tests.monitoring.live_runs import evaluate, write_run
 
 CONSOLE = Console(quiet=True)
 
@@ -130,6 +131,31 @@ def test_every_command_explains_itself(words):
     done = command(*words, "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+TO_TRAIN = ("torch", "ray", "deepspeed", "nvidia.dali", "pandas")
+"""Imports that take seconds together."""
+IMPORTED = f"""
+import sys
+from launch.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(sorted(set({TO_TRAIN}) & sys.modules.keys()), file=sys.stderr)
+"""
+
+
+def test_commands_that_only_read_or_explain_import_nothing_to_train(tmp_path):
+    folder = write_run(tmp_path, "run")
+    evaluate(folder, "fkd", 0, 0, top1=0.5)
+    (folder / "logs").mkdir()
+    for words in (["--help"], ["run", "--help"], ["launch", "--help"], ["compare"], ["logs"]):
+        given = words if "--help" in words else [*words, str(folder)]
+        done = subprocess.run(
+            [sys.executable, "-c", IMPORTED, *given], capture_output=True, text=True, check=False
+        )
+        assert done.stderr == "[]\n", (words, done.stderr)
 
 
 def test_every_key_is_printed():
