@@ -60,7 +60,16 @@ def saving(rows: int, dimension: int, folder: Path, rounds: int) -> dict[str, An
     row_optimizers = {"current": RowOptimizer(current, training)}
     classifier = MarginLoss(ClassifierSettings(), 0, current.weight.device)
     gradients, guard = Gradients(embedder.parameters()), Guard(training.guard)
-    state = State(engine, classifier, current, None, optimizer, row_optimizers, gradients, guard)
+    state = State(
+        engine=engine,
+        classifier=classifier,
+        blocks={"current": current},
+        old=0,
+        embedder_optimizer=optimizer,
+        row_optimizers=row_optimizers,
+        gradients=gradients,
+        guard=guard,
+    )
     step = Stepper(training, Finetune().recipe().at(0, 0), state, NoTeacher(), ranks)
     images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(0, rows, (BATCH,))

@@ -17,23 +17,25 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import MethodSettings, Needs, OldClassifier
+from trainer.methods.recipe import MethodSettings, OldClassifier
+from trainer.methods.wants import Answers, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.row_layout import row_blocks
 from trainer.state import State
 from trainer.stepper import Stepper
 from trainer.teacher import CachedTeacher, NoTeacher
 
 
-def cache(folder: Path, samples: int, old: int, dimension: int, needs: Needs) -> TeacherCache:
+def cache(folder: Path, samples: int, old: int, dimension: int, wanted: Answers) -> TeacherCache:
     """A cached teacher with random answers for `samples` images."""
     rng = np.random.default_rng(0)
     tensors: dict[str, np.ndarray] = {"samples": np.arange(samples)}
-    if needs.embeddings:
+    if wanted.embeddings:
         tensors["embeddings"] = rng.normal(size=(samples, dimension)).astype(np.float32)
-    if needs.neighbours:
-        chosen = [rng.choice(old, needs.neighbours, replace=False) for _ in range(samples)]
+    if wanted.top_k:
+        chosen = [rng.choice(old, wanted.top_k, replace=False) for _ in range(samples)]
         tensors["classes"] = np.stack(chosen).astype(np.int32)
-        tensors["activations"] = rng.normal(size=(samples, needs.neighbours)).astype(np.float32)
+        tensors["activations"] = rng.normal(size=(samples, wanted.top_k)).astype(np.float32)
     write_teacher_file(teacher_file(folder, 0, VIEWS[0]), tensors, "random")
     return TeacherCache(folder, 1, VIEWS[:1], "random")
 
@@ -66,31 +68,40 @@ class Iterations:
         `folder` takes what the previous model says.
         """
         recipe, ranks = method.recipe().at(1, old), self._ranks
-        first = 0 if recipe.data == "all" else old
-        current = ShardedRows.new(first, last, self._dimension, 0, ranks)
-        previous = ShardedRows.new(0, old, self._dimension, 1, ranks) if first else None
-        trained = {"current": current}
+        layout = row_blocks(recipe, old, last)
+        blocks = {
+            name: ShardedRows.new(
+                block.rows.start, block.rows.stop, self._dimension, seed, ranks
+            ).requires_grad_(block.trained)
+            for seed, (name, block) in enumerate(layout.items())
+        }
         classifier = MarginLoss(self._settings, 0, torch.device("cpu"))
         teacher: Any = NoTeacher()
         anchor = None
-        if recipe.needs.any:
-            rows = last if recipe.needs.class_means else old
+        if recipe.wants:
+            rows = last if recipe.want(ClassMeans) else old
             frozen = ShardedRows.new(0, rows, self._dimension, 1, ranks).requires_grad_(False)
             anchor = OldClassifier(frozen, classifier, old)
-        if anchor is not None and recipe.needs.answers:
-            held = cache(folder, len(self._images), old, self._dimension, recipe.needs)
+        if anchor is not None and (wanted := recipe.want(Answers)) is not None:
+            held = cache(folder, len(self._images), old, self._dimension, wanted)
             teacher = CachedTeacher(held, anchor.trained())
-        if previous is not None and recipe.needs.trained_rows:
-            trained["previous"] = previous
         state = State(
-            *(self._engine, classifier, current, previous, self._optimizer),
-            {name: RowOptimizer(rows, self._training) for name, rows in trained.items()},
-            self._gradients,
-            Guard(self._training.guard),
+            engine=self._engine,
+            classifier=classifier,
+            blocks=blocks,
+            old=old,
+            embedder_optimizer=self._optimizer,
+            row_optimizers={
+                name: RowOptimizer(blocks[name], self._training)
+                for name, block in layout.items()
+                if block.trained
+            },
+            gradients=self._gradients,
+            guard=Guard(self._training.guard),
         )
         step = Stepper(self._training, recipe, state, teacher, ranks, anchor=anchor)
         count = len(self._images)
-        labels = torch.randint(first, last, (count,))
+        labels = torch.randint(blocks["current"].first, last, (count,))
         images = self._images.permute(0, 3, 1, 2)
         batch = Batch(images, labels, np.arange(count), np.zeros(count, dtype=bool))
         return lambda: step(batch)

@@ -83,6 +83,7 @@ def _rectangles(
     for attempt in range(_ATTEMPTS):
         if not len(pending):
             break
+        # a key an attempt, so that a sample's draws do not depend on which others are pending
         one = bits(key, np.array([attempt + 1]))[0]
         draw = uniform(one, 4 * samples[pending][:, None] + np.arange(4))
         area = (low + draw[:, 0] * (high - low)) * height * width

@@ -69,6 +69,7 @@ def permuted(
 
     All [m], with 0 ≤ position < count: as `Permutation`, for many permutations at once.
     """
+    # frexp's exponent is the bit length, which arrays have no method for
     half = np.maximum(1, -(-np.frexp(np.maximum(count - 1, 1))[1] // 2)).astype(np.uint64)
     keys = [bits(key, np.full(len(key), r)) for r in range(_ROUNDS_SHORT)]
     x = _feistel(position.astype(np.uint64), half, keys)

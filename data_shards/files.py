@@ -1,4 +1,4 @@
-"""Small file habits: hash, write whole or not at all."""
+"""Hashes of files and values, and atomic writing."""
 
 import hashlib
 import json
@@ -29,16 +29,17 @@ def fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that a reader, or a crash, sees all of it or none."""
+    """Replaces a file atomically: a reader, or a crash, sees the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # not by pid: processes of several hosts may write the same file
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with part.open("wb") as file:
         file.write(content)
         file.flush()
+        # before the rename: after a power cut the name could otherwise lead to an empty file
         os.fsync(file.fileno())
     part.rename(path)
-    fsync(path.parent)
+    fsync(path.parent)  # a rename is durable only once its folder is
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""What images come as, made what training reads: 8-bit grey or RGB JPEGs that DALI can decode."""
+"""Converts encoded images to what training reads: 8-bit grey or RGB JPEGs that DALI decodes."""
 
 import io
 import zlib
@@ -31,7 +31,7 @@ class ImageSettings(Settings):
 
 
 class Checked(NamedTuple):
-    """A good image."""
+    """An accepted image."""
 
     jpeg: bytes | None
     """The JPEG to store; none: the bytes that were given."""
@@ -42,16 +42,18 @@ class Checked(NamedTuple):
 
 
 class Unfit(NamedTuple):
-    """Why an image cannot be taken."""
+    """Why an image is refused."""
 
     reason: str
-    """The kind of fault; see `Refusal`."""
+    """The kind of fault; see `Refusal.reason`."""
     why: str
 
 
 def _has_plain_header(jpeg: bytes) -> bool:
-    """Whether segment follows segment up to the scan: DALI refuses stray bytes in between, which
-    libjpeg passes over."""
+    """Whether the JPEG's segments follow each other up to the scan.
+
+    Pillow skips stray bytes in between; DALI refuses them, and drops the whole pipeline.
+    """
     at = 2
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] not in (0x00, 0xFF):
         if jpeg[at + 1] == _START_OF_SCAN:
@@ -87,7 +89,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
-    """Decodes `image` whole and says what to store for it, or why it cannot be taken.
+    """Decodes `image` completely and returns what to store for it, or why it is refused.
 
     A grey or RGB JPEG that is upright, well-formed and of the asked size stays byte for byte;
     everything else that Pillow decodes becomes an RGB JPEG.

@@ -1,4 +1,4 @@
-"""Work spread over processes, in order and in bounded memory."""
+"""Spreads work over processes; results come in order and in bounded memory."""
 
 import os
 import signal
@@ -28,7 +28,10 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def ordered(
     pool: Executor, function: Callable[[T], R], items: Iterable[T], ahead: int
 ) -> Iterator[R]:
-    """`map`, with at most `ahead` calls begun and not yet taken: a slow reader holds them up."""
+    """Like `map` over `pool`, with at most `ahead` calls submitted whose results are not consumed.
+
+    `Executor.map` would submit all items at once, and hold all results of a slow consumer.
+    """
     running: deque[Future[R]] = deque()
     for item in items:
         running.append(pool.submit(function, item))
@@ -39,8 +42,11 @@ def ordered(
 
 
 def _end_with_parent() -> None:
-    """Pool workers hold their own queue open, and would outlive a killed parent for ever; Ctrl-C
-    reaches them as well as the parent, which ends them."""
+    """Ends this pool worker when its parent dies.
+
+    Workers hold their own queue open, so they would outlive a killed parent for ever. Ctrl-C
+    reaches them as well as the parent, which ends them; so they ignore it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -54,10 +60,11 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def worker_pool(processes: int) -> Iterator[Executor]:
-    """Fresh processes that end with this one, however it ends.
+    """A pool of new processes that end with this one, however it ends.
 
     Raises InputError when one of them is killed, as by the kernel when memory runs out.
     """
+    # not fork: a child of a process with DALI's threads may deadlock
     context = get_context("spawn")
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent)
     try:
@@ -74,8 +81,11 @@ def worker_pool(processes: int) -> Iterator[Executor]:
 def in_order(
     function: Callable[[T], R], items: Iterable[T], processes: int
 ) -> Iterator[tuple[T, R]]:
-    """Each item with its result, in the order of the items; only so many are read ahead as keep all
-    processes busy. With 0 `processes` the work is done here."""
+    """Yields each item with its result, in the order of the items.
+
+    Reads only as many items ahead as keep all processes busy; with 0 `processes` the work is done
+    in this one.
+    """
     if processes == 0:
         yield from ((item, function(item)) for item in items)
         return

@@ -1,4 +1,4 @@
-"""DALI: requests for samples go in, `Batch`es come out, decoded ahead of their use."""
+"""The DALI pipeline: decodes and augments requested samples ahead of their use."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ class PipelineSettings(Settings):
 
 @dataclass(frozen=True)
 class Request:
-    """Images to decode: b samples and what is done to each."""
+    """Images to decode: b samples, and the augmentation of each."""
 
     samples: NDArray[np.int64]
     augmentation: Augmentation
@@ -58,7 +58,10 @@ class Request:
     def plain(
         cls, dataset: ShardDataset, samples: NDArray[np.int64], flipped: bool = False
     ) -> "Request":
-        """The samples as they are, or all mirrored. Raises InputError for a damaged one."""
+        """A request for `samples` without augmentation, or with all of them mirrored.
+
+        Raises InputError for a damaged one.
+        """
         try:
             jpegs = [dataset.image(sample) for sample in samples.tolist()]
         except SampleError as error:
@@ -80,12 +83,15 @@ class Batch:
     """[b] whether each is mirrored."""
 
     def part(self, kept: slice) -> "Batch":
-        """Some of its images."""
+        """The batch of the images in `kept`."""
         return Batch(self.images[kept], self.labels[kept], self.samples[kept], self.flipped[kept])
 
 
 def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, int]:
-    """Height and width of decoded images. Raises InputError when they cannot be known."""
+    """Height and width of decoded images, pixels.
+
+    Raises InputError when the stored images differ in size and the settings do not give one.
+    """
     size = settings.image_size or dataset.manifest["image_size"]
     if size is None:
         raise InputError(
@@ -98,7 +104,8 @@ def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, 
 def resized(
     settings: PipelineSettings, dataset: ShardDataset, size: tuple[int, int] | None
 ) -> PipelineSettings:
-    """`settings`, with images resized to `size` where they do not say how and it is another."""
+    """`settings` with `image_size` set to `size`, unless they set one themselves or the stored
+    images have that size already."""
     stored = dataset.manifest["image_size"]
     if settings.image_size is not None or size is None or (stored and tuple(stored) == size):
         return settings
@@ -106,7 +113,7 @@ def resized(
 
 
 class ImageStream:
-    """Decodes `requests` in order, some ahead; yields each with its images [b, 3, H, W] uint8."""
+    """Decodes `requests` in order, some ahead; yields each with its images, [b, 3, H, W] uint8."""
 
     def __init__(
         self,
@@ -133,7 +140,7 @@ class ImageStream:
             num_threads=settings.threads,
             device_id=device.index or 0 if device.type == "cuda" else None,
             prefetch_queue_depth=settings.prefetch,
-            exec_dynamic=True,
+            exec_dynamic=True,  # `_tensor` relies on it
         )
         self._define(settings)
         self._pipeline.build()
@@ -178,13 +185,14 @@ class ImageStream:
             self._pipeline.set_outputs(images)
 
     def _next(self) -> tuple[Any, ...]:
-        """DALI's callback: the bytes and augmentation of the next request."""
+        """DALI's callback: returns the bytes and the augmentation of the next request."""
         request = next(self._requests)
         self._pending.append(request)
         jpegs = [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in request.jpegs]
         drawn = request.augmentation
         inputs: list[Any] = [jpegs, drawn.flipped.astype(np.int32)]
         if self._shifts:
+            # slice takes the window's anchor, which moves against the image; int32 as its shape is
             inputs.append((-drawn.shift).astype(np.int32))
         if self._erases:
             inputs += [e.astype(np.float32, order="C") for e in np.split(drawn.erased, 2, axis=1)]
@@ -200,7 +208,7 @@ class ImageStream:
             yield request, self._tensor(images, len(request.samples))
 
     def _tensor(self, images: Any, count: int) -> torch.Tensor:
-        """DALI's output without a copy: its dynamic executor never reuses a buffer that is held."""
+        """Wraps DALI's output without a copy: its dynamic executor never reuses a held buffer."""
         tensor = torch.from_dlpack(images.as_tensor())
         return tensor.view(count, self._height, self._width, 3).permute(0, 3, 1, 2)
 
@@ -218,10 +226,11 @@ def training_batches(
     device: torch.device,
     quarantine: Quarantine,
 ) -> Iterator[Batch]:
-    """This rank's part of each global batch of `batch` samples, for the given iterations.
+    """Yields this rank's part of each global batch of `batch` samples, for the given iterations.
 
-    `rows` maps identities to classifier rows. Iteration i takes positions [i·batch, (i+1)·batch)
-    of the order, at any world size.
+    `rows` maps identities to classifier rows ([identities of the dataset]). Iteration i takes
+    positions [i·batch, (i+1)·batch) of the order, at any world size. Raises InputError when more
+    samples are damaged than `quarantine` allows.
     """
     part, size = rank_slice(batch, rank, world), image_size(dataset, settings)
 

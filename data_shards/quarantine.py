@@ -1,4 +1,4 @@
-"""What training does about samples that cannot be read: replaced, counted, listed."""
+"""Samples that cannot be read are replaced during training, counted and listed."""
 
 import json
 from collections.abc import Callable
@@ -17,9 +17,9 @@ _NONE = np.empty(0, dtype=np.int64)
 
 
 class Quarantine:
-    """Lists samples that could not be read; above its budget the run stops.
+    """Records samples that could not be read, and stops the run above a budget.
 
-    `suspects` [s] are left out as well: readable samples that training was rewound because of.
+    `suspects` [s] are left out as well: readable samples of iterations that led to a rewind.
     """
 
     def __init__(
@@ -57,11 +57,12 @@ def readable(
     samples: NDArray[np.int64],
     quarantine: Quarantine,
 ) -> tuple[NDArray[np.int64], list[memoryview]]:
-    """The `samples` at `positions` ([b]) and their bytes, each damaged one replaced by the next.
+    """Returns the `samples` at `positions` ([b]) and their bytes, with damaged ones replaced.
 
-    The next in order, that is: it depends on the data alone, so every world size takes the same.
-    Suspects come in whole batches and are replaced by the order's stride; the next one good for all
-    would fill a batch with copies of itself.
+    A damaged sample is replaced by the next one of the order, which depends on the data alone, so
+    every world size takes the same. Suspects come in whole batches, so they are replaced at the
+    order's stride: the next good sample would fill a batch with copies of itself. Raises
+    InputError above the quarantine's budget.
     """
     samples, skipped = samples.copy(), np.zeros_like(positions)
     stride = order.stride(len(quarantine.suspects))

@@ -1,4 +1,4 @@
-"""What every configuration model shares, and the error type that is meant for people."""
+"""The base of every configuration model, and the error type that is meant for users."""
 
 import re
 from typing import Annotated, Any
@@ -10,9 +10,9 @@ from untrusted.errors import InputError
 __all__ = ["UNDECIDING", "InputError", "Settings", "Size", "parse_size"]
 
 UNDECIDING = object()
-"""Marks a field, ``Annotated[int, UNDECIDING]``, that no result depends on beyond float error.
+"""Marks a field, as in ``Annotated[int, UNDECIDING]``, that changes no result beyond float error.
 
-It may change while a run goes on."""
+Such a field is not part of fingerprints and may be changed when a run is continued."""
 
 
 class Settings(BaseModel):
@@ -24,7 +24,7 @@ class Settings(BaseModel):
     )
 
     def deciding(self) -> dict[str, Any]:
-        """What a result depends on, as plain values: all fields but those marked UNDECIDING."""
+        """The plain values that results depend on: all fields but those marked UNDECIDING."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             if any(mark is UNDECIDING for mark in field.metadata):
@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
 
 def _deciding(value: Any, dumped: Any) -> Any:
-    """`dumped`, the plain values of `value`, with settings within it reduced likewise."""
+    """`dumped`, the plain values of `value`, with UNDECIDING fields of settings within removed."""
     if isinstance(value, Settings):
         return value.deciding()
     if isinstance(value, dict):

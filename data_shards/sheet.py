@@ -1,4 +1,4 @@
-"""A contact sheet: some identities as rows, their images with cameras beside them."""
+"""A contact sheet: a row for each of some identities, with their images, cameras and roles."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """`text`, its middle left out if it is wider than `width` pixels."""
+    """`text`, with an ellipsis for its middle if it is wider than `width` pixels."""
     text = printable(text)  # the layout raises for control characters
     if font.getlength(text) <= width:
         return text
@@ -33,7 +33,7 @@ def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _loaded(dataset: ShardDataset, sample: int) -> Image.Image:
-    """A sample's picture, decoded. Raises SampleError: a stranger's shard may hold anything."""
+    """Decodes a sample's picture. Raises SampleError: a stranger's shard may hold anything."""
     try:
         return open_picture(dataset.image(sample), MOST_PIXELS)
     except BadPicture as bad:
@@ -41,8 +41,11 @@ def _loaded(dataset: ShardDataset, sample: int) -> Image.Image:
 
 
 def contact_sheet(dataset: ShardDataset, rows: int, columns: int, seed: int) -> Image.Image:
-    """Up to `rows` identities drawn by `seed`, in the order of their ids, with up to `columns`
-    images each, spread over all of its images. Raises SampleError for a damaged image."""
+    """Draws up to `rows` identities by `seed`, in the order of their ids, with up to `columns`
+    images of each, evenly spaced among all of its images.
+
+    Raises SampleError for a damaged image.
+    """
     everyone = np.unique(dataset.identity)
     chosen = np.sort(shuffled(stream_key(seed, "sheet"), everyone)[:rows])
     width = _NAMES + columns * (_CELL + _GAP) + _GAP

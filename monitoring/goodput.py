@@ -1,8 +1,13 @@
-"""Goodput: where a run's time went, what its restarts cost, and what each kind of phase took."""
+"""Goodput: where a run's time went, what its restarts cost, and what each kind of phase took.
+
+Which use a phase's time was put to follows from where its work was done, whatever its kind: on the
+ranks, records of training say it; on the CPU actors, all of it is theirs; the driver's own is among
+``other``.
+"""
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,22 +68,21 @@ _MEASURED = {"time", "seconds", "iterations", "data_wait_share"}
 
 def goodput(folder: Path, damage: Damage | None = None) -> Goodput | None:
     """Of a run folder; none before anything was trained or finished."""
-    return account(
-        ledger(folder, damage),
-        [record for record in metrics(folder, damage) if record.keys() >= _MEASURED],
-        events(folder, damage),
-    )
+    return account(ledger(folder, damage), metrics(folder, damage), events(folder, damage))
 
 
 def account(
-    ledger: Sequence[Record], training: Sequence[Record], events: Sequence[Record]
+    ledger: Sequence[Record], metrics: Sequence[Record], events: Sequence[Record]
 ) -> Goodput | None:
     """Accounts for the time between the first sign of life and the last.
 
     An attempt ends with the last sign before the next one begins. Signs are finished phases
-    (`ledger`), records of `training` (each of so many ``iterations`` in so many ``seconds``) and
-    `events`.
+    (`ledger`), records of training (`metrics`, but for those that do not say how many
+    ``iterations`` they took how many ``seconds``) and `events`.
     """
+    training = [record for record in metrics if record.keys() >= _MEASURED]
+    trained = {record["phase"] for record in metrics}
+    ledger = [{**record, "where": _where(record, trained)} for record in ledger]
     signs = sorted([*(r["finished"] for r in ledger), *(r["time"] for r in [*training, *events])])
     if not signs:
         return None
@@ -98,7 +102,7 @@ def account(
         "training": useful,
         "input": waiting,
         "repeated": repeated,
-        "cpu": sum(r["finished"] - r["started"] for r in ledger if r["kind"] != "train"),
+        "cpu": sum(r["finished"] - r["started"] for r in ledger if r["where"] == "actors"),
         "restarting": _restarting(begun[1:], restarted, signs, _starts(ledger, training)),
     }
     whole = sum(end - start for start, end in zip(begun, ends, strict=True))
@@ -117,11 +121,21 @@ def useful_shares(training: Sequence[Record]) -> Iterable[tuple[float, Record]]:
         again[record["phase"]] = min(repeated_from, last - count)
 
 
+def _where(record: Record, trained: Set[str]) -> str:
+    """Where a phase of the ledger was done; `trained` are those with records of training.
+
+    Lines of before do not say it: GPUs were set aside for ranks alone, and records of training may
+    be too many for all to be read.
+    """
+    done = record.get("same_as", record["phase"]) in trained or record.get("gpus")
+    return str(record.get("where", "ranks" if done else "actors"))
+
+
 def _starts(ledger: Sequence[Record], training: Sequence[Record]) -> list[float]:
     """When each piece of work began, ascending."""
     return sorted(
         [
-            *(r["started"] for r in ledger if r["kind"] != "train"),
+            *(r["started"] for r in ledger if r["where"] != "ranks"),
             *(r["time"] - r["seconds"] for r in training),
         ]
     )

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.records import checked, whole_lines
+from monitoring.run_folder import LOGS_FOLDER, log_file
 from monitoring.schemas import LOG_LINE
 from untrusted.files import open_regular
 from untrusted.json_text import parse_json
 from untrusted.text import printable, redacted
 
-FOLDER = "logs"
 _BYTES, _OLDER = 16 * 2**20, 3
 
 LOG = logging.getLogger("perennial")
@@ -72,7 +72,7 @@ def logging_to(
     So does what ends it: an exception with its traceback, an `expected` one without. At most
     64 MiB are kept of each `name`.
     """
-    path = folder / FOLDER / f"{name}.jsonl"
+    path = log_file(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = LogFile(path, maxBytes=_BYTES, backupCount=_OLDER, encoding="utf-8")
     handler.setFormatter(JsonLines(constant, context))
@@ -108,7 +108,7 @@ def read_logs(
     crash cut short, or that no run has written, is passed over, and so is a file that is none.
     """
     gravest = logging.getLevelNamesMapping()
-    files = sorted((folder / FOLDER).glob("*.jsonl*"))
+    files = sorted((folder / LOGS_FOLDER).glob("*.jsonl*"))
     for line in heapq.merge(*map(_lines, files), key=lambda line: line["time"]):
         if (
             line["time"] >= since

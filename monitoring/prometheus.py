@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from monitoring.run_folder import target_file
 from untrusted.yaml_text import dump_yaml
 
 RULES = Path(__file__).parent / "rules"
@@ -32,7 +33,7 @@ def configuration(runs: Sequence[Path], seconds: float, rules: Sequence[Path]) -
         {"target_label": "__scheme__", "replacement": "http"},
         {"target_label": "__metrics_path__", "replacement": "/metrics"},
     ]
-    files = [str(run.resolve() / "targets" / "*.json") for run in runs]
+    files = [str(target_file(run.resolve(), "*")) for run in runs]
     targets = {"file_sd_configs": [{"files": files}], "relabel_configs": relabel}
     every = f"{round(1000 * seconds)}ms"
     return {

@@ -12,6 +12,15 @@ from typing import Any, BinaryIO
 
 from pydantic import TypeAdapter, ValidationError
 
+from monitoring.run_folder import (
+    COMPARISONS_FILE,
+    EVALUATION_FILE,
+    EVENTS_FILE,
+    LEDGER_FILE,
+    METRICS_FILE,
+    files_of_steps,
+    step_of,
+)
 from monitoring.schemas import (
     COMPARISONS,
     EVALUATION,
@@ -35,34 +44,38 @@ _VALUE_BYTES = 1 << 26
 
 
 def ledger(folder: Path, damage: Damage | None = None) -> list[Record]:
-    """The finished phases, each with its method, seed, step and kind."""
-    found = read_lines(folder / "ledger.jsonl", LEDGER, damage)
+    """The finished phases, each with its method, seed, step and kind.
+
+    Where a line names no kind, its phase's label does.
+    """
+    found = read_lines(folder / LEDGER_FILE, LEDGER, damage)
     for record in found:
         names = ("method", "seed", "step", "kind")
-        record.update(zip(names, phase_of(record["phase"]) or (), strict=True))
+        named = zip(names, phase_of(record["phase"]) or (), strict=True)
+        record.update({**dict(named), **record})
     return found
 
 
 def metrics(folder: Path, damage: Damage | None = None) -> list[Record]:
     """The records of training."""
-    return read_lines(folder / "metrics.jsonl", METRICS_LINE, damage)
+    return read_lines(folder / METRICS_FILE, METRICS_LINE, damage)
 
 
 def events(folder: Path, damage: Damage | None = None) -> list[Record]:
     """What happened to the run."""
-    return read_lines(folder / "events.jsonl", EVENT, damage)
+    return read_lines(folder / EVENTS_FILE, EVENT, damage)
 
 
 def evaluations(folder: Path, damage: Damage | None = None) -> list[Record]:
     """Every evaluation, with its method, seed and step."""
-    return list(_of_steps(folder, "evaluation.json", EVALUATION, damage))
+    return list(_of_steps(folder, EVALUATION_FILE, EVALUATION, damage))
 
 
 def comparisons(folder: Path, damage: Damage | None = None) -> list[Record]:
     """Every comparison, with its method, seed, step and ``against``, a step."""
     return [
         {**one, **{key: file[key] for key in ("method", "seed", "step")}, "against": one["step"]}
-        for file in _of_steps(folder, "compatibility.json", COMPARISONS, damage)
+        for file in _of_steps(folder, COMPARISONS_FILE, COMPARISONS, damage)
         for one in file["against"]
     ]
 
@@ -100,7 +113,7 @@ def step_files(folder: Path, name: str, damage: Damage | None = None) -> list[tu
 
     Raises InputError where there are more than any run has.
     """
-    files = [*islice(folder.glob(f"chains/*/seed-*/steps/*/{name}"), MOST_STEPS_FILES + 1)]
+    files = [*islice(files_of_steps(folder, name), MOST_STEPS_FILES + 1)]
     if len(files) > MOST_STEPS_FILES:
         raise InputError(
             f"{folder} holds more than {MOST_STEPS_FILES:,} files {name}: no run has so many "
@@ -108,11 +121,10 @@ def step_files(folder: Path, name: str, damage: Damage | None = None) -> list[tu
         )
     found = []
     for file in sorted(files):
-        *_, method, seed, _, step, _ = file.parts
-        if (phase := phase_of(f"{method}/{seed}/step-{step}/x")) is None:
+        if (where := step_of(file)) is None:
             _note(damage, file, folder, "its folders are named as no run names them")
         else:
-            found.append(({"method": phase[0], "seed": phase[1], "step": phase[2]}, file))
+            found.append((dict(zip(("method", "seed", "step"), where, strict=True)), file))
     return found
 
 

@@ -22,18 +22,13 @@ from monitoring.live.extent import Damaged, extent
 from monitoring.records import Damage, comparisons, evaluations, examples, ledger, step_files, told
 from monitoring.records import metrics as training
 from monitoring.results import LOWER_IS_BETTER, compare, metrics, ordered_methods
+from monitoring.run_folder import EXAMPLES_FILE, LEDGER_FILE, NEIGHBOUR_EXAMPLES_FILE, REPORT_FILE
 from monitoring.schemas import phase_of
 from untrusted.errors import InputError
 from untrusted.text import printable
 
-_PHASE_COLOURS = {
-    "adopt": 0,
-    "train": 0,
-    "neighbours": 1,
-    "evaluate": 2,
-    "prototypes": 3,
-    "compatibility": 4,
-}
+_KINDS = 20
+"""Kinds of phases with a colour of their own, at most: a stranger's ledger may name any number."""
 _CHAINS = 500
 """Rows of the timeline, and lines of a chart, at most."""
 _PICTURES = 1 << 28
@@ -56,7 +51,8 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
     methods = [method for _, method in ordered_methods(rows)][::-1]
     colours = {method: number % 10 for number, method in enumerate(sorted(methods))}
     done = ledger(folder, damage)
-    spans = _spans(done, damage)
+    kinds = {kind: n for n, kind in enumerate(dict.fromkeys(r["kind"] for r in done))}
+    spans = _spans(done, kinds, damage)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=select_autoescape()
     )
@@ -77,13 +73,15 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         compatibility=_compatibility(folder, colours, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours, damage)],
         timeline=Markup(timeline(spans)),
+        kinds={kind: colour for kind, colour in kinds.items() if colour < _KINDS},
+        more_kinds=max(0, len(kinds) - _KINDS),
         goodput=_goodput(folder, damage),
         hours=sum(r["finished"] - r["started"] for r in done) / 3600,
-        examples=_examples(folder, methods, "examples.json", damage),
-        neighbourhoods=_examples(folder, methods, "neighbour_examples.json", damage),
+        examples=_examples(folder, methods, EXAMPLES_FILE, damage),
+        neighbourhoods=_examples(folder, methods, NEIGHBOUR_EXAMPLES_FILE, damage),
         damage=list(told(damage)),
     )
-    part, target = folder / ".report.html.part", folder / "report.html"
+    part, target = folder / f".{REPORT_FILE}.part", folder / REPORT_FILE
     try:
         part.unlink(missing_ok=True)  # a link there would lead the page elsewhere
         part.write_text(page, encoding="utf-8")
@@ -179,16 +177,16 @@ def _losses(folder: Path, colours: dict[str, int], damage: Damage) -> list[tuple
     return [(title, chart) for title, chart in charts if chart]
 
 
-def _spans(done: list[dict[str, Any]], damage: Damage) -> list[Span]:
+def _spans(done: list[dict[str, Any]], kinds: dict[str, int], damage: Damage) -> list[Span]:
     rows = dict.fromkeys(f"{record['method']}, seed {record['seed']}" for record in done)
     shown = set(list(rows)[:_CHAINS])
     if len(rows) > len(shown):
-        damage["ledger.jsonl"] = f"{len(rows):,} chains, of which the first {_CHAINS} are drawn"
+        damage[LEDGER_FILE] = f"{len(rows):,} chains, of which the first {_CHAINS} are drawn"
     return [
         Span(
             row,
             record["phase"],
-            _PHASE_COLOURS.get(record["kind"], 8),
+            min(_KINDS, kinds[record["kind"]]),
             record["started"],
             record["finished"],
         )

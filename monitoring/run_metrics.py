@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from monitoring.exporter import Scrapes, serving
 from monitoring.records import evaluations, read_value, step_files
 from monitoring.results import HARDER_EACH_STEP, figures
+from monitoring.run_folder import COMPARISONS_FILE, TARGETS_FOLDER, target_file
 from monitoring.schemas import COMPARISONS
 
 Chain = tuple[str, str]
@@ -115,7 +116,7 @@ class RunMetrics:
 def _compatible(folder: Path) -> dict[Chain, bool]:
     """By method and seed whether the newest step's ``compatibility.json`` says that it holds."""
     newest: dict[Chain, tuple[int, Path]] = {}
-    for where, file in step_files(folder, "compatibility.json"):
+    for where, file in step_files(folder, COMPARISONS_FILE):
         chain, this = (where["method"], str(where["seed"])), (where["step"], file)
         newest[chain] = max(newest.get(chain, this), this)
     read = ((chain, read_value(file, COMPARISONS)) for chain, (_, file) in newest.items())
@@ -134,10 +135,10 @@ def monitored(
     driver's target stays: somebody should start the run again. Where this attempt was `superseded`,
     what is there is the later one's.
     """
-    targets, scrapes = metrics.folder / "targets", Scrapes()
+    targets, scrapes = metrics.folder / TARGETS_FOLDER, Scrapes()
     _clear(targets)
     try:
-        target = targets / "driver.json"
+        target = target_file(metrics.folder, "driver")
         with serving(metrics.registry, target, {"job": "driver"}, port, host, scrapes):
             yield
             scrapes.one_more(_LAST_SCRAPE_SECONDS)

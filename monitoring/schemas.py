@@ -5,36 +5,32 @@ are dropped, but for those of logs.
 """
 
 import base64
-import re
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, with_config
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
+from monitoring.run_folder import LABEL, OUTPUT, PHASE
 from untrusted.pictures import open_picture
 from untrusted.text import printable
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,199}")
-"""Of a method: a folder's name, too."""
 MOST_STEPS = 10_000
-_PHASE = re.compile(rf"({NAME.pattern})/seed-(\d{{1,9}})/step-(\d{{1,4}})/([a-z]{{1,20}})")
-_OUTPUT = re.compile(rf"chains/{NAME.pattern}/seed-\d{{1,9}}/steps/\d{{1,4}}/[a-z]+(\.[a-z]+)?")
 _PICTURE_BYTES, _PICTURE_PIXELS = 16 << 20, 1 << 26
 _STRICT = ConfigDict(strict=True)
 Phase = tuple[str, int, int, str]
-"""Method, seed, step and kind."""
+"""Method, seed, step and label."""
 
 
 def phase_of(name: Any) -> Phase | None:
-    """Method, seed, step and kind of a phase's name, METHOD/seed-S/step-T/KIND."""
-    found = _PHASE.fullmatch(name) if isinstance(name, str) else None
+    """Method, seed, step and label of a phase's name, METHOD/seed-S/step-T/LABEL."""
+    found = PHASE.fullmatch(name) if isinstance(name, str) else None
     return (found[1], int(found[2]), int(found[3]), found[4]) if found else None
 
 
 def _phase(name: str) -> str:
     if phase_of(name) is None:
-        raise PydanticCustomError("phase", "it is no phase METHOD/seed-S/step-T/KIND")
+        raise PydanticCustomError("phase", "it is no phase METHOD/seed-S/step-T/LABEL")
     return name
 
 
@@ -75,7 +71,9 @@ class LedgerLine(TypedDict):
 
     phase: PhaseName
     fingerprint: Annotated[str, Field(max_length=200)]
-    output: Annotated[str, Field(pattern=f"^{_OUTPUT.pattern}$")]
+    output: Annotated[str, Field(pattern=f"^{OUTPUT.pattern}$")]
+    kind: NotRequired[Annotated[str, Field(pattern=f"^{LABEL.pattern}$")]]
+    where: NotRequired[Literal["actors", "ranks", "driver"]]
     started: Moment
     finished: Moment
     cpus: NotRequired[Real]

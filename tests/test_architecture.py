@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "untrusted": {"untrusted"},
-    "data_shards": {"data_shards", "untrusted"},
+    "data_shards": {"data_shards", "monitoring.run_folder", "untrusted"},
     "trainer": {"trainer", "data_shards", "monitoring.metrics", "untrusted"},
     "launch": {"launch", "trainer", "data_shards", "monitoring", "untrusted"},
     "monitoring": {"monitoring", "untrusted"},

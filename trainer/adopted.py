@@ -1,8 +1,8 @@
-"""Embedders that this product did not train: how they are run, tried, and kept.
+"""Embedders trained elsewhere: reading, checking, running and saving them.
 
 A model folder of an adopted embedder holds an ONNX graph's bytes, or a torchvision network's
-weights, in ``embedder.safetensors``, and in its card what images it expects: data alone. Programs
-are converted when they are adopted, and only then run (`trainer.conversion`).
+weights, in ``embedder.safetensors``, and the expected images in its card: only data. Programs are
+converted to graphs on adoption, the only time that they are run (`trainer.conversion`).
 """
 
 import difflib
@@ -31,11 +31,11 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Triple = tuple[float, float, float]
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
-_ALIKE = 1e-4  # of a vector's length: sums of other batch sizes are rounded in another order
+_ALIKE = 1e-4  # of a vector's length: at another batch size, sums are rounded in another order
 
 
 class Pixels(Settings):
-    """What images an adopted model expects."""
+    """The images that an adopted model expects."""
 
     size: tuple[Side, Side]
     """Height and width, pixels; images of another size are resized, bilinearly, with antialiasing.
@@ -54,13 +54,13 @@ class AdoptedSettings(Settings):
     source: Literal["onnx", "torchvision"]
     """An ONNX graph, or the weights of a torchvision network."""
     converted: Kind | None = None
-    """The kind of program that the graph was made of; none: it was given as it is."""
+    """The kind of program that the graph was converted from; none: it was given as a graph."""
     architecture: str | None = None
     """The torchvision network."""
     layer: str | None = None
-    """Its layer that is left out: what would enter it is the embedding; none: nothing is."""
+    """Its layer that is left out, whose input is the embedding; none: no layer is."""
     pixels: Pixels
-    """What images it expects."""
+    """The images that it expects."""
     dimension: int = Field(default=0, ge=0)
     """d, length of the embedding."""
     batch: int | None = Field(default=None, ge=1, le=_BATCHES[-1])
@@ -68,7 +68,7 @@ class AdoptedSettings(Settings):
 
 
 class AdoptedEmbedder(nn.Module):
-    """Prepares images as an adopted network or graph expects them, and runs it."""
+    """Prepares images for an adopted network or graph, and runs it."""
 
     _mean: torch.Tensor
     _std: torch.Tensor
@@ -81,7 +81,7 @@ class AdoptedEmbedder(nn.Module):
         self.register_buffer("_std", torch.tensor(self._pixels.std).view(3, 1, 1))
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """`images` [b, 3, h, w] uint8 RGB as pixels [b, 3, H, W] float32 that the network reads."""
+        """`images` [b, 3, h, w] uint8 RGB → the network's pixels [b, 3, H, W] float32."""
         pixels = images.float()
         if images.shape[2:] != self._pixels.size:
             pixels = interpolate(pixels, self._pixels.size, mode="bilinear", antialias=True)
@@ -95,7 +95,7 @@ class AdoptedEmbedder(nn.Module):
         if self.batch is None:
             return self._vectors(pixels)
         parts = []
-        for part in pixels.split(self.batch):
+        for part in pixels.split(self.batch):  # the last part is filled up with copies
             full = torch.cat([part, part[-1:].expand(self.batch - len(part), -1, -1, -1)])
             parts.append(self._vectors(full)[: len(part)])
         return torch.cat(parts)
@@ -114,7 +114,7 @@ class AdoptedEmbedder(nn.Module):
 
 
 class _Graph(nn.Module):
-    """A graph, which runs on the CPU wherever its images are."""
+    """A graph as a module; it runs on the CPU, on whichever device its images are."""
 
     def __init__(self, program: Program) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def build_adopted(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -
 
 
 def _torchvision(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    """The torchvision network with the weights `tensors`. Raises InputError where they differ."""
+    """The torchvision network with the weights `tensors`. Raises InputError if they do not fit."""
     network = _untrained(settings.architecture or "")
     linear = linear_layers(network)
     if settings.layer is not None:
@@ -145,7 +145,7 @@ def _torchvision(settings: AdoptedSettings, tensors: dict[str, torch.Tensor]) ->
     elif linear:
         name, last = linear[-1]
         weight = tensors.get(f"{name}.weight")
-        # of another width it is found wrong below, before its length asks for memory
+        # a weight of another width is refused below, before its length is used to allocate memory
         if weight is not None and weight.shape[1:] == (last.in_features,):
             bias = f"{name}.bias" in tensors
             network.set_submodule(name, nn.Linear(last.in_features, len(weight), bias))
@@ -185,16 +185,16 @@ def _untrained(architecture: str) -> nn.Module:
 
 
 def linear_layers(network: nn.Module) -> list[tuple[str, nn.Linear]]:
-    """The linear layers of a network by name, the classifier of torchvision's last."""
+    """The linear layers of a network by name; torchvision's classifiers come last."""
     return [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
 
 
 def read_weights(
     file: Path, architecture: str, layer: str | None, pixels: Pixels
 ) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
-    """A torchvision network's settings and the weights it needs, from safetensors.
+    """A torchvision network's settings, and the weights it needs from a safetensors file.
 
-    `layer` is left out, with its weights; none: the last linear one; "none": nothing is. Raises
+    `layer` is left out, with its weights; None: the last linear one; "none": no layer is. Raises
     InputError.
     """
     network = _untrained(architecture)
@@ -220,9 +220,9 @@ def read_weights(
 
 
 def _without_prefix(tensors: dict[str, torch.Tensor], known: set[str]) -> dict[str, torch.Tensor]:
-    """`tensors` without a first part that all names share and the network's do not.
+    """`tensors` without a prefix that all names share and the network's names lack.
 
-    DistributedDataParallel calls it ``module.``, other trainers ``backbone.`` or ``model.``.
+    Such as DistributedDataParallel's ``module.``, or other trainers' ``backbone.`` and ``model.``.
     """
     for _ in range(4):  # they may be nested
         if len({name.partition(".")[0] for name in tensors}) != 1 or known & tensors.keys():
@@ -234,7 +234,7 @@ def _without_prefix(tensors: dict[str, torch.Tensor], known: set[str]) -> dict[s
 def read_graph(
     file: Path, pixels: Pixels, trust: bool
 ) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
-    """A graph's settings, and its bytes [n] uint8 as `graph`; of a program, converted if `trust`.
+    """A graph's settings, and its bytes [n] uint8 as `graph`; with `trust` of a program, converted.
 
     Raises InputError.
     """
@@ -262,7 +262,7 @@ def _read(file: Path, limit: int) -> bytes:
 def read_embedder(
     file: Path, architecture: str | None, layer: str | None, pixels: Pixels, trust: bool = False
 ) -> tuple[AdoptedSettings, dict[str, torch.Tensor]]:
-    """What to keep of a model from outside, tried: its settings, and `build_adopted`'s tensors.
+    """Reads a model trained elsewhere and tries it: its settings, and `build_adopted`'s tensors.
 
     A program is run, and converted to a graph, only with `trust`. Raises InputError naming the file
     and the remedy.
@@ -289,9 +289,11 @@ def read_embedder(
 def tried(
     settings: AdoptedSettings, tensors: dict[str, torch.Tensor], name: str
 ) -> AdoptedSettings:
-    """`settings` with the dimension, and with the batch where only one works, found by running it.
+    """Runs the embedder, and returns `settings` with its dimension and, if only one batch size
+    works, with that.
 
-    Raises InputError when it cannot be run, or when an image's vector depends on the others.
+    Raises InputError when it cannot be run, or when an image's vector depends on the others of its
+    batch.
     """
     generator = torch.Generator().manual_seed(0)
     height, width = settings.pixels.size
@@ -316,7 +318,10 @@ def tried(
 
 
 def _check(together: torch.Tensor, alone: torch.Tensor, name: str) -> None:
-    """Compares vectors [3, d] of one batch of three and of three batches of one."""
+    """Compares the vectors [3, d] of one batch of three with those of three batches of one.
+
+    Raises InputError when they differ, as they do in training mode.
+    """
     if not together.isfinite().all():
         raise InputError(f"{name} gives vectors that are not finite: check --mean and --std")
     apart = (together - alone).norm(dim=1) / alone.norm(dim=1).clamp_min(1e-12)

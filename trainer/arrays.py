@@ -1,4 +1,4 @@
-"""Arrays that a model gave, in a safetensors file that says which model it was."""
+"""Arrays computed by a model, in a safetensors file with the model's fingerprint."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -18,12 +18,12 @@ Ids = NDArray[np.int64]
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], model: str) -> None:
-    """Keeps `arrays` by name; `model` is the fingerprint of the model that gave them."""
+    """Writes `arrays` by name, with the fingerprint of the `model` that computed them."""
     write_atomically(path, save(dict(arrays), metadata={"model": model}))
 
 
 def stored_model(path: Path) -> str | None:
-    """The model that gave a file's arrays. Raises InputError when it is missing or damaged."""
+    """The fingerprint of the model of a file. Raises InputError if it is missing or damaged."""
     try:
         with open_regular(path) as file:
             return read_header(file, os.fstat(file.fileno()).st_size)[1].get("model")
@@ -36,9 +36,10 @@ def stored_model(path: Path) -> str | None:
 def read_arrays(
     path: Path, model: str | None = None, needs: Sequence[str] = ()
 ) -> dict[str, NDArray[Any]]:
-    """The arrays by name, among them those that the caller `needs`.
+    """Reads the arrays by name.
 
-    Raises InputError when they are damaged, or not of `model`, if given.
+    Raises InputError when the file is missing or damaged, lacks one that the caller `needs`, or is
+    of another model than `model`, if given.
     """
     try:
         with open_regular(path) as file, intact():
@@ -60,12 +61,12 @@ def read_arrays(
 
 
 def write_embeddings(path: Path, samples: Ids, embeddings: NDArray[np.float32], model: str) -> None:
-    """Keeps `embeddings` [n, d], as the model gives them, of dataset rows `samples` [n]."""
+    """Writes `embeddings` [n, d], not normalised, of dataset rows `samples` [n]."""
     write_arrays(path, {"samples": samples, "embeddings": embeddings}, model)
 
 
 def read_embeddings(path: Path, model: str | None = None) -> tuple[Ids, NDArray[np.float32]]:
-    """Dataset rows [n], ascending, and their embeddings [n, d]. Raises InputError."""
+    """Reads dataset rows [n], ascending, and their embeddings [n, d]. Raises InputError."""
     arrays = read_arrays(path, model)
     samples, embeddings = arrays.get("samples"), arrays.get("embeddings")
     if (

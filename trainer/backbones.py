@@ -1,4 +1,4 @@
-"""Embedders: images in, one vector each out."""
+"""Embedders: networks that map an image to a vector."""
 
 from typing import Literal
 
@@ -30,7 +30,11 @@ class EmbedderSettings(Settings):
     """Applied to the embedding."""
 
     def least_numbers(self) -> int:
-        """Weights that such a network has at least, told without building it."""
+        """A lower bound of the network's number of weights.
+
+        For cards of untrusted models: one that describes a larger network than its weights is
+        refused before the network takes memory.
+        """
         if self.architecture != "small":
             return 512 * self.dimension
         return 128 * self.width * self.dimension + 9 * self.width * self.width * self.depth
@@ -51,6 +55,8 @@ class Embedder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`images` [b, 3, H, W] uint8 → embeddings [b, d], not normalised."""
         pixels = images.to(self.project.weight.dtype).sub_(127.5).div_(127.5)
+        # activations only: channels-last weights fail in DeepSpeed's initial broadcast, which views
+        # them as bytes
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         return self.activation(self.norm(self.project(self.trunk(pixels))))
 
@@ -87,7 +93,7 @@ def _resnet(name: str, stem: str) -> tuple[nn.Module, int]:
 
 
 def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
-    """A new embedder with random weights that depend on `seed` alone."""
+    """A new embedder with random weights that depend on `seed` alone, not on torch's generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream_key(seed, "embedder") >> 1))
         if settings.architecture == "small":

@@ -1,7 +1,8 @@
-"""Synthesised rows of backward-compatible training: class means of the old model's embeddings.
+"""Synthesised rows of backward-compatible training: class means of the old model's embeddings
+(Sec. 2.5 of the BCT paper).
 
-Each shard gives sums in float64, merged in the order of the shards: the same whatever the number
-of processes, and however often the work was stopped (Sec. 2.5 of the BCT paper).
+Each shard's sums are in float64 and merged in the order of the shards, so that the result depends
+neither on the number of processes nor on interruptions.
 """
 
 from collections.abc import Iterable
@@ -46,23 +47,23 @@ def class_means(parts: Iterable[Sums], first: int, last: int) -> NDArray[np.floa
 
 
 def write_sums(path: Path, sums: Sums, model: str) -> None:
-    """Keeps one shard's sums; `model` is the fingerprint of the model that embedded."""
+    """Writes one shard's sums, with the fingerprint of the embedding `model`."""
     write_arrays(path, dict(zip(("rows", "sums", "counts"), sums, strict=True)), model)
 
 
 def read_sums(path: Path, model: str) -> Sums:
-    """One shard's sums. Raises InputError when they are damaged or of another model."""
+    """Reads one shard's sums. Raises InputError when they are damaged or of another model."""
     tensors = read_arrays(path, model, ("rows", "sums", "counts"))
     return tensors["rows"], tensors["sums"], tensors["counts"]
 
 
 def write_class_means(path: Path, means: NDArray[np.float32], model: str) -> None:
-    """Keeps the means [n, d] of the identities that the old model does not know, by row."""
+    """Writes the means [n, d] of the identities without a row in the old model, by row."""
     write_arrays(path, {"means": means}, model)
 
 
 def read_class_means(path: Path, model: str) -> torch.Tensor:
-    """The means [n, d]. Raises InputError when they are damaged or of another model."""
+    """Reads the means [n, d]. Raises InputError when they are damaged or of another model."""
     return torch.from_numpy(read_arrays(path, model, ("means",))["means"])
 
 

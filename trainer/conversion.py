@@ -1,9 +1,9 @@
-"""Turns a program of PyTorch (TorchScript, torch.export) into an ONNX graph, in its own process.
+"""Converts a PyTorch program (TorchScript, torch.export) to an ONNX graph, in a separate process.
 
 Loading such a file runs it: torch.export's loader makes Python source of names in it, and
-TorchScript may read and write files. So it happens once, when a user adopts a file that they trust,
-in a process without the environment's secrets; what comes out is read as a stranger's file. This is
-no sandbox: the process has the user's rights.
+TorchScript may read and write files. So that happens once, when a user adopts a file that they
+trust, in a process without the environment's secrets; its output is read like any untrusted file.
+This is no sandbox: the process has the user's rights.
 """
 
 import os
@@ -59,7 +59,7 @@ def converted(kind: Kind, file: Path, size: tuple[int, int]) -> bytes:
         except subprocess.TimeoutExpired as error:
             raise InputError(f"{file} was not converted within {_SECONDS} s: {_REMEDY}") from error
         finally:
-            with suppress(ProcessLookupError):  # whatever the program has started ends, too
+            with suppress(ProcessLookupError):  # the group: also processes that the program started
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         folder = Path(made)
@@ -100,8 +100,9 @@ def _load(kind: Kind, file: Path) -> Any:
 
 
 def _tried(program: Any, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Pixels, the vectors that `program` gives for them, and whether batches of any size work."""
+    """Pixels, the vectors of `program` for them, and whether batches of any size work."""
     failure: Exception | None = None
+    # three images first: if two work as well, the batch is not fixed
     for count in (3, *_BATCHES):
         pixels = torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0))
         try:
@@ -119,6 +120,7 @@ def _tried(program: Any, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Ten
 
 def _write_graph(kind: Kind, program: Any, pixels: torch.Tensor, free: bool) -> None:
     out = Path("graph.onnx")
+    # each of torch's two exporters fails on the other's programs
     if kind == "exported":
         torch.onnx.export(program, (pixels,), out, external_data=False, verbose=False)
     else:
@@ -131,7 +133,8 @@ def _write_graph(kind: Kind, program: Any, pixels: torch.Tensor, free: bool) -> 
 
 @torch.inference_mode()
 def main(kind: Kind, file: Path, size: tuple[int, int]) -> None:
-    """Writes ``graph.onnx``, ``pixels.npy`` and ``vectors.npy`` here, or why not into ``error``."""
+    """Writes ``graph.onnx``, ``pixels.npy`` and ``vectors.npy`` to the working directory, or the
+    reason of a failure to ``error``."""
     warnings.simplefilter("ignore")
     try:
         try:

@@ -21,7 +21,9 @@ from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
+from trainer.methods.wants import Answers, ClassMeans, FrozenRows
 from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.row_layout import row_blocks, rows_over, updates_in_backward
 
 Calls = dict[str, list[Collective]]
 """The collectives of an iteration by what they are for."""
@@ -72,13 +74,6 @@ def images_by_rank(batch: int, world: int) -> list[int]:
 def rows_by_rank(first: int, last: int, world: int) -> tuple[int, ...]:
     """The rows first <= r < last that each rank owns."""
     return tuple(len(own_ids(first, last, Ranks(rank, world))) for rank in range(world))
-
-
-def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, range]:
-    """The blocks of rows that a step holds: of `old` identities before it and `last` after it."""
-    if not old or recipe.data == "all":
-        return {"current": range(last)}
-    return {"previous": range(old), "current": range(old, last)}
 
 
 @cache
@@ -158,18 +153,21 @@ def head_footprint(
     PyTorch path: kernels of our own are nothing that a dry_run could follow.
     """
     blocks = row_blocks(recipe, old, last)
-    owned = {name: rows_by_rank(b.start, b.stop, world) for name, b in blocks.items()}
+    owned = {n: rows_by_rank(b.rows.start, b.rows.stop, world) for n, b in blocks.items()}
     held = [sum(own) for own in zip(*owned.values(), strict=True)]
     ranks = DryRunRanks(held.index(max(held)), world)
     counts = images_by_rank(training.batch, world)
     with DryRun() as dry_run:
-        rows = {name: _rows(block, dimension, ranks) for name, block in blocks.items()}
-        trained = {"current"} | ({"previous"} if recipe.needs.trained_rows else set())
+        rows = {
+            name: _rows(block.rows, dimension, ranks).requires_grad_(block.trained)
+            for name, block in blocks.items()
+        }
         without = dry_run.mark()
-        optimizers = {n: RowOptimizer(rows[n], training) for n in rows if n in trained}
+        optimizers = {n: RowOptimizer(rows[n], training) for n in rows if blocks[n].trained}
         kept = dry_run.held - without
-        known = range(last if recipe.needs.class_means else old)
-        frozen = _rows(known, old_dimension, ranks) if recipe.needs.any else None
+        known = range(last if recipe.want(ClassMeans) is not None else old)
+        classifies = recipe.want(Answers) or recipe.want(FrozenRows)
+        frozen = _rows(known, old_dimension, ranks) if classifies else None
         classifier = MarginLoss(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
         before = dry_run.mark()
@@ -183,11 +181,15 @@ def head_footprint(
         gathering = _taken(ranks)
         drawn = settings.sampled + training.batch / world / owned["current"][ranks.rank]
         dry_run.hits = {1: min(1.0, drawn), 2: 1 / world}
-        dry_run.values = owned.get("previous", held)[ranks.rank]
-        update = Update(optimizers["current"], 0.1)
+        dry_run.values = rows_by_rank(0, old, world)[ranks.rank]
+        fused = updates_in_backward(recipe, old)
         forward = Forward(
-            *(gathered, labels, rows["current"], rows.get("previous"), teacher, classifier),
-            update=update,
+            embeddings=gathered,
+            labels=labels,
+            rows=rows_over(recipe, rows, old),
+            classifier=classifier,
+            teacher=teacher,
+            update=Update(optimizers["current"], 0.1) if fused else None,
             anchor=anchor,
         )
         total = gathered.new_zeros(())
@@ -218,11 +220,11 @@ def saved_bytes(
     """
     model, checkpoint = 0, _bytes(*Guard(training.guard).tensors.values())
     with DryRun():
-        for name, block in row_blocks(recipe, old, last).items():
-            rows = _rows(block, dimension, Ranks())
+        for block in row_blocks(recipe, old, last).values():
+            rows = _rows(block.rows, dimension, Ranks())
             size = _bytes(rows.weight, rows.own_ids())
             model += size
-            if name == "current" or recipe.needs.trained_rows:
+            if block.trained:
                 checkpoint += size + _bytes(*RowOptimizer(rows, training).state.values())
     return model, checkpoint
 
@@ -231,18 +233,21 @@ def _teacher(
     recipe: Recipe, rows: ShardedRows, ranks: Ranks, counts: list[int], online: bool
 ) -> Teacher:
     """What the previous model says, as `CachedTeacher` and `OnlineTeacher` gather it."""
-    needs, own, (_, dimension) = recipe.needs, counts[ranks.rank], rows.weight.shape
+    wanted = recipe.want(Answers)
+    if wanted is None:
+        return Teacher(rows=rows)
+    own, (_, dimension), top_k = counts[ranks.rank], rows.weight.shape, wanted.top_k
     embeddings = classes = activations = None
-    if needs.embeddings or (online and needs.answers):
+    if wanted.embeddings or online:
         embeddings = ranks.gather(torch.empty((own, dimension)), counts)
-    if needs.neighbours is not None and online:
+    if top_k is not None and online:
         assert embeddings is not None
         with torch.no_grad():
-            classes, activations = sharded_top_k(embeddings, rows, needs.neighbours)
-    elif needs.neighbours is not None:
-        classes = ranks.gather(torch.empty((own, needs.neighbours), dtype=torch.int64), counts)
-        activations = ranks.gather(torch.empty((own, needs.neighbours)), counts)
-    return Teacher(embeddings if needs.embeddings else None, classes, activations, rows)
+            classes, activations = sharded_top_k(embeddings, rows, top_k)
+    elif top_k is not None:
+        classes = ranks.gather(torch.empty((own, top_k), dtype=torch.int64), counts)
+        activations = ranks.gather(torch.empty((own, top_k)), counts)
+    return Teacher(embeddings if wanted.embeddings else None, classes, activations, rows)
 
 
 def _taken(ranks: DryRunRanks) -> list[Collective]:

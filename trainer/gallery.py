@@ -1,7 +1,7 @@
-"""A gallery: the vectors of all images of a dataset, of one model or, while it is upgraded, of two.
+"""A gallery: the vectors of a dataset's images by one model, or by two during an upgrade.
 
-``gallery.json`` names the files that count: the rows of one shard by one model each. Whatever else
-lies in the folder does not count, so that replacing this one file changes all of it at once.
+``gallery.json`` is the index of the files that count, each with rows of one shard by one model.
+Other files in the folder are ignored, so that replacing the index changes the gallery atomically.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,13 +39,13 @@ class Part:
     name: Annotated[str, AfterValidator(plain_name)]
     shard: Annotated[int, Field(ge=0)]
     model: Annotated[str, AfterValidator(plain_name)]
-    """The model's fingerprint; files that are written anew are named by it."""
+    """The model's fingerprint, which is also part of new files' names."""
     rows: Annotated[int, Field(ge=0, lt=2**40)]
     sha256: Annotated[str, AfterValidator(sha256_text)]
 
 
 class _Index(BaseModel):
-    """What gallery.json may hold."""
+    """The schema of gallery.json."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -75,7 +75,7 @@ class Gallery:
     """d of each model, by its fingerprint; the model of the first vectors first."""
     parts: tuple[Part, ...]
     generation: int = 0
-    """How often it was upgraded in part; file names differ by it."""
+    """Number of partial upgrades so far; part of new files' names, so that none is overwritten."""
 
     @classmethod
     def open(cls, folder: Path) -> "Gallery":
@@ -95,21 +95,21 @@ class Gallery:
 
     @property
     def values(self) -> dict[str, object]:
-        """The index."""
+        """The content of the index."""
         kept = {key: value for key, value in asdict(self).items() if key != "folder"}
         return {"version": _VERSION, **kept}
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a vector does."""
+        """A hash that changes whenever a vector does."""
         return fingerprint(self.values)
 
     def rows(self, model: str) -> int:
-        """How many of its vectors are of `model`."""
+        """The number of vectors by `model`."""
         return sum(part.rows for part in self.parts if part.model == model)
 
     def others(self, model: str) -> list[str]:
-        """The models of its vectors that are not `model`."""
+        """The models of its vectors, without `model`."""
         return [name for name in self.dimensions if name != model]
 
     def read(self, part: Part) -> tuple[Ids, Vectors]:
@@ -123,7 +123,10 @@ class Gallery:
         return samples, vectors
 
     def vectors(self, model: str, count: int | None = None) -> Iterator[tuple[Ids, Vectors]]:
-        """`read` of each part that is of `model`, of a dataset of `count` samples, if given."""
+        """Reads each part by `model`; with `count`, the number of samples, rows are checked.
+
+        Raises InputError when a part is damaged.
+        """
         for part in self.parts:
             if part.model == model:
                 samples, vectors = self.read(part)
@@ -135,7 +138,7 @@ class Gallery:
                 yield samples, vectors
 
     def models(self, count: int) -> list[str]:
-        """[count] the fingerprint of the model that each sample's vector is of."""
+        """[count] the fingerprint of the model of each sample's vector."""
         named = list(self.dimensions)
         column = np.zeros(count, dtype=np.int64)
         for part in self.parts:
@@ -143,11 +146,11 @@ class Gallery:
         return [named[number] for number in column.tolist()]
 
     def save(self) -> None:
-        """Makes this the folder's gallery, at once."""
+        """Writes the index, which makes this the folder's gallery, atomically."""
         write_json(self.folder / INDEX, self.values)
 
     def sweep(self) -> None:
-        """Deletes vectors that do not count: of an upgrade that was stopped, or replaced."""
+        """Deletes files that the index does not name: replaced ones, or of interrupted upgrades."""
         kept = {part.name for part in self.parts}
         for pattern in ("shard-*.safetensors", ".shard-*.part"):
             for path in self.folder.glob(pattern):
@@ -156,7 +159,7 @@ class Gallery:
 
 
 def part_file(folder: Path, shard: int, model: str, generation: int) -> Path:
-    """Where a shard's vectors of a model go, in a gallery or before they are in one."""
+    """The path of a shard's vectors by a model, in a gallery or in a work folder."""
     return folder / f"shard-{shard:05d}-{model}-{generation}.safetensors"
 
 
@@ -172,10 +175,9 @@ def stored(
 def upgraded(
     gallery: Gallery, model: str, dimension: int, fresh: Iterable[tuple[int, Ids, Vectors]]
 ) -> Gallery:
-    """The gallery with some vectors replaced: its files are written, its index is not.
+    """The gallery with some vectors replaced. Writes its files, but not its index.
 
-    `fresh` has a shard, some of its samples, ascending, and their vectors of `model`, each shard
-    once at most.
+    `fresh` yields (shard, samples, vectors by `model`), samples ascending, each shard at most once.
     """
     parts, after = {part.name: part for part in gallery.parts}, gallery.generation + 1
     for shard, samples, vectors in fresh:
@@ -210,10 +212,10 @@ def _merged(a: tuple[Ids, Vectors], b: tuple[Ids, Vectors]) -> tuple[Ids, Vector
 
 
 def crowding(parts: Iterable[tuple[Ids, Vectors]], identity: Ids) -> NDArray[np.float32]:
-    """[identities] the greatest cosine between an identity's mean direction and another's.
+    """[identities] the largest cosine between an identity's mean direction and any other's.
 
-    `parts` are samples and their vectors, `identity` [n] is each sample's. Of identities without
-    vectors it is -inf. Holds d numbers an identity.
+    `parts` are samples and their vectors, `identity` [n] is each sample's. It is -inf for
+    identities without vectors. Memory: d numbers an identity, as means are compared, not images.
     """
     count = int(identity.max()) + 1
     sums: torch.Tensor | None = None
@@ -240,11 +242,11 @@ def crowding(parts: Iterable[tuple[Ids, Vectors]], identity: Ids) -> NDArray[np.
 
 
 def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Order) -> Ids:
-    """The samples, ascending, at most `budget`, whose vectors `model` is to replace next.
+    """The samples, ascending, at most `budget`, whose vectors are to be replaced by `model` next.
 
-    Identity after identity, those already begun with first; then those farthest from everybody else
-    by the vectors of the other model (`crowding`), or in a random order that is always the same.
-    `identity` [n] is each sample's.
+    Identity by identity: first those that are begun, then those farthest from all others by the
+    vectors of the other model (`crowding`), or in a fixed random order. `identity` [n] is each
+    sample's.
     """
     count, every = int(identity.max()) + 1, len(identity)
     old = gallery.others(model)

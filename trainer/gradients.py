@@ -2,7 +2,8 @@
 
 The head works in fp32 outside the engine, so a loss scale is applied only at the border: the
 embeddings' gradient is multiplied on its way into the embedder and each parameter's is divided in
-a hook, before DeepSpeed sees it, whatever the ZeRO stage. Rows' gradients are never scaled.
+a hook, before DeepSpeed sees it, whatever the ZeRO stage. Rows' gradients are never scaled. A loss
+on the parameters themselves must pass the same border, or the hook would divide it for nothing.
 """
 
 from collections.abc import Iterable
@@ -73,11 +74,12 @@ class Gradients:
         """Everything it remembers between iterations: copy into them to put it back."""
         return {} if self.scale is None else {"loss_scale": self.scale.tensor}
 
-    def enter(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """The same embeddings [b, d]; their gradient is scaled on its way into the embedder."""
-        if self.scale is None:
-            return embeddings
-        return _Scaled.apply(embeddings, self.scale.value)
+    def enter(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same embeddings [b, d], or the same parameter: for losses to look at.
+
+        Its gradient is scaled on its way into the embedder.
+        """
+        return tensor if self.scale is None else _Scaled.apply(tensor, self.scale.value)
 
     def _arrived(self, gradient: torch.Tensor) -> torch.Tensor | None:
         self._largest.append(torch.linalg.vector_norm(gradient.detach(), torch.inf))

@@ -1,6 +1,6 @@
-"""Whether an update may be made: decided from the losses so far, by values alone.
+"""Decides from the recent losses whether an update may be made.
 
-Every rank gives the same values, so every rank decides alike.
+A pure function of values that are equal on every rank, so that every rank decides alike.
 """
 
 import math
@@ -44,7 +44,7 @@ def robust_score(recent: torch.Tensor, value: float) -> float:
 
 
 class Guard:
-    """The recent losses and the updates skipped in a row, and what follows from them."""
+    """The recent losses and the number of updates skipped in a row, and the decisions from them."""
 
     def __init__(self, settings: GuardSettings) -> None:
         self._settings = settings
@@ -53,7 +53,7 @@ class Guard:
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything it remembers: copy into them to put a saved state back."""
+        """The whole state, not copied: a saved state is restored by copying into these tensors."""
         return {"guard.losses": self._losses, "guard.counts": self._counts}
 
     @property
@@ -67,7 +67,7 @@ class Guard:
         return self.streak >= self._settings.rewind_after
 
     def judge(self, loss: float) -> Fault | None:
-        """What is wrong with a loss."""
+        """The fault of a loss, None if there is none."""
         if not math.isfinite(loss):
             return "loss"
         spike, held = self._settings.spike, min(int(self._counts[0]), len(self._losses))
@@ -76,11 +76,11 @@ class Guard:
         return "spike" if robust_score(self._losses[:held], loss) > spike else None
 
     def accept(self, loss: float) -> None:
-        """The update was made."""
+        """Records the loss of an update that was made."""
         self._losses[int(self._counts[0]) % len(self._losses)] = loss
         self._counts += torch.tensor([1, 0])
         self._counts[1] = 0
 
     def reject(self) -> None:
-        """The update was skipped."""
+        """Records that an update was skipped."""
         self._counts[1] += 1

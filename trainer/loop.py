@@ -19,6 +19,7 @@ from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import MarginLoss
 from trainer.methods.recipe import OldClassifier
+from trainer.methods.wants import Answers, ClassMeans, FrozenRows
 from trainer.model import Model, save_model
 from trainer.processor import fallback, multiplies_bf16
 from trainer.rewinds import Rewinds
@@ -89,7 +90,21 @@ def attempt(
         restore_state(state, newest, ranks)
     anchor = build_anchor(spec, ranks, device)
     teacher = build_teacher(spec, anchor, ranks, device)
-    step = Stepper(spec.training, spec.recipe, state, teacher, ranks, activity, anchor)
+    loaded = {
+        type(want): want.load(spec.prepared[type(want)], ranks, device)
+        for want in spec.recipe.wants
+        if type(want) in spec.prepared
+    }
+    step = Stepper(
+        spec.training,
+        spec.recipe,
+        state,
+        teacher,
+        ranks,
+        activity=activity,
+        anchor=anchor,
+        loaded=loaded,
+    )
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)
     for batch in watch.batches(batches_from(spec, state.iteration, ranks, device, quarantine)):
@@ -108,7 +123,7 @@ def attempt(
         if step.stopping:
             return "stopped"
     activity.turn("saving the model")
-    blocks = list(state.blocks().values())
+    blocks = list(state.blocks.values())
     save_model(
         spec.folder / "model",
         spec.embedder,
@@ -137,27 +152,28 @@ def reason_to_rewind(
 def build_teacher(
     spec: TrainingSpec, anchor: OldClassifier | None, ranks: Ranks, device: torch.device
 ) -> TeacherSource:
-    """Whatever the recipe asks the previous model through; rows that `anchor` has are shared."""
-    needs, previous = spec.recipe.needs, spec.previous
-    if previous is None or not needs.answers:
+    """Where the previous model's `Answers` come from."""
+    wanted, previous = spec.recipe.want(Answers), spec.previous
+    if previous is None or wanted is None:
         return NoTeacher()
     if anchor is not None and spec.recipe.anchor == "previous":
+        # one model: its frozen rows are held once, not once for each
         old = anchor.trained()
     else:
         old = old_classifier(previous, ranks, device)
     if spec.teacher.mode == "online":
-        return OnlineTeacher(previous.embedder().to(device), old, needs)
+        return OnlineTeacher(previous.embedder().to(device), old, wanted)
     views = VIEWS if spec.data.augmentation.flip else VIEWS[:1]
     shards = len(spec.dataset.manifest["shards"])
     return CachedTeacher(TeacherCache(spec.cache, shards, views, previous.fingerprint), old)
 
 
 def build_anchor(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> OldClassifier | None:
-    """The classifier to stay compatible with, where the recipe asks for one."""
-    if spec.anchor is None or not spec.recipe.needs.classifier:
+    """The classifier to stay compatible with, where the recipe wants one."""
+    if spec.anchor is None or spec.recipe.want(FrozenRows) is None:
         return None
     means = None
-    if spec.recipe.needs.class_means:
+    if spec.recipe.want(ClassMeans) is not None:
         means = read_class_means(spec.class_means, spec.anchor.fingerprint)
     return old_classifier(spec.anchor, ranks, device, means)
 

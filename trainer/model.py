@@ -1,8 +1,8 @@
-"""A finished model: embedder, rows and card, as a folder that anything can read.
+"""A finished model: a folder with embedder, rows and card, in formats that any program can read.
 
 ``embedder.safetensors``, ``rows-*.safetensors`` with global row ids, ``names.safetensors`` with the
 identity of each row, ``classifier.safetensors`` with the running statistics of its margin,
-``card.json``: never a pickle. `trainer.adopted` has what is different of models from outside.
+``card.json``: never a pickle. Embedders trained elsewhere are in `trainer.adopted`.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _Side = Annotated[int, Field(gt=0, le=1 << 16)]
 
 
 class _Facts(BaseModel):
-    """What a card says beside its settings."""
+    """A card's keys beside its settings."""
 
     image_size: tuple[_Side, _Side] | None = None
     rows: int = Field(ge=0, lt=2**40)
@@ -45,9 +45,9 @@ class Model:
     image_size: tuple[int, int] | None
     """Height and width of the images it was trained on; none: of an adopted one, which resizes."""
     rows: int
-    """Identities it knows."""
+    """Number of identities that it has learned."""
     fingerprint: str
-    """Changes whenever any of its files does."""
+    """A hash that changes whenever any of its files does."""
 
     @classmethod
     def open(cls, folder: Path) -> "Model":
@@ -71,7 +71,7 @@ class Model:
 
     @property
     def adopted(self) -> bool:
-        """Whether it was not trained here, so that its embedder cannot be trained on."""
+        """Whether it was trained elsewhere, so that training cannot continue from its embedder."""
         return isinstance(self.settings, AdoptedSettings)
 
     def embedder(self) -> Embedder | AdoptedEmbedder:
@@ -89,7 +89,7 @@ class Model:
         return embedder.eval()
 
     def names(self) -> list[str]:
-        """The identity of each of its rows."""
+        """The identities of its rows, by name. Raises DamagedError."""
         names = row_names(self.folder) if self.rows else []
         if len(names) != self.rows:
             raise DamagedError(
@@ -108,21 +108,21 @@ class Model:
         return ShardedRows(0, self.rows, weight, ranks)
 
     def frozen_rows(self, ranks: Ranks) -> ShardedRows:
-        """This rank's part of its rows as its logits see them, without gradient."""
+        """This rank's part of its rows as used in its logits (normalised or not), frozen."""
         weight = load_rows(Folder.at(self.folder), "rows", 0, self.rows, ranks)["weight"]
         frozen = ShardedRows(0, self.rows, self.classifier.directions(weight), ranks)
         return frozen.requires_grad_(False)
 
 
 def row_names(folder: Path) -> list[str]:
-    """The identity of each row of the model in `folder`. Raises DamagedError."""
+    """The identities of the rows of the model in `folder`, by name. Raises DamagedError."""
     folder_of = Folder.at(folder)
     saved = folder_of.tensors("names")
     with folder_of.intact("names.safetensors"):
         if (saved["utf8"].dtype, saved["ends"].dtype) != (torch.uint8, torch.int64):
             raise ValueError("no names")
         text, ends = saved["utf8"].numpy().tobytes(), saved["ends"].tolist()
-        # each at or behind the one before: else a few bytes would be written out a million times
+        # ascending: otherwise a few bytes could be copied a million times
         if any(not 0 <= first <= last <= len(text) for first, last in pairwise([0, *ends])):
             raise ValueError("its names lie outside of its text")
         return [text[first:last].decode() for first, last in pairwise([0, *ends])]
@@ -147,7 +147,8 @@ def save_model(
 ) -> None:
     """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder.
 
-    `image_size` is the height and width trained on, `names` are the identities of all rows.
+    A collective call. `image_size` is the height and width trained on, `names` are the identities
+    of all rows. Raises OSError on every rank when any could not write.
     """
     ids = torch.cat([block.own_ids() for block in blocks])
     weight = torch.cat([block.weight.detach().cpu() for block in blocks])
@@ -174,7 +175,7 @@ def save_adopted(
     weight: torch.Tensor,
     names: list[str],
 ) -> None:
-    """Writes an embedder from outside as a model folder, with rows `weight` [C, d] of `names`."""
+    """Writes an adopted embedder as a model folder, with the rows `weight` [C, d] of `names`."""
     ranks = Ranks()
     files = {
         "embedder": {name: tensor.contiguous() for name, tensor in tensors.items()},

@@ -1,8 +1,8 @@
-"""Embedders from outside as ONNX graphs: data, looked through before onnxruntime sees it.
+"""Embedders from outside as ONNX graphs: checked before onnxruntime reads them.
 
-A graph that is let through has one standard operator a node, holds all of its weights, and can
-neither name a file nor bring code. What is kept, and what onnxruntime reads, is written anew from
-what was looked at: a field that this reader does not know does not reach the other.
+An accepted graph has one standard operator a node, holds all of its weights, and can neither name a
+file nor contain code. The graph that is kept, and read by onnxruntime, is serialised from what was
+checked: onnxruntime knows fields that our protobuf may not, and reads options from metadata.
 """
 
 import math
@@ -39,12 +39,13 @@ Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tanh Thresholded
 Transpose Trilu Unsqueeze Upsample Where Xor
 """
 OPERATORS = frozenset(_NAMES.split())
-"""Of the standard domain. None has a graph within, makes text, draws numbers or decodes images."""
+"""Allowed operators of the standard domain. None contains a graph, makes text, draws random numbers
+or decodes images."""
 _NODES = 20_000
 """More than any embedder has; the runtime takes minutes for some graphs of 100,000."""
 _STRUCTURE = 16 << 20
-"""Bytes of a file that are not weights: nodes, names, notes. Parsed, they take up to 75 times that.
-"""
+"""Most bytes of a file that are not weights: nodes, names, notes. Parsed they may take 75 times as
+much."""
 _KINDS = {
     "model": {7: "graph"},
     "graph": {1: "node", 5: "tensor"},
@@ -52,7 +53,7 @@ _KINDS = {
     "attribute": {5: "tensor"},
     "tensor": dict.fromkeys((4, 5, 9, 10), ""),
 }
-"""Where weights are in a file, by the numbers of fields in onnx.proto.
+"""The fields of a file that hold weights, by their numbers in onnx.proto.
 
 Not int64_data and uint64_data: a byte of these becomes eight, and no embedder has many.
 """
@@ -65,11 +66,12 @@ _registered = False
 
 
 def checked(content: bytes, name: str) -> bytes:
-    """The graph in `content`, written anew without metadata.
+    """Checks the graph in `content` and serialises it anew, without metadata.
 
     Raises InputError that names `name` and the remedy for anything but a graph as described above.
     """
     onnx = _package("onnx", name)
+    # before it is parsed: a limit on nodes that is checked afterwards comes too late
     try:
         beside = structure(content, _KINDS, "model")
     except ValueError as error:
@@ -96,7 +98,7 @@ def checked(content: bytes, name: str) -> bytes:
 
 
 def _reason(model: "onnx.ModelProto", onnx: Any) -> str:
-    """Why a model is not taken; empty: it is."""
+    """Why a model is refused; empty if it is accepted."""
     if domains := {o.domain for o in model.opset_import} - {"", "ai.onnx"}:
         return f"it needs operators of {_shown(domains)}"
     if model.functions or model.training_info:
@@ -113,7 +115,7 @@ def _reason(model: "onnx.ModelProto", onnx: Any) -> str:
         if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
             return f"it has the operator {_shown({f'{node.domain}.{node.op_type}'.strip('.')})}"
         for given in node.attribute:
-            # the type is only said: what counts is which fields are there
+            # the declared type may be wrong: what counts is which fields are there
             if given.type not in plain or given.HasField("g") or given.graphs:
                 return f"a {node.op_type} has a graph within, or an attribute of a kind of its own"
             to_text = (node.op_type, given.name, given.i) == ("Cast", "to", onnx.TensorProto.STRING)
@@ -139,7 +141,7 @@ def _tensors(graph: "onnx.GraphProto") -> Iterator["onnx.TensorProto"]:
 
 
 def _odd(tensor: "onnx.TensorProto", onnx: Any) -> str:
-    """Why a tensor is not taken; empty: it is."""
+    """Why a tensor is refused; empty if it is accepted."""
     if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
         return "its weights are in another file"
     if tensor.data_type == onnx.TensorProto.STRING or tensor.string_data:
@@ -148,7 +150,7 @@ def _odd(tensor: "onnx.TensorProto", onnx: Any) -> str:
         return "a weight is given in segments"
     if any(size < 0 for size in tensor.dims) or len(tensor.dims) > 16:
         return "a weight has an impossible shape"
-    # a value takes four bits at least, so that the file bounds what a shape may ask for
+    # a value takes four bits at least, so the file's size bounds the memory of any shape
     if math.prod(tensor.dims) > 2 * tensor.ByteSize():
         return "a weight is larger than what the file holds of it"
     return ""
@@ -163,7 +165,7 @@ def load_graph(content: bytes, name: str) -> Program:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 4
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # threads that wait would keep a core from the machine's other work
+    # spinning threads would take cores from the machine's other work
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = runtime.InferenceSession(kept, options, providers=["CPUExecutionProvider"])
@@ -214,16 +216,16 @@ def _package(name: str, of: str) -> Any:
 
 
 def _bound_memory(runtime: Any) -> None:
-    """Lets the graphs of this process use `_MEMORY` bytes in all, once.
+    """Limits the graphs of this process to `_MEMORY` bytes in all, at the first call.
 
-    A few nodes can ask for any amount (Expand, Tile), and the kernel would end the process.
+    A few nodes can ask for any amount (Expand, Tile), and the kernel would kill the process.
     """
     global _registered
     if not _registered:
         kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
         info = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        # extended by what is asked for: doubling would reach the bound at half of it
+        # strategy 1 extends by what is asked for: doubling would reach the bound at half of it
         most = {"max_mem": min(_MEMORY, memory // 2), "arena_extend_strategy": 1}
         arena = runtime.OrtArenaCfg(most)
         runtime.create_and_register_allocator(info, arena)
@@ -231,5 +233,5 @@ def _bound_memory(runtime: Any) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an exception's words."""
+    """The first line of an exception's message."""
     return printable((str(error).strip().splitlines() or [type(error).__name__])[0])

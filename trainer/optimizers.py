@@ -65,7 +65,7 @@ class TrainingSettings(Settings):
     @field_validator("checkpoint_url")
     @classmethod
     def _path_from_anywhere(cls, url: str | None) -> str | None:
-        """Workers have working directories of their own."""
+        """Makes a path absolute: workers run in other working directories."""
         return url if url is None or "://" in url else str(Path(url).absolute())
 
     @model_validator(mode="after")
@@ -82,7 +82,8 @@ class TrainingSettings(Settings):
 def for_all_data(settings: TrainingSettings, rows: Sequence[int], step: int) -> TrainingSettings:
     """The schedule of a step that trains on the images of every step up to `step`.
 
-    `rows` are the identities learned after each step: all get as many epochs as step 0's.
+    `rows` are the numbers of identities learned after each step: iterations and milestones grow
+    with them, so that a step has as many epochs as step 0.
     """
 
     def longer(iterations: int) -> int:
@@ -122,6 +123,6 @@ def make_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of every parameter group."""
+    """Sets the learning rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = rate

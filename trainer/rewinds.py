@@ -1,4 +1,4 @@
-"""How often a phase went back to a checkpoint, and which samples it leaves out since."""
+"""The rewinds of a training phase to a checkpoint, and the samples left out because of them."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainer.heads.collectives import Ranks
 
 
 class Rewinds:
-    """A phase's rewinds: decided by all ranks, written by rank 0, read again after any restart."""
+    """A phase's rewinds: decided by all ranks, written by rank 0, read again after a restart."""
 
     def __init__(self, path: Path, ranks: Ranks, fence: Fence = unfenced) -> None:
         self._path, self._ranks, self._fence = path, ranks, fence
@@ -35,10 +35,10 @@ class Rewinds:
     def add(
         self, iteration: int, why: Fault, samples: NDArray[np.int64], available: int, limit: int
     ) -> None:
-        """Records a rewind at `iteration`; `samples` are the global batches' that led to it.
+        """Records a rewind at `iteration`; `samples` are of the global batches that led to it.
 
-        They are left out from now on, unless that were more than half of the `available` samples:
-        then the data is not to blame. Raises InputError at the `limit` of rewinds.
+        They are left out from now on, unless more than half of the `available` samples would be:
+        then the data is not the cause. Raises InputError at the `limit` of rewinds.
         """
         if len(self) >= limit:
             raise InputError(

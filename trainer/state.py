@@ -20,17 +20,20 @@ from trainer.heads.margin_loss import MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.optimizers import make_optimizer
+from trainer.row_layout import RowBlock, row_blocks
 from trainer.training_spec import TrainingSpec, spec_seed
 
 
-@dataclass
+@dataclass(kw_only=True)
 class State:
     """What changes while training."""
 
     engine: Any
     classifier: MarginLoss
-    current: ShardedRows
-    previous: ShardedRows | None
+    blocks: dict[str, ShardedRows]
+    """The rows by the names of `row_blocks`, lowest ones first."""
+    old: int
+    """How many rows are of identities from before the step."""
     embedder_optimizer: torch.optim.Optimizer
     row_optimizers: dict[str, RowOptimizer]
     """Of the blocks that are trained, by the block's name."""
@@ -45,52 +48,35 @@ class State:
 
     def finite(self, ranks: Ranks) -> bool:
         """Whether every weight of the embedder and the rows is finite, on all ranks."""
-        weights = [*self.engine.module.parameters(), *(r.weight for r in self.blocks().values())]
+        weights = [*self.engine.module.parameters(), *(r.weight for r in self.blocks.values())]
         fine = all(bool(torch.isfinite(weight).all()) for weight in weights)
         return not ranks.max(weights[0].new_tensor(float(not fine))).item()
-
-    def blocks(self) -> dict[str, ShardedRows]:
-        """The blocks of rows by name."""
-        held = {"previous": self.previous, "current": self.current}
-        return {name: rows for name, rows in held.items() if rows is not None}
 
 
 def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State:
     """The embedder, rows and optimisers as they are before the first iteration."""
     seed = spec_seed(spec, "step")
-    last = spec.benchmark.row_ends[spec.step]
     embedder = build_embedder(spec.embedder, seed)
-    scratch, whole = spec.recipe.start == "scratch", spec.recipe.data == "all"
-    old = 0 if spec.previous is None or (scratch and whole) else spec.previous.rows
-    fresh = ShardedRows.new(old, last, spec.embedder.dimension, seed % 2**31, ranks)
-    previous = None
-    if spec.previous is not None and not scratch:
+    classifier = MarginLoss(spec.classifier, seed % 2**31, device)
+    if spec.previous is not None and spec.recipe.start.embedder == "previous":
         embedder.load_state_dict(spec.previous.embedder().state_dict())
-    if spec.previous is not None and old:
-        previous = spec.previous.sharded_rows(ranks)
-    if previous is not None and whole:
-        order = torch.cat([previous.own_ids(), fresh.own_ids()]).argsort()
-        weight = torch.cat([previous.weight.detach(), fresh.weight.detach()])[order]
-        fresh, previous = ShardedRows(0, last, weight, ranks), None
+        classifier.restore(spec.previous.running())
     synchronise_batch_norm(embedder, ranks)
     embedder.to(device).train()
-    fresh.to(device)
-    trained = {"current": fresh}
-    if previous is not None:
-        previous.to(device)
-        if spec.recipe.needs.trained_rows:
-            trained["previous"] = previous
+    # of the model and not of the benchmark: one adopted without its classifier has no rows
+    old = spec.previous.rows if spec.previous is not None else 0
+    layout = row_blocks(spec.recipe, old, spec.benchmark.row_ends[spec.step])
+    blocks = {
+        name: build_rows(block, spec, seed % 2**31, ranks).to(device)
+        for name, block in layout.items()
+    }
     scale = LossScale() if spec.training.precision == "fp16" else None
     gradients, guard = Gradients(embedder.parameters(), scale), Guard(spec.training.guard)
-    shared = {**guard.tensors, **gradients.tensors}
     embedder_optimizer = make_optimizer(embedder.parameters(), spec.training)
+    # under ZeRO the engine copies the parameters, so they are final by now
     engine = build_engine(
         embedder, embedder_optimizer, spec.training.batch, ranks, spec.training.zero
     )
-    row_optimizers = {name: RowOptimizer(rows, spec.training) for name, rows in trained.items()}
-    classifier = MarginLoss(spec.classifier, seed % 2**31, device)
-    if spec.previous is not None and spec.recipe.start == "previous":
-        classifier.restore(spec.previous.running())
     origin = {
         "dataset": spec.dataset.fingerprint,
         "seed": spec.seed,
@@ -99,17 +85,38 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
     if spec.phase:  # of main trainings none has the key: checkpoints of before stay theirs
         origin["phase"] = spec.phase
     return State(
-        engine,
-        classifier,
-        fresh,
-        previous,
-        embedder_optimizer,
-        row_optimizers,
-        gradients,
-        guard,
-        shared,
+        engine=engine,
+        classifier=classifier,
+        blocks=blocks,
+        old=old,
+        embedder_optimizer=embedder_optimizer,
+        row_optimizers={
+            name: RowOptimizer(blocks[name], spec.training)
+            for name, block in layout.items()
+            if block.trained
+        },
+        gradients=gradients,
+        guard=guard,
+        shared={**guard.tensors, **gradients.tensors},
         origin=origin,
     )
+
+
+def build_rows(block: RowBlock, spec: TrainingSpec, seed: int, ranks: Ranks) -> ShardedRows:
+    """This rank's rows of a block, on the CPU: those that are kept, then random ones."""
+    first, last = block.rows.start, block.rows.stop
+    weights = []
+    if first < block.kept:
+        assert spec.previous is not None
+        weights.append(spec.previous.sharded_rows(ranks).weight.detach())
+        first = block.kept
+    if first < last:
+        fresh = ShardedRows.new(first, last, spec.embedder.dimension, seed, ranks)
+        weights.append(fresh.weight.detach())
+    # kept rows have lower ids, so that one behind the other they ascend on every rank
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+    rows = ShardedRows(block.rows.start, last, weight, ranks)
+    return rows.requires_grad_(block.trained)
 
 
 def save_state(spec: TrainingSpec, state: State, checkpoints: Checkpoints, ranks: Ranks) -> None:
@@ -117,7 +124,7 @@ def save_state(spec: TrainingSpec, state: State, checkpoints: Checkpoints, ranks
 
     Rows that are not trained stay out: the previous model has them.
     """
-    blocks = {name: state.blocks()[name] for name in state.row_optimizers}
+    blocks = {name: state.blocks[name] for name in state.row_optimizers}
     files = {
         part_name(name, ranks): rows_tensors(rows, state.row_optimizers[name])
         for name, rows in blocks.items()
@@ -165,7 +172,7 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
     for key, tensor in folder.tensors("shared").items():
         state.shared[key].copy_(tensor)
     for name, optimizer in state.row_optimizers.items():
-        rows = state.blocks()[name]
+        rows = state.blocks[name]
         tensors = load_rows(folder, name, rows.first, rows.last, ranks)
         rows.weight.data.copy_(tensors["weight"])
         for key, held in optimizer.state.items():

@@ -1,6 +1,8 @@
 """One iteration of training."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +17,10 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import Part
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
+from trainer.methods.wants import Want
 from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
 from trainer.processor import multiplies_bf16
+from trainer.row_layout import rows_over, updates_in_backward
 from trainer.state import State
 from trainer.teacher import TeacherSource
 
@@ -40,8 +44,11 @@ class Stepper:
         ranks: Ranks,
         activity: Activity | None = None,
         anchor: OldClassifier | None = None,
+        loaded: Mapping[type[Want], Any] | None = None,
     ) -> None:
-        self._training, self._recipe, self._anchor = training, recipe, anchor
+        """`loaded` is what earlier phases prepared, see `Forward.loaded`."""
+        self._training, self._recipe = training, recipe
+        self._anchor, self._loaded = anchor, loaded or {}
         self._state, self._teacher, self._ranks = state, teacher, ranks
         self._activity = activity or Activity()
         batch, world = training.batch, ranks.world
@@ -51,6 +58,9 @@ class Stepper:
             [rank_slice(count, part, training.accumulate) for count in self._counts]
             for part in range(training.accumulate)
         ]
+        module = state.engine.module
+        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self._alone = updates_in_backward(recipe, state.old)
         self._buffers = [*state.engine.module.buffers(), *state.classifier.running.values()]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self.fault: Fault | None = None
@@ -136,26 +146,28 @@ class Stepper:
         self._activity.turn("gathering embeddings")
         gathered = gather_embeddings(embeddings, self._ranks, counts)
         # a float16 overflow shows after the rows' gradients only: they must not be used up by then
-        whole = part is None and not state.gradients.scale
-        fused = Update(state.row_optimizers["current"], rate) if whole else None
+        fused = self._alone and part is None and not state.gradients.scale
         self._activity.turn("loss")
         forward = Forward(
-            gathered,
-            labels,
-            state.current,
-            state.previous,
-            teacher,
-            state.classifier,
-            state.iteration,
-            fused,
-            self._anchor,
-            part,
+            embeddings=gathered,
+            labels=labels,
+            rows=rows_over(self._recipe, state.blocks, state.old),
+            classifier=state.classifier,
+            teacher=teacher,
+            loaded=self._loaded,
+            # gathered embeddings' gradients are multiplied by the world size, because the engine
+            # averages over the ranks what each has of its own images; these are whole on each
+            parameters={n: state.gradients.enter(p) for n, p in self._parameters.items()},
+            iteration=state.iteration,
+            update=Update(state.row_optimizers["current"], rate) if fused else None,
+            anchor=self._anchor,
+            part=part,
         )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:
             numerator, denominator = term(forward)
             share = numerator / denominator
-            losses[type(term).__name__.lower()] = share.detach()
+            losses[term.name] = share.detach()
             total = total + term.weight * share
         return {**losses, "loss": total}
 
@@ -175,7 +187,7 @@ class Stepper:
 
     def _judge_gradients(self) -> Fault | None:
         state = self._state
-        finite = state.gradients.finite(state.blocks().values())
+        finite = state.gradients.finite(state.blocks.values())
         if not self._ranks.max((~finite).float()).item():
             return None
         scale = state.gradients.scale
@@ -198,7 +210,7 @@ class Stepper:
             buffer.copy_(kept)
         discard_gradients(state.engine)
         state.gradients.forget()
-        for rows in state.blocks().values():
+        for rows in state.blocks.values():
             rows.weight.grad = None
         if self.fault != "overflow":  # what the loss scale is for, not a sign of trouble
             state.guard.reject()

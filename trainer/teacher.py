@@ -16,7 +16,8 @@ from data_shards.storage.neighbours import TeacherCache
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Needs, OldClassifier, Teacher
+from trainer.methods.recipe import OldClassifier, Teacher
+from trainer.methods.wants import Answers
 
 
 class TeacherSettings(Settings):
@@ -65,23 +66,23 @@ class CachedTeacher:
 class OnlineTeacher:
     """Runs the previous model on the batch."""
 
-    def __init__(self, embedder: torch.nn.Module, old: OldClassifier, needs: Needs) -> None:
-        self._embedder, self._old, self._needs = embedder.eval(), old, needs
+    def __init__(self, embedder: torch.nn.Module, old: OldClassifier, wanted: Answers) -> None:
+        self._embedder, self._old, self._wanted = embedder.eval(), old, wanted
 
     @torch.no_grad()
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
         old, rows = self._old, self._old.rows
         embeddings = rows.ranks.gather(self._embedder(batch.images), counts)
-        if self._needs.neighbours is None:
+        if self._wanted.top_k is None:
             return old.teacher(embeddings=embeddings)
         inputs = old.classifier.settings.inputs(embeddings)
-        classes, activations = sharded_top_k(inputs, rows, self._needs.neighbours)
-        kept = embeddings if self._needs.embeddings else None
+        classes, activations = sharded_top_k(inputs, rows, self._wanted.top_k)
+        kept = embeddings if self._wanted.embeddings else None
         return old.teacher(embeddings=kept, classes=classes, activations=activations)
 
 
 class NoTeacher:
-    """For recipes that ask nothing."""
+    """For recipes that want no `Answers`."""
 
     def __call__(self, batch: Batch, counts: list[int]) -> Teacher:
         return Teacher()
@@ -89,18 +90,18 @@ class NoTeacher:
 
 @torch.no_grad()
 def answers(
-    embeddings: torch.Tensor, rows: ShardedRows, classifier: ClassifierSettings, needs: Needs
+    embeddings: torch.Tensor, rows: ShardedRows, classifier: ClassifierSettings, wanted: Answers
 ) -> dict[str, NDArray[np.generic]]:
-    """What is cached of n images, by `needs`.
+    """What is cached of n images: what is `wanted`.
 
     `embeddings` [n, d], `rows` (as the logits see them) and `classifier` are the previous model's.
     """
     out: dict[str, NDArray[np.generic]] = {}
-    if needs.embeddings:
+    if wanted.embeddings:
         out["embeddings"] = embeddings.float().numpy()
-    if needs.neighbours is not None:
+    if wanted.top_k is not None:
         scores = classifier.inputs(embeddings.float()) @ rows.weight.T
-        classes, activations = top_k(scores, rows.own_ids(), needs.neighbours)
+        classes, activations = top_k(scores, rows.own_ids(), wanted.top_k)
         out["classes"] = classes.to(torch.int32).numpy()
         out["activations"] = activations.numpy()
     return out

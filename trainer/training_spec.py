@@ -1,7 +1,7 @@
 """What a training phase is given: everything that decides its result."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -53,13 +53,15 @@ class TrainingSpec:
     """Path or fsspec URL of its checkpoints, and no other training's; empty: in `folder`."""
     phase: str = ""
     """Names a further training of the step, such as an expert's; empty: the step's main one."""
+    prepared: Mapping[type, Path] = field(default_factory=dict)
+    """What phases before left for the recipe's Terms, by the class of the want."""
     fence: Fence = unfenced
     """Called before anything is written; raises when this process may not any more."""
 
 
 def training_samples(spec: TrainingSpec) -> NDArray[np.int64]:
     """The dataset rows [n] that the phase trains on."""
-    return spec.benchmark.step_samples(spec.step, spec.recipe.data == "all")
+    return spec.recipe.samples(spec.benchmark, spec.step)
 
 
 def spec_seed(spec: TrainingSpec, use: str) -> int:

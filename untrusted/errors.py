@@ -1,4 +1,4 @@
-"""The error type that is meant for people."""
+"""The error type that is meant for users."""
 
 from untrusted.text import printable, redacted
 
@@ -6,9 +6,9 @@ from untrusted.text import printable, redacted
 class InputError(ValueError):
     """Something the user gave is wrong: the message is one line naming the thing and the remedy.
 
-    The command line prints it without a stack trace; everything else raised is our own fault.
-    Passwords of URLs are left out of the message, and what would steer a terminal is spelled out,
-    whatever raised it.
+    The command line prints it without a stack trace; any other exception is a defect of ours.
+    Passwords in URLs are removed and terminal control characters escaped here, so that no place
+    that raises it can forget to.
     """
 
     def __init__(self, message: object = "") -> None:

@@ -1,4 +1,4 @@
-"""Opening files of a folder that others write to, and may have written with bad intent."""
+"""Opens files in folders that others write to, perhaps with bad intent."""
 
 import os
 import stat
@@ -7,14 +7,14 @@ from typing import BinaryIO
 
 
 class Refused(OSError):
-    """A file that leads out of its folder, is no regular file, or is larger than it may be."""
+    """A file that leads out of its folder, is no regular file, or exceeds its limit of bytes."""
 
 
 def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
-    """Opens a regular file whose real place is below the folder `within`, where one is given.
+    """Opens a regular file, whose real path must be below the folder `within`, if one is given.
 
-    The place is asked of the open file, so that a link made in between does not help. Raises
-    OSError, of which Refused is one.
+    The real path is read from the open file: a check before opening could be passed by a link that
+    is made in between. Raises OSError, of which Refused is one.
     """
     # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -32,8 +32,10 @@ def open_regular(path: Path, within: Path | None = None) -> BinaryIO:
 
 
 def no_link(path: str, flags: int) -> int:
-    """For `open(path, "a", opener=no_link)`: raises OSError where the file is a link, which whoever
-    else may write in its folder could have led anywhere."""
+    """The opener for `open(path, "a", opener=no_link)`, which raises OSError if the file is a link.
+
+    Anybody else who can write to its folder could have made the link lead anywhere.
+    """
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 

@@ -1,11 +1,11 @@
-"""JSON of a stranger: bounded in depth and values, each key once, what is wrong said in one way."""
+"""Parses untrusted JSON: bounded depth and number of values, no repeated keys, one error type."""
 
 import json
 from typing import Any
 
 _DEPTH = 64
 _FREE, _LENGTH = 1_000_000, 16
-"""How many values any text may hold, and characters that each further one takes: a value of two
+"""Values that any text may hold, and characters required for each further one: a value of two
 characters becomes an object of sixty bytes and more."""
 
 

@@ -1,16 +1,16 @@
-"""Names that files give to other files: each is one plain name, and leads nowhere else."""
+"""Checks names of files and digests that untrusted files contain."""
 
 import re
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BYTES = 255
-"""What a name may have on Linux."""
+"""The longest file name on Linux."""
 
 
 def plain_name(name: object) -> str:
-    """`name`, where it is that of a file in the folder at hand. Raises ValueError otherwise.
+    """Returns `name` if it names a file in the same folder. Raises ValueError otherwise.
 
-    No separators of any system, none that is hidden, no control characters, 255 bytes at most.
+    Refused are separators of any system, hidden names, control characters, and more than 255 bytes.
     """
     if (
         not isinstance(name, str)
@@ -25,7 +25,7 @@ def plain_name(name: object) -> str:
 
 
 def sha256_text(digest: object) -> str:
-    """`digest`, where it is a sha256 in lower-case hexadecimal. Raises ValueError otherwise."""
+    """Returns `digest` if it is a sha256 in lower-case hexadecimal. Raises ValueError otherwise."""
     if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
         raise ValueError(f"{str(digest)[:70]!r} is no sha256")
     return digest

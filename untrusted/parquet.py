@@ -1,6 +1,6 @@
-"""Parquet of a stranger: what its footer promises is compared with what is allowed, then read.
+"""Reads untrusted Parquet: what its footer promises is checked before anything is decoded.
 
-A footer may promise anything: rows without end are a few bytes in run-length encoding. So the rows
+A footer may promise anything: run-length encoding makes a billion rows of a few bytes. So the rows
 are bounded by the caller, and the bytes by the size of the file.
 """
 
@@ -15,24 +15,24 @@ import pyarrow.parquet as pq
 from untrusted.files import open_regular
 
 Kind = Callable[[pa.DataType], bool]
-"""Whether a column's type will do, such as `pyarrow.types.is_integer`."""
+"""A test of a column's type, such as `pyarrow.types.is_integer`."""
 _GROWTH, _FREE = 64, 1 << 26
-"""Bytes of decoded pages that a byte of the file may promise, and that any file may."""
+"""Decoded bytes that each byte of the file may promise, and those that any file may beside."""
 _FOOTER_ITEMS = 20_000
 _BATCH = 1 << 16
 
 
 class Malformed(ValueError):
-    """A file that is no Parquet, or not of the columns, types and sizes that were asked for."""
+    """A file that is no Parquet, or lacks the expected columns, types or sizes."""
 
 
 def read_batches(
     path: Path, columns: Mapping[str, pa.DataType | Kind], rows: int | None, most: int
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a regular file in batches of at most 65,536, with just `columns`, without nulls.
+    """Reads a regular file in batches of at most 65,536 rows, only `columns`, which have no nulls.
 
-    The file must have `rows` rows where that is given, and never more than `most`. Raises OSError,
-    and Malformed, before anything is read where the footer tells.
+    The file must have `rows` rows, if that is given, and at most `most`. Raises OSError and
+    Malformed, and does so before reading any row where the footer shows the fault.
     """
     with _opened(path, list(columns)) as file:
         room = _FREE + _GROWTH * path.stat().st_size
@@ -59,7 +59,7 @@ def read_table(
 
 
 def written_beside(path: Path) -> Mapping[bytes, bytes]:
-    """What the writer noted in a file's footer. Raises OSError and Malformed."""
+    """The writer's metadata in a file's footer. Raises OSError and Malformed."""
     with _opened(path) as file:
         return dict(file.schema_arrow.metadata or {})
 
@@ -75,8 +75,11 @@ def _fixed(kind: pa.DataType) -> bool:
 
 
 def _decoded(column: pa.Array, name: str, room: int) -> pa.Array:
-    """A column's values. Texts come as numbers of a dictionary, so that one long text that stands
-    in every row is found before it is written out a million times."""
+    """Decodes a column. Raises Malformed for nulls, and for texts of more than `room` bytes.
+
+    Texts are read as a dictionary and its indices, so that a long text in every row is refused
+    before it is copied a million times.
+    """
     if column.null_count:
         raise Malformed(f"column {name} has empty places")
     if not pa.types.is_dictionary(column.type):
@@ -114,7 +117,7 @@ def _check(
     rows: int | None,
     most: int,
 ) -> None:
-    """Raises Malformed where the footer promises anything else than was asked for."""
+    """Raises Malformed if the footer does not promise the expected columns, rows and bytes."""
     found, schema = file.metadata, file.schema_arrow
     for name, wanted in columns.items():
         if schema.names.count(name) != 1:

@@ -1,4 +1,4 @@
-"""Opening a stranger's picture: the only place of the project that calls Pillow's `Image.open`."""
+"""Opens untrusted pictures: the only place of the project that calls Pillow's `Image.open`."""
 
 import io
 import warnings
@@ -8,16 +8,16 @@ from PIL import Image, UnidentifiedImageError
 FORMATS = (
     "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "PPM"
 )  # fmt: skip
-"""What Pillow is let try, by its own names. Others start programs (EPS starts Ghostscript), need
-plugins (HEIF) or know no limits."""
+"""The formats that Pillow may try, by its names. Others start programs (EPS starts Ghostscript),
+need plugins (HEIF) or have no limits."""
 MAX_PIXELS = 64_000_000
-"""Decoded, a picture of more pixels fills the memory: 192 MB as RGB, and as much to convert it."""
+"""Default limit: decoded, such a picture takes 192 MB as RGB, and as much again to convert it."""
 MOST_PIXELS = 178_000_000
-"""The most that a user may allow: Pillow itself refuses more."""
+"""The largest limit that a user may set: Pillow itself refuses more pixels."""
 _MAX_SCANS = 100
-"""Of a JPEG. Each goes over all blocks even if it holds nothing; usual encoders write ten."""
+"""Of a JPEG. Each scan goes over all blocks, even an empty one; usual encoders write ten."""
 _SCANS_AT_FULL_SIZE = 16
-"""How many scans a JPEG of the most pixels may have; smaller ones may have more, for equal work."""
+"""Scans allowed in a JPEG of the most pixels; smaller ones may have more, for equal work."""
 _MAX_PARTS = 10_000
 """Segments of a JPEG: 256 MB of metadata in segments of 64 kB are 4,096."""
 _MAX_CHUNKS = 100_000
@@ -25,12 +25,12 @@ _MAX_CHUNKS = 100_000
 
 
 class BadPicture(ValueError):
-    """A picture that is not taken."""
+    """A picture that is refused."""
 
     def __init__(self, reason: str, why: str) -> None:
         super().__init__(why)
         self.reason, self.why = reason, why
-        """`reason` is one of few kinds, by which refusals are counted."""
+        """`reason` is one of few kinds, by which refusals are counted; `why` has the details."""
 
 
 def open_picture(content: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -57,7 +57,7 @@ def open_picture(content: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> I
                 raise BadPicture(
                     "too large", f"a progressive JPEG of {scans} scans: save it anew with ten"
                 )
-            # The pictures behind the first of a JPEG are previews and depths of the same one.
+            # Further pictures in a JPEG file are previews and depth maps of the first.
             if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
                 raise BadPicture("several pictures", "several frames or pages: which is meant?")
             _check_tiles(image, content, max_pixels)
@@ -77,11 +77,10 @@ def open_picture(content: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> I
 
 
 def _scans(jpeg: bytes) -> tuple[int, int]:
-    """How many scans a JPEG has, at most, and where it ends before another picture begins.
+    """An upper bound of a JPEG's scans, and where it ends before another picture begins.
 
-    What lies behind the first scan is not parsed: the bytes that begin a scan are counted.
-
-    Raises BadPicture when it has more segments than any picture needs.
+    Data behind the first scan is not parsed: the bytes that begin a scan are counted. Raises
+    BadPicture when it has more segments than any picture needs.
     """
     at = 2
     for _ in range(_MAX_PARTS):
@@ -103,7 +102,7 @@ def _scans(jpeg: bytes) -> tuple[int, int]:
 
 
 def _check_chunks(content: bytes) -> None:
-    """Raises BadPicture for a PNG of so many chunks that reading them is all the work."""
+    """Raises BadPicture for a PNG of so many chunks that reading them would take the time."""
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         return
     at = 8
@@ -115,8 +114,8 @@ def _check_chunks(content: bytes) -> None:
 
 
 def _check_tiles(image: Image.Image, content: bytes, max_pixels: int) -> None:
-    """Raises BadPicture for a TIFF whose tiles, which are decoded whole, are larger than pictures
-    may be, or which holds JPEGs of many scans."""
+    """Raises BadPicture for a TIFF with tiles of more than `max_pixels`, as tiles are decoded
+    completely, or with JPEGs of many scans."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return

@@ -1,19 +1,19 @@
-"""What a protobuf message would become in memory, counted before a parser makes objects of it.
+"""Estimates the memory that a protobuf message will take, before a parser makes objects of it.
 
 Two bytes of a file can become an object of more than a hundred: 16 MB of empty messages take
-1.2 GB. Bytes that a parser copies as they are (the numbers of a weight) cost what they are.
+1.2 GB. Plain bytes (the numbers of a weight) are copied by a parser and take their own size.
 """
 
 from collections.abc import Mapping
 
 FIELDS = 1_000_000
-"""The most fields that are walked through."""
+"""The most fields that are counted."""
 Kinds = Mapping[str, Mapping[int, str]]
 """For each kind of message, the kind of the messages in its fields; "" are plain bytes."""
 
 
 def structure(content: bytes, kinds: Kinds, root: str) -> int:
-    """How many bytes of `content`, a message of kind `root`, are not plain.
+    """The number of bytes of `content`, a message of kind `root`, that are not plain bytes.
 
     Raises ValueError when it is no message, or has more than `FIELDS` fields.
     """
@@ -46,7 +46,7 @@ def structure(content: bytes, kinds: Kinds, root: str) -> int:
 
 
 def _number(content: bytes, at: int) -> tuple[int, int]:
-    """The number that begins at `at`, and where it ends."""
+    """The varint that begins at `at`, and where it ends. Raises ValueError."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(content):

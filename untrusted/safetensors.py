@@ -1,4 +1,4 @@
-"""The header of a stranger's safetensors: what lies where is compared with the file's size."""
+"""Reads the header of untrusted safetensors, and checks the tensors' places and sizes."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,18 +22,18 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor of a file."""
+    """The place of a tensor in a file."""
 
     dtype: str
     """As the format spells it, such as F32."""
     shape: tuple[int, ...]
     start: int
-    """Of its first byte in the file."""
+    """Position of its first byte in the file."""
 
 
 @contextmanager
 def intact() -> Iterator[None]:
-    """Whatever a damaged file makes the library or our own checks raise is a ValueError."""
+    """Turns errors that a damaged file causes in the library or in our checks into a ValueError."""
     try:
         yield
     except (SafetensorError, KeyError, TypeError, OverflowError) as error:
@@ -43,7 +43,8 @@ def intact() -> Iterator[None]:
 def read_header(file: BinaryIO, size: int) -> tuple[dict[str, Stored], dict[str, str]]:
     """The tensors by name, and the metadata, of a file of `size` bytes.
 
-    Tensors lie one after the other and fill the file. Raises ValueError, OSError.
+    The tensors must follow each other and fill the file: overlapping ones could take any amount of
+    memory. Raises ValueError, OSError.
     """
     length = int.from_bytes(file.read(_LENGTH), "little")
     if not 0 < length <= min(_HEADER_BYTES, size - _LENGTH):

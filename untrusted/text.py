@@ -1,4 +1,4 @@
-"""Text of a stranger on its way to people: nothing that steers a terminal, no passwords."""
+"""Prepares untrusted text for people: without terminal control characters and passwords."""
 
 import os
 import re
@@ -10,7 +10,7 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 _ESCAPED = re.compile(r"\\(?:[\\nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")
 _USER = re.compile(r"(?<=://)[^/?#\s'\"@]*:[^/?#\s'\"]*@|(?<=://)[^/?#\s'\"@:]+@")
 _PASSWORD = re.compile(r"://[^/?#\s]*:[^/?#\s]*@|https?://[^/?#\s]+@", re.I)
-# so many characters at most: a hostile text of `token` a thousand times is searched in linear time
+# bounded repetitions: a hostile text of `token` a thousand times is then searched in linear time
 _SAYS = (
     r"[\w.-]{0,64}(?:token|secret|signature|password|passwd|credential|apikey|api_key)[\w.-]{0,64}"
 )
@@ -23,7 +23,7 @@ _HEADER = re.compile(r"(authorization['\"]?: *['\"]?\w+ +)[^\s'\"]+", re.I)
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with every character that is not seen spelled out (``\\x1b``), but those in `keep`."""
+    """`text` with all invisible characters but those in `keep` escaped, such as ``\\x1b``."""
     return "".join(
         character
         if character in keep or unicodedata.category(character) not in _UNSEEN
@@ -40,19 +40,27 @@ def redacted(text: str) -> str:
 
 
 def holds_secret(location: str) -> bool:
-    """Whether a URL tells a password. Of other schemes a user alone is none: ``ssh://me@host``."""
+    """Whether a URL contains a password or token.
+
+    A user without a password counts with http and https only; ``ssh://me@host`` has no secret.
+    """
     return bool(_QUERY.search(location) or _PASSWORD.search(location))
 
 
 def file_name(path: str | os.PathLike[str]) -> str:
-    """The name of a file as UTF-8, whatever the locale by which Python decoded it; bytes that are
-    no UTF-8 stay surrogates."""
+    """A file's name decoded as UTF-8, whatever locale Python decoded it by.
+
+    Bytes that are no UTF-8 become surrogates.
+    """
     return os.fsencode(path).decode("utf-8", "surrogateescape")
 
 
 def tsv_line(cells: Iterable[str]) -> str:
-    r"""A line of columns with its end. Within a cell a backslash is ``\\``, and a tab, an end of a
-    line or whatever else is not seen is ``\t``, ``\n``, ``\x1b``."""
+    r"""A line of tab-separated columns, with its end.
+
+    Within a cell backslashes, tabs, line ends and other invisible characters are escaped: ``\\``,
+    ``\t``, ``\n``, ``\x1b``.
+    """
     return "\t".join(printable(cell.replace("\\", "\\\\")) for cell in cells) + "\n"
 
 

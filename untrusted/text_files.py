@@ -1,4 +1,4 @@
-"""Text files that a user gives: UTF-8, by lines."""
+"""Reads text files that a user gives: UTF-8, by lines."""
 
 import codecs
 from pathlib import Path
@@ -11,7 +11,7 @@ from untrusted.text import printable
 def decoded(content: bytes, name: str) -> str:
     """The text of a user's file in UTF-8, without a byte-order mark.
 
-    Raises InputError naming the file: of the line that is not UTF-8, and of UTF-16 as such.
+    Raises InputError naming the file, and the line that is not UTF-8; UTF-16 is named as such.
     """
     name = printable(name)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -25,10 +25,9 @@ def decoded(content: bytes, name: str) -> str:
 
 
 def read_lines(path: Path, name: str, limit: int = 1 << 28) -> list[str]:
-    """The lines of a user's text file, see `decoded`, each without its end (a line feed, with a
-    carriage return before it or not) and nothing else cut.
+    """The lines of a user's text file, without their ends (LF or CRLF), otherwise unchanged.
 
-    `name` says what the file is for, as `--names`. Raises InputError.
+    `name` is the file's purpose, for errors, such as `--names`. Raises InputError as `decoded`.
     """
     try:
         content = read_bytes(path, limit)

@@ -1,4 +1,8 @@
-"""YAML of a stranger: the values that the text shows, within limits, or one line saying why not.
+"""Parses untrusted YAML within limits; errors are one line with the place and the remedy.
+
+Values are built from the parser's events, not by PyYAML's loader: the C loader overflows its stack
+on deep nesting and ends the process, and it reads YAML 1.1, in which `on` is true, `010` is 8 and
+the second of two equal keys wins.
 
 Scalars are those of YAML 1.2's core schema, so that `on`, `yes`, `1:30` and `2026-01-01` are texts
 and `1e-3` is a number. Keys are always texts.
@@ -21,7 +25,7 @@ from untrusted.text_files import decoded
 MOST_BYTES = 1 << 20
 _DEPTH = 50
 _COPIED = 10_000
-"""Values that all aliases of a text may stand for."""
+"""Most values that the aliases of a text may stand for together."""
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -34,22 +38,22 @@ _DIGITS = 100
 _SPECIAL = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]"
 )
-"""Not of YAML; or ends of lines by YAML 1.1 alone (U+0085, U+2028, U+2029); or U+FEFF."""
+"""Characters that YAML forbids, line ends of YAML 1.1 only (U+0085, U+2028, U+2029), or U+FEFF."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DIRECTIVE = re.compile(r"^%", re.MULTILINE)
 
 
 def read_yaml(path: Path, within: Path | None = None, limit: int = MOST_BYTES) -> Any:
-    """What a YAML file holds. Raises InputError, and OSError where it cannot be read."""
+    """The value of a YAML file. Raises InputError, and OSError when it cannot be read."""
     return parse_yaml(read_bytes(path, limit, within), str(path))
 
 
 def parse_yaml(content: bytes | str, name: str) -> Any:
-    """The value of a YAML text of one document; None where it holds nothing.
+    """The value of a YAML text of one document; None if it is empty.
 
-    Refused are tags, directives, merge keys, keys given twice, control characters, numbers that
-    other readers take for octal, integers beyond 64 bits, nesting deeper than 50 and aliases that
-    hold themselves or stand for more than 10,000 values. Raises InputError naming `name` and line.
+    Refused are tags, directives, merge keys, repeated keys, control characters, numbers that other
+    readers take for octal, integers beyond 64 bits, nesting deeper than 50 and aliases that contain
+    themselves or stand for more than 10,000 values. Raises InputError naming `name` and line.
     """
     documents = yaml_documents(content, name)
     first = next(documents, None)
@@ -59,7 +63,7 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
 
 
 def yaml_documents(content: bytes | str, name: str) -> Iterator[Any]:
-    """Likewise, every document of a text, one after the other."""
+    """Yields every document of a text, by the rules of `parse_yaml`."""
     builder = _Builder(printable(name))
     text = content if isinstance(content, str) else decoded(content, name)
     text = text.removeprefix("\ufeff")
@@ -91,16 +95,16 @@ class _Node:
     line: int
     anchor: str | None = None
     size: int = 1
-    """Values that it holds, itself included."""
+    """Number of values in it, including itself."""
     height: int = 1
-    """Of its nesting; a scalar has 1."""
+    """Depth of its nesting; 1 for a scalar."""
     key: str | None = None
-    """Of a mapping: the key whose value comes next."""
+    """In a mapping: the key whose value comes next."""
 
 
 @dataclass
 class _Builder:
-    """Makes values of a parser's events without recursion."""
+    """Builds values from a parser's events, without recursion."""
 
     name: str
     document: Any = None
@@ -168,7 +172,7 @@ class _Builder:
         mapping.key = key
 
     def _copy(self, anchor: str, line: int) -> _Node:
-        """A copy of what an alias stands for: changing one must not change the other."""
+        """A copy of an alias's value, so that changing one does not change the other."""
         if self._wants_key():
             self.refuse(line, "an alias (*) as a key: write the key out")
         meant = self.anchors.get(anchor)
@@ -198,7 +202,7 @@ class _Builder:
 
 
 def plain_value(text: str) -> Any:
-    """What an unquoted scalar means by YAML 1.2. Raises ValueError saying what to write instead."""
+    """The value of an unquoted scalar in YAML 1.2. Raises ValueError with what to write instead."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -245,9 +249,9 @@ _Dumper.add_representer(str, _text)
 
 
 def dump_yaml(*documents: Any) -> str:
-    """Plain values as YAML that `parse_yaml` and readers of YAML 1.1 read back as they were."""
+    """Plain values as YAML that `parse_yaml` and readers of YAML 1.1 read back unchanged."""
     given: dict[str, Any] = {"Dumper": _Dumper, "sort_keys": False, "width": 100}
     text: str = yaml.dump_all(documents, allow_unicode=True, **given)
-    if printable(text, keep="\n") != text:  # what is not seen is written as escapes
+    if printable(text, keep="\n") != text:  # invisible characters are written as escapes
         text = yaml.dump_all(documents, allow_unicode=False, **given)
     return text

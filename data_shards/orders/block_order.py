@@ -61,11 +61,14 @@ class BlockOrder:
         return order, before[[first for first, _ in self._windows]]
 
     def stride(self, left_out: int) -> int:
-        """How many to skip in place of a suspect, when `left_out` samples are."""
+        """The number of positions from a suspect to its replacement, for `left_out` suspects.
+
+        Suspects come in whole batches, so the next good sample would replace all of them.
+        """
         return left_out
 
     def shards_ahead(self, position: int) -> Ids:
-        """The shards of the window at `position` and of the next, in the order of their use."""
+        """The shards of the window at `position` and of the next one, in the order of use."""
         epoch, within = divmod(position, len(self._samples))
         order, starts = self._epoch(epoch)
         number = int(np.searchsorted(starts, within, side="right")) - 1

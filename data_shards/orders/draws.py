@@ -19,6 +19,7 @@ def rounds(count: Ids, block: int, key: Keys, position: Ids) -> Ids:
     """
     number, within = np.divmod(position, count)
     short = count < 2 * block
+    # all rounds that share a block use one order: two orders could repeat an item within it
     draw = np.where(short, number // (block // np.gcd(block, count)), number)
     items = permuted(count, bits(key, draw), within)
     taken = number * count % block  # of the block that the round begins in, by the round before
@@ -30,10 +31,11 @@ def rounds(count: Ids, block: int, key: Keys, position: Ids) -> Ids:
 
 
 def _parted(count: Ids, key: Keys, number: Ids, taken: Ids, block: int, within: Ids) -> Ids:
-    """Items at the first `block` positions of rounds: those that the round before ended in, last.
+    """Items at the first `block` positions of rounds, reordered so that items with which the round
+    before ended come last, outside of the block that both rounds share.
 
-    The round before ended in `taken` items of the common block, and has at least two blocks, so
-    that its own first positions, which are reordered too, are none of them.
+    The round before ended with `taken` items of that block. It has at least two blocks, so its own
+    first positions, which are reordered too, are none of them.
     """
     own, before = bits(key, number), bits(key, number - 1)
     _, which, row = np.unique(own, return_index=True, return_inverse=True)
@@ -42,7 +44,7 @@ def _parted(count: Ids, key: Keys, number: Ids, taken: Ids, block: int, within: 
     head = permuted(count[one], own[one], columns)
     tail = permuted(count[one], before[one], count[one] - 1 - columns)
     tail = np.where(columns < taken[one], tail, -1)
-    base = rows * (count.max() + 1)
+    base = rows * (count.max() + 1)  # one `isin` for all rounds: items of each in a range apart
     last = np.isin(head + base, (tail + base)[tail >= 0]).reshape(-1, block)
     order = np.argsort(last, axis=1, kind="stable")
     return np.take_along_axis(head.reshape(-1, block), order, axis=1)[row, within]

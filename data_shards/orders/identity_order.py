@@ -37,14 +37,14 @@ class IdentityOrder:
         self._who, self._which = stream_key(seed, "identities"), stream_key(seed, "images")
 
     def epoch(self, positions: Ids) -> Ids:
-        """Differs whenever a sample comes again ([m])."""
+        """A number for each position ([m]) that differs whenever a sample comes again."""
         group, place = np.divmod(positions, self._images)
         return group // len(self._count) * self._images + place
 
     def at(self, positions: Ids, skipped: Ids | int = 0) -> Ids:
-        """The samples at `positions` ([m]), after as many others were `skipped` for each.
+        """The samples at `positions` ([m]), or the `skipped`-th replacement of each.
 
-        What is skipped gives way to other images of the identity, then to the next identity.
+        Replacements are other images of the same identity first, then of the next identity.
         """
         group, place = np.divmod(positions, self._images)
         identity, visits = np.divmod(skipped, _TRIES)
@@ -57,7 +57,7 @@ class IdentityOrder:
         return self._samples[self._first[person] + image]
 
     def stride(self, left_out: int) -> int:
-        """How many to skip in place of a suspect: each identity has images of its own."""
+        """1: replacements of different identities differ anyway, as each has its own images."""
         return 1
 
     def shards_ahead(self, position: int) -> Ids:

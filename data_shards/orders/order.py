@@ -1,4 +1,4 @@
-"""Which sample comes when: pure functions of (seed, position).
+"""The order of training samples: pure functions of (seed, position).
 
 The stream of samples is cut into global batches of a fixed size, and each rank takes a slice of
 every batch. What happens to a sample therefore does not depend on the number of ranks, and the
@@ -48,7 +48,7 @@ class BlockSettings(Settings):
 OrderSettings = Annotated[
     UniformSettings | IdentitySettings | BlockSettings, Field(discriminator="kind")
 ]
-"""Settings of an order; `kind` says of which."""
+"""Settings of one of the orders, told apart by `kind`."""
 
 
 class Order(Protocol):
@@ -58,13 +58,13 @@ class Order(Protocol):
         """A number for each position ([m]) that differs whenever a sample comes again."""
 
     def at(self, positions: Ids, skipped: Ids | int = 0) -> Ids:
-        """The samples at `positions` ([m]), after as many others were `skipped` for each."""
+        """The samples at `positions` ([m]), or the `skipped`-th replacement of each."""
 
     def stride(self, left_out: int) -> int:
-        """How many to skip in place of a suspect, when `left_out` samples are."""
+        """How far to advance `skipped` to replace a suspect, for `left_out` suspects in all."""
 
     def shards_ahead(self, position: int) -> Ids:
-        """The shards needed from `position` on, in the order of their use; empty if any may be."""
+        """The shards needed from `position` on, in the order of use; empty if any may be."""
 
 
 def rank_slice(batch: int, rank: int, world: int) -> slice:
@@ -97,7 +97,10 @@ class UniformOrder:
         return out
 
     def stride(self, left_out: int) -> int:
-        """How many to skip in place of a suspect, when `left_out` samples are."""
+        """The number of positions from a suspect to its replacement, for `left_out` suspects.
+
+        Suspects come in whole batches, so the next good sample would replace all of them.
+        """
         return left_out
 
     def shards_ahead(self, position: int) -> Ids:
@@ -113,9 +116,10 @@ def make_order(
     batch: int,
     seed: int,
 ) -> Order:
-    """The order of `samples` ([n]) that `settings` ask for, in global batches of `batch`.
+    """Makes the order of `samples` ([n]) that `settings` describe, in global batches of `batch`.
 
-    `identity` and `shard` are the dataset's. Raises ValueError for what it cannot be made of.
+    `identity` and `shard` hold one entry for each sample of the dataset. Raises ValueError when
+    the samples or the batch size do not fit the order.
     """
     if settings.kind == "identities":
         images = settings.images_per_identity

@@ -3,9 +3,9 @@
 from typing import NamedTuple
 
 ROLES = ("train", "query", "gallery", "distractor")
-"""What a source says an image is for; `samples.parquet` holds the position in this tuple."""
+"""What an image is for, as its source declares it; `samples.parquet` holds the index in this."""
 UNKNOWN_CAMERA = "unknown"
-"""The camera of images whose source does not say who took them."""
+"""The camera of images whose source does not record it."""
 MAX_ENCODED_BYTES = 1 << 28
 """Files larger than this are no single picture; readers refuse them before reading them."""
 
@@ -18,22 +18,22 @@ class SourceImage(NamedTuple):
     identity: str
     """Who or what it shows: stable, and unique across sources."""
     camera: str
-    """Who or what took it."""
+    """The camera, or what counts as one, such as a font."""
     key: str
     """Names the image within the source."""
     role: str = ROLES[0]
-    """One of `ROLES`: re-id sets come divided; where a source does not say, it is "train"."""
+    """One of `ROLES`; "train" for sources that do not come divided."""
 
 
 class Refusal(NamedTuple):
-    """Something that a source holds in an image's place and that cannot be taken."""
+    """An item of a source that cannot be taken as an image."""
 
     key: str
     """Names it within the source."""
     identity: str
     """Whose it would have been; empty if that is not known."""
     reason: str
-    """The kind of fault, one of few: refusals are counted by it."""
+    """The kind of fault, from a small set: refusals are counted by it."""
     why: str
     """What exactly is wrong."""
     counts: bool = True

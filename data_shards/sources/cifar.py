@@ -98,7 +98,10 @@ def _names(path: Path) -> list[str]:
 
 
 def _members(path: Path, *keys: str) -> list[Any]:
-    """What a pickled dictionary holds under `keys`, whichever Python wrote it; None for nothing."""
+    """The values of a pickled dictionary under `keys`, None where absent.
+
+    Python 2 wrote the keys as bytes, Python 3 as text.
+    """
     try:
         value = read_pickle(path.read_bytes())
     except FileNotFoundError as error:

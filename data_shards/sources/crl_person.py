@@ -64,7 +64,7 @@ def list_crl_person(settings: CrlPersonSettings) -> Iterator[Listed | Refusal]:
 
 
 def identity_name(number: int, part: str = "train") -> str:
-    """The name of the identity that the files number so."""
+    """The name of identity `number` of the training files or of another `part`."""
     return f"crl_person/{'' if part == 'train' else 'test/'}{number:04d}"
 
 

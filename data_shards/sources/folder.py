@@ -38,7 +38,11 @@ class FolderSettings(Settings):
 
 
 def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | OSError]:
-    """Files below a folder, by name; hidden entries and folders that hold nothing as themselves."""
+    """Yields the files below a folder by name; hidden entries and empty folders as themselves.
+
+    A folder that cannot be read is yielded as its OSError, and so is a symlink that leads back to
+    a folder on the way down, whose (device, inode) is in `above`: following it would not end.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         own = folder.stat()
@@ -61,7 +65,7 @@ def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path |
 def _item(
     root: Path, path: Path, settings: FolderSettings, roles: dict[str, str]
 ) -> SourceImage | Refusal:
-    """`roles` are those of files and folders, by key."""
+    """The image at `path`, or why it is refused; `roles` are those of files and folders, by key."""
     parts = Path(file_name(path.relative_to(root))).parts
     key = "/".join(parts)
     above = ["/".join(parts[:end]) for end in range(len(parts), 0, -1)]

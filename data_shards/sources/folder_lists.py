@@ -1,4 +1,4 @@
-"""Lists beside a folder of images: which role each has, and which pairs are to be verified.
+"""Lists that go with a folder of images: the role of each, and the pairs to verify.
 
 Pairs come as LFW's text, or as CSV. LFW's begins with the numbers of folds and of pairs of a kind
 in a fold (``10 300``); then ``name n1 n2`` is a pair of one identity, ``name1 n1 name2 n2`` one of

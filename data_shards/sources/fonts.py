@@ -1,4 +1,4 @@
-"""Fonts as cameras: which characters each can draw, and the drawings."""
+"""Fonts, which are the glyph dataset's cameras: the characters each can draw, and drawing them."""
 
 import logging
 import unicodedata
@@ -80,7 +80,7 @@ def drawable(face: Face, script: Script) -> list[str]:
 
 @cache
 def opened(face: Face) -> ImageFont.FreeTypeFont:
-    """The face ready to draw with; each process opens it once."""
+    """The face opened for drawing, once a process."""
     return ImageFont.truetype(face.path, _DRAWING_SIZE)
 
 

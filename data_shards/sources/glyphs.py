@@ -69,7 +69,7 @@ def distort(drawing: Image.Image, key: np.uint64, size: int) -> bytes:
 
 
 def merge_coinciding(drawings: dict[Any, dict[str, bytes]]) -> dict[str, list[str]]:
-    """Groups characters that some font draws alike: nobody could tell them apart.
+    """Groups characters that any font draws alike: nobody could label such an image.
 
     `drawings` maps font to character to a hash of its pixels. Returns the groups under their first
     character.
@@ -94,9 +94,9 @@ def merge_coinciding(drawings: dict[Any, dict[str, bytes]]) -> dict[str, list[st
 
 
 def _digests(face: Face, script: Script) -> dict[str, bytes]:
-    """A hash of each character's drawing in `face`, without those drawn as a missing one is."""
+    """A hash of each character's drawing in `face`, but for those drawn as a missing glyph."""
     font = opened(face)
-    missing = draw(font, "\U0010fffe")
+    missing = draw(font, "\U0010fffe")  # no character, so that every font shows its missing glyph
     found = {}
     for character in drawable(face, script):
         image = draw(font, character)
@@ -112,7 +112,8 @@ class _Job(NamedTuple):
 
 
 def held_out(counts: Mapping[Face, int], settings: GlyphSettings) -> frozenset[str]:
-    """The names of the faces for queries: whole families, because one weight tells of another.
+    """The names of the faces held out for queries: whole families, as weights of one design are
+    much alike.
 
     They are drawn from the families with at least a quarter as many characters as the largest, by
     `counts`. Raises InputError when fewer than two of those are left to train on.
@@ -132,7 +133,7 @@ def held_out(counts: Mapping[Face, int], settings: GlyphSettings) -> frozenset[s
 
 
 def family(face: Face) -> str:
-    """What weights and slants of one design share: the name up to its first hyphen."""
+    """The family of a face, common to all its weights and slants: the name up to a hyphen."""
     return face.name.partition("-")[0]
 
 
@@ -155,7 +156,10 @@ def _render(
 
 
 def _jobs(settings: GlyphSettings, digests: dict[Face, dict[str, bytes]]) -> list[_Job]:
-    """What is drawn of each kept character, by code point. Raises InputError when nothing is."""
+    """The drawings to make of each kept character, by code point.
+
+    Raises InputError when no character is left.
+    """
     jobs: dict[str, _Job] = {}
     for first, characters in merge_coinciding(digests).items():
         held = [

@@ -1,4 +1,4 @@
-"""Strangers' tars, packed or not, read forward with bounded memory and work."""
+"""Reads untrusted tars, compressed or not, forward only, with bounded memory and work."""
 
 import bz2
 import gzip
@@ -23,7 +23,7 @@ _PACKERS: dict[bytes, Any] = {
     b"\xfd7zXZ\0": lambda path: _Xz(path),
     b"\x28\xb5\x2f\xfd": lambda path: pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"),
 }
-"""By what a file begins with: names of packed tars are often wrong."""
+"""Decompressors by a file's first bytes: the names of compressed tars are often wrong."""
 _DAMAGE = (
     tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, pa.ArrowException,
     RecursionError,
@@ -31,7 +31,7 @@ _DAMAGE = (
 _HEADER_BYTES = 1 << 20
 """Read at once between members: a long name, or a PAX header, which tarfile parses in memory."""
 _GROWTH, _SLACK = 200, 1 << 26
-"""Unpacked bytes for each packed one, and beyond that: pictures hardly shrink, zeros do."""
+"""Most bytes unpacked for each packed one, and beyond that: pictures hardly shrink, zeros do."""
 _STEP = 1 << 20
 _XZ_BYTES = 1 << 28
 """Memory to unpack xz: its largest preset takes 65 MiB, and a file may ask for 4 GiB."""
@@ -68,10 +68,10 @@ class _Xz(io.RawIOBase):
 
 
 class _Guarded(io.RawIOBase):
-    """A stream that gives no more at once than it may, and that grows within bounds."""
+    """A stream that bounds the bytes of a read, and those unpacked in all."""
 
     def __init__(self, stream: Any, packed: int | None) -> None:
-        """`packed` is the file's size; none: it is a plain one, which may be sought in."""
+        """`packed` is the compressed file's size; none: it is uncompressed and can seek."""
         self._stream, self._packed, self._at = stream, packed, 0
         self.most, self.last = _HEADER_BYTES, b""
 
@@ -86,13 +86,14 @@ class _Guarded(io.RawIOBase):
         return self.last
 
     def seek(self, position: int, whence: int = 0) -> int:
-        """Goes forward. Raises tarfile.ReadError for the way back."""
+        """Seeks forward. Raises tarfile.ReadError for seeking back."""
         if position < self._at or whence:
             raise tarfile.ReadError("a member lies before the one before it")
         if self._packed is None:
             self._stream.seek(position)
             self._at = position
         else:
+            # in steps, so that a member of any size is passed over in bounded memory
             while self._at < position and self.read(min(_STEP, position - self._at)):
                 pass
         return self._at
@@ -102,14 +103,14 @@ class _Guarded(io.RawIOBase):
 
 
 class Tar:
-    """A tar that is being read."""
+    """A tar opened for reading, member by member."""
 
     def __init__(self, stream: _Guarded) -> None:
         self._stream = stream
         self._tar = tarfile.open(fileobj=stream, mode="r:")  # noqa: SIM115
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        """The members but folders, one after the other; the end is there."""
+        """Yields all members but folders. Raises EOFError for a tar without an end mark."""
         while (member := self._tar.next()) is not None:
             self._tar.members = []  # type: ignore[attr-defined] # it would remember them all
             if member.size < 0:
@@ -136,7 +137,7 @@ class Tar:
 
 
 def is_packed(path: Path) -> bool:
-    """Whether a file begins as a compressed one."""
+    """Whether a file begins like a compressed one."""
     with path.open("rb") as file:
         return _packer(file) is not None
 
@@ -148,9 +149,9 @@ def _packer(file: BinaryIO) -> Any:
 
 @contextmanager
 def open_tar(path: Path) -> Iterator[Tar]:
-    """A tar, packed by gzip, bzip2, xz, zstd or not at all.
+    """Opens a tar that is compressed by gzip, bzip2, xz or zstd, or not at all.
 
-    Raises InputError for a damaged or truncated one, while it is read, too.
+    Raises InputError for a damaged or truncated one, also while it is read.
     """
     try:
         with path.open("rb") as file:

@@ -175,7 +175,7 @@ def _faces(settings: IjbSettings) -> pa.Table:
 
 
 def _search(settings: IjbSettings) -> pa.Table:
-    """`search`: [template, subject, part], each once, from whichever lists are there."""
+    """The table `search` (template, subject, part), each row once, from the lists that exist."""
     parts = []
     for part, names in _SEARCHES.items():
         for path in (_meta(settings, f"1N_{name}.csv") for name in names):
@@ -185,6 +185,7 @@ def _search(settings: IjbSettings) -> pa.Table:
                 parts.append(found.append_column("part", names))
     types = [("template", pa.int64()), ("subject", pa.int64()), ("part", pa.string())]
     search = pa.concat_tables([pa.schema(types).empty_table(), *parts])
+    # without threads: with them Arrow does not promise an order of the groups
     whose = search.group_by("template", use_threads=False).aggregate(
         [("subject", "count_distinct")]
     )

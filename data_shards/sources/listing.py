@@ -1,4 +1,4 @@
-"""Sources that can say which image is whose before any is read: lists and folders of files."""
+"""For sources that list their images, with identity, camera and role, before any is read."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Listed(NamedTuple):
 def read_listed(
     listed: Iterable[Listed | Refusal], start: int = 0
 ) -> Iterator[SourceImage | Refusal]:
-    """The images from the item `start` on; one whose file cannot be read becomes a refusal."""
+    """Reads the images from item `start` on; one whose file cannot be read becomes a refusal."""
     for item in islice(listed, start, None):
         yield item if isinstance(item, Refusal) else _read(item)
 
@@ -61,7 +61,7 @@ def content_of(item: Listed) -> bytes | Refusal:
 
 
 def named_like_image(path: Path) -> bool:
-    """Whether a file is called a picture: if it is none, it is damaged, and counts as refused."""
+    """Whether a file has the name of a picture: with other content it counts as refused."""
     return _IMAGE_NAME.fullmatch(path.name) is not None
 
 
@@ -90,7 +90,7 @@ def picture_of(path: Path, key: str, identity: str) -> bytes | Refusal:
 
 
 def leads_outside(name: str) -> bool:
-    """Whether a list's entry leaves the folder that it should be in."""
+    """Whether a list's entry names a path outside of the list's folder."""
     return Path(name).is_absolute() or ".." in Path(name).parts
 
 
@@ -110,12 +110,15 @@ def lines_of(path: Path) -> list[str]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """What lies directly in `folder`, but for folders and hidden files, by name."""
+    """The files directly in `folder`, without hidden ones, by name."""
     return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
 
 
 def not_named(path: Path, key: str, example: str) -> Refusal:
-    """A file whose name does not say whom it shows; one that is no image is not counted."""
+    """The refusal of a file whose name does not follow the source's pattern, such as `example`.
+
+    It counts only where the name is that of a picture.
+    """
     image = named_like_image(path)
     reason = "not named like the others" if image else "not named like an image"
     return Refusal(key, "", reason, f"{path.name!r} is not like {example}", counts=image)

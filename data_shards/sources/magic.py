@@ -1,9 +1,9 @@
-"""What a file is by its first bytes: names of files are often wrong, missing or added to."""
+"""Picture formats by a file's first bytes: names are often wrong, lacking or extended."""
 
 import re
 
 HEAD = 4096
-"""Bytes that `picture_kind` wants to see."""
+"""Bytes of a file's beginning that `picture_kind` needs."""
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 _BEGINNINGS = (
     ("JPEG", rb"\xff\xd8\xff"),
@@ -34,8 +34,10 @@ _HEIF = ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1", "avif",
 
 
 def picture_kind(head: bytes) -> str | None:
-    """The picture format that a file beginning with `head` is in, by Pillow's name where Pillow
-    reads it; None for what is no picture."""
+    """The picture format of a file that begins with `head`, None if it is no picture.
+
+    Formats that Pillow reads have Pillow's names.
+    """
     if found := _PICTURES.match(head):
         return _BEGINNINGS[int((found.lastgroup or "_0")[1:])][0]
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in _BMP_HEADERS:
@@ -46,7 +48,7 @@ def picture_kind(head: bytes) -> str | None:
 
 
 def _heif_kind(head: bytes) -> str | None:
-    """AVIF and HEIC share a container with films: its brands tell them apart."""
+    """AVIF, HEIC or neither: they share a container with films, whose brands differ."""
     size = min(int.from_bytes(head[:4], "big"), 256)
     brands = [head[at : at + 4].decode("latin-1") for at in (8, *range(16, size, 4))]
     if brands[0] not in _HEIF:

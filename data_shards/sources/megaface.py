@@ -1,9 +1,9 @@
-"""MegaFace: a million faces that nobody looks for, and FaceScrub's faces that are looked for.
+"""MegaFace's million distractors, and FaceScrub's probes that are searched for among them.
 
-Both are trees of aligned images: the folder of a FaceScrub image is whom it shows, the folder of a
-MegaFace image whose photo stream it came from. A list narrows them down (the benchmark looks for
-80 identities); the customary list of wrongly labelled images makes the table `noisy`, so that
-results can be given raw and cleaned.
+Both are trees of aligned images: the folder of a FaceScrub image names its identity, that of a
+MegaFace image the photo stream it comes from. A list may select some of them (the benchmark uses
+80 identities as probes); the customary list of wrongly labelled images becomes the table `noisy`,
+so that results can be given raw and cleaned.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""MSMT17, versions 1 and 2: pedestrian images with lists that say whom each shows.
+"""MSMT17, versions 1 and 2: pedestrian images, with lists of their identities.
 
 A line ``0002/0002_001_03_0303morning_0001_0.jpg 2`` of a list names an image, whose third field is
 the camera, and its identity. Training and test identities are both counted from 0, so the test
@@ -80,7 +80,10 @@ def _fields(line: str, where: str) -> tuple[str, int, int]:
 
 
 def _check(people: dict[str, str], folder: str, person: int, where: str) -> None:
-    """One folder an identity: a list in which a digit was damaged says otherwise somewhere."""
+    """Raises InputError unless folders and identities correspond one to one.
+
+    The lists have no checksums: a damaged digit shows as a contradiction.
+    """
     if people.setdefault(f"folder {folder}", str(person)) != str(person) or (
         people.setdefault(f"identity {person}", folder) != folder
     ):

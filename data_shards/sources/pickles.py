@@ -1,11 +1,13 @@
-"""Reads the few pickles that image sets come as, by a machine that cannot run code.
+"""Reads the few pickles that image sets come as, by an interpreter that cannot run code.
 
-A pickle is a program. This machine knows the instructions that build lists, tuples, dictionaries,
-bytes, texts, numbers and truth values, and takes down what numpy's arrays are made of; it never
-calls anything and gives an allow-list of names meanings of its own. Everything else is refused.
+A pickle is a program. This interpreter implements the instructions that build lists, tuples,
+dictionaries, bytes, texts, numbers and truth values, and records what numpy's arrays are made of.
+It never calls anything: the few names it allows have a fixed meaning here, all others are refused.
+A restricted `pickle.Unpickler` would not do: C's can be made to allocate gigabytes by a single
+instruction, and numpy's `__setstate__` would run on untrusted data.
 
-A few bytes can describe values of any size, each part being used twice by the next. So values are
-never compared, hashed or shown as a whole: keys and names are texts, and what is copied is counted.
+A few bytes can describe values of any size, if each part is used twice by the next. So values are
+never compared, hashed or shown as a whole: keys and names are texts, and copies are counted.
 """
 
 import math
@@ -28,16 +30,17 @@ ALLOWED = frozenset(
         _ENCODE,
     ]
 )
-"""What a pickle may name."""
+"""The names that a pickle may mention."""
 _LONGEST_CODE, _DIMENSIONS = 16, 8
 """Characters of an element type, and of an array: more than numpy writes of pictures."""
 _MARK = object()
 _COPIES = 4
-"""Bytes that instructions may copy, as a multiple of the file's: numpy's way of old copies once."""
+"""Bytes that instructions may copy, as a multiple of the file's: numpy's older format copies once.
+"""
 
 
 class Refused(ValueError):
-    """The pickle asks for something that this machine does not do."""
+    """The pickle needs something that this interpreter does not implement, on purpose."""
 
 
 class Global:
@@ -86,7 +89,7 @@ class Array:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What the call of an allowed name stands for."""
+    """Interprets the call of an allowed name, without calling anything. Raises Refused."""
     if not isinstance(function, Global) or not isinstance(arguments, tuple):
         raise Refused("it calls something that is no name")
     match function.name, arguments:
@@ -106,7 +109,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 def _build(target: Any, state: Any) -> None:
     if isinstance(target, Dtype):
-        return  # byte order and the like: single bytes have none
+        return  # byte order and alignment, which single bytes do not have
     match state:
         case (_, shape, dtype, _, content) if isinstance(target, Array):
             target.describe(shape, dtype, content)
@@ -115,7 +118,7 @@ def _build(target: Any, state: Any) -> None:
 
 
 class _Machine:
-    """One pickle being read."""
+    """The state of the interpreter: position, stack and memo."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.at = data, 0
@@ -239,7 +242,7 @@ _PUSH: dict[bytes, Callable[[_Machine], Any]] = {
     b"h": lambda m: m.memo[m.number("<B")],
     b"j": lambda m: m.memo[m.number("<I")],
 }
-"""Instructions that put one value on the stack."""
+"""Instructions that put one value on the stack; `pickletools` documents them all."""
 
 _DO: dict[bytes, Callable[[_Machine], Any]] = {
     b"\x80": lambda m: m.number("<B"),
@@ -256,7 +259,7 @@ _DO: dict[bytes, Callable[[_Machine], Any]] = {
     b"b": _Machine.build,
     b"\x93": _Machine.stack_global,
 }
-"""Instructions that do something else."""
+"""All other instructions."""
 
 
 def read_pickle(data: bytes) -> Any:

@@ -2,8 +2,8 @@
 
 Read without MXNet, in file order. Labels are read from the records themselves; ``train.lst``, which
 repeats them, is not needed. The format has no checksums. In identity-sorted files an image's label
-is held against those of its identity's other images; in shuffled ones a damaged label shows only if
-it is no whole number or beyond the number of classes.
+is compared with those of its identity's other images; in shuffled ones a damaged label is found
+only if it is no whole number or beyond the number of classes.
 """
 
 import os
@@ -28,7 +28,8 @@ _LABEL_BYTES = 8 + _HEADER.size + 8  # up to two labels that follow the header
 _EXACT = 1 << 24
 _PROPERTY_BYTES = 1 << 12
 _MISSING, _MOST = 0.1, 2
-"""The share of the announced images that a file may lack; with more, its .idx is another's."""
+"""Share of the announced images that may be missing, and how many times as many images as records
+may be announced; beyond that the .idx is another file's."""
 _LIMIT = (
     "labels are float32 in this format, which tells whole numbers apart only below 2^24 = "
     "16,777,216: its identities are mixed up in the file itself; make it anew with smaller labels, "
@@ -67,6 +68,8 @@ def read_payload(raw: bytes) -> bytes:
     """The payload of the record at the start of `raw`, its parts joined.
 
     `raw` ends where the next record begins. Raises ValueError when the record does not fit it.
+    A record is split wherever its payload contains the magic number, which is then left out; flags
+    are 0 for a whole record, 1, 2 and 3 for its first, middle and last part.
     """
     parts: list[bytes] = []
     at, last = 0, False
@@ -102,7 +105,7 @@ def read_labels(payload: bytes) -> tuple[tuple[float, ...], int]:
 
 
 def whole_label(label: float, classes: int | None) -> int:
-    """A label as a number. Raises ValueError saying why it cannot be one."""
+    """A label as an integer. Raises ValueError where it is none, or not below `classes`."""
     if label >= _EXACT:
         raise ValueError(f"label {label:,.0f}: {_LIMIT}")
     if not (label >= 0 and label == int(label)):
@@ -203,7 +206,7 @@ def _header(file: BinaryIO, start: int, end: int) -> tuple[int, int] | None:
 
 
 def _boundaries(file: BinaryIO, starts: Ints, ends: Ints) -> Ints:
-    """The image keys at which identity records say that an identity begins or ends."""
+    """The image keys at which, by the identity records, an identity begins or ends."""
     found = []
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
         try:
@@ -215,7 +218,7 @@ def _boundaries(file: BinaryIO, starts: Ints, ends: Ints) -> Ints:
 
 
 def layout(rec: Path) -> Layout:
-    """Finds the images of a file. Raises InputError naming what does not fit, and the remedy."""
+    """Locates the images of a file. Raises InputError naming what does not fit, and the remedy."""
     idx, classes, size = rec.with_suffix(".idx"), _classes(rec), rec.stat().st_size
     with rec.open("rb") as file:
         keys, starts = _indexed(idx, size) if idx.exists() else _scanned(file, size)
@@ -259,13 +262,13 @@ def layout(rec: Path) -> Layout:
 
 
 def count_recordio(settings: RecordIOSettings) -> int:
-    """The number of images, of those that are missing, too."""
+    """The number of images, including missing ones."""
     found = layout(_find(settings.path))
     return len(found.keys) + len(found.missing)
 
 
 def _agreed(file: BinaryIO, found: Layout, first: int, last: int) -> float | None:
-    """The label of most of the images first..last of an identity; None when there is none."""
+    """The label that more than half of images first..last of an identity have, or None."""
     votes: Counter[float] = Counter()
     for start in found.starts[first:last].tolist():
         raw = os.pread(file.fileno(), _LABEL_BYTES, start)
@@ -299,7 +302,7 @@ def _image(
 
 
 def read_recordio(settings: RecordIOSettings, start: int = 0) -> Iterator[SourceImage | Refusal]:
-    """The images of a file in its order, from image `start`; damaged records are refused.
+    """Reads the images of a file in its order, from image `start`; damaged records are refused.
 
     Memory: 24 bytes an image, for the index. Raises InputError when the file cannot be read at all.
     """

@@ -1,4 +1,4 @@
-"""The sources that `perennial shards import` knows. A new one joins by a line here."""
+"""The registry of the sources of `perennial shards import`: a new one is added by an entry here."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -54,20 +54,20 @@ from data_shards.sources.webdataset import WebDatasetSettings, read_webdataset
 
 
 class Source(NamedTuple):
-    """How a format is read. All functions take its settings."""
+    """The functions that read a format. All take its settings."""
 
     settings: type[Settings]
     """The model of its options; one is `path`. The first line of its docstring describes it."""
     read: Callable[..., Iterable[SourceImage | Refusal]]
-    """The images in an order that never changes; if it `seeks`, with a parameter `start`."""
+    """Yields the images in an order that never changes; if it `seeks`, with a parameter `start`."""
     tables: Callable[[Any], dict[str, pa.Table]] | None = None
     """Tables that belong to the dataset, with image keys (see `writing.writer.numbered`)."""
     total: Callable[[Any], int] | None = None
-    """How many items `read` yields, if that can be said at once."""
+    """How many items `read` yields, if that can be counted without reading them."""
     seeks: bool = False
-    """Whether `read` can start at any item; otherwise items are read and passed over."""
+    """Whether `read` can start at any item; otherwise earlier items are read and dropped."""
     published: Callable[[Any], Mapping[str, int]] = lambda settings: {}
-    """How many images were published with a role, or with several joined by "+"."""
+    """The published number of images by role, or by several roles joined with "+"."""
 
 
 def _listed(

@@ -1,12 +1,12 @@
 """Face verification sets (``lfw.bin``, ``cfp_fp.bin``, ``agedb_30.bin`` and the like).
 
-A pickle of (2P encoded images, P truth values): pair j is images 2j and 2j + 1. It is read by a
-machine that cannot run code (`data_shards.sources.pickles`).
+A pickle of (2P encoded images, P truth values): pair j is images 2j and 2j + 1. It is read by an
+interpreter that cannot run code (`data_shards.sources.pickles`).
 
-The files name nobody, and show some people in several pairs. The images of a pair that shows one
-person share the identity ``pair-00042``; those of other pairs have one each, ``pair-00043-left``
-and ``-right``. They are made to compare within pairs, and nothing else: their role is "query", so
-that they are not trained on.
+The files name no identities, and some people occur in several pairs. The images of a pair that
+shows one person share the identity ``pair-00042``; those of other pairs have one each,
+``pair-00043-left`` and ``-right``. Such identities serve to compare within pairs only, so the role
+is "query": the images are not trained on.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from data_shards.sources.pickles import Array, Refused, read_pickle
 
 FOLDS = 10
 _REPEATED = 64
-"""Times that the images of a file may be used on average: a photograph is in several pairs."""
+"""Times that an image may be used on average: a photograph can be in several pairs."""
 
 
 class VerificationBinSettings(Settings):
@@ -35,10 +35,10 @@ class VerificationBinSettings(Settings):
 
 
 class Pairs(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     images: list[bytes | None]
-    """[2P] encoded images; None for what is none."""
+    """[2P] encoded images; None for an entry that is no image."""
     same: list[bool]
     """[P] whether a pair shows one person."""
 
@@ -51,7 +51,7 @@ def _list(value: object) -> list[object] | None:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Reads a file. Raises InputError when it is damaged, of another kind, or wants to run code."""
+    """Reads a file. Raises InputError when it is damaged, of another kind, or would run code."""
     try:
         value = read_pickle(path.read_bytes())
     except OSError as error:
@@ -87,7 +87,7 @@ def _text(key: object) -> object:
 
 
 def _encoded(image: object) -> bytes | None:
-    """The bytes of an image, of an array of them, too, as (N, 1) from cv2.imencode; else None."""
+    """An image's bytes, also from an array of them, as cv2.imencode's (N, 1); else None."""
     if isinstance(image, Array) and image.code == "u1" and sum(s != 1 for s in image.shape) <= 1:
         image = image.content
     return image if isinstance(image, bytes) else None

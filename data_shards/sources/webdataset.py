@@ -1,4 +1,8 @@
-"""WebDataset shards that others wrote: local tars, named by a path, a glob or a brace pattern."""
+"""WebDataset shards of other programs: local tars, named by a path, a glob or a brace pattern.
+
+The library webdataset is not used: its reader takes a member of any size into memory, groups only
+neighbouring members, stops at a repeated key, and does not report what it leaves out.
+"""
 
 import glob
 import os
@@ -19,11 +23,11 @@ from untrusted.json_text import parse_json
 PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _MEMBER = re.compile(r"((?:.*/)?[^/.]+)\.([^/]*)", re.DOTALL)
 _TARS = 1_000_000
-"""Tars of one import."""
+"""Most tars of one import."""
 _FIRST = 100
-"""Members that tell whether those of a sample are neighbours."""
+"""Members looked at to find out whether those of a sample follow each other."""
 _INDEXED = 5_000_000
-"""Members whose names and places are kept in memory at most, about a gigabyte."""
+"""Most members whose names and places are kept in memory, about a gigabyte."""
 Problem = tuple[str, str]
 
 
@@ -44,7 +48,7 @@ class WebDatasetSettings(Settings):
 
 
 class _Sample:
-    """Members of a tar with one key, as they come."""
+    """The members of a tar that share one key."""
 
     def __init__(self, key: str) -> None:
         self.key, self.problem = key, ("", "")
@@ -56,7 +60,7 @@ class _Sample:
         self.members[extension] = content
 
     def text(self, where: str) -> str:
-        """What `where` (see `WebDatasetSettings.identity`) says. Raises ValueError."""
+        """The text at `where` (see `WebDatasetSettings.identity`). Raises ValueError."""
         extension, _, field = where.partition(":")
         if extension not in self.members:
             raise ValueError(f"it has no member .{extension}")
@@ -117,7 +121,7 @@ class _Place(NamedTuple):
 
 
 def _named(member: tarfile.TarInfo) -> tuple[str, str] | None:
-    """A member's key and extension; None of files that other programs leave behind."""
+    """A member's key and extension; None for hidden files and other systems' leftovers."""
     name = member.name.removeprefix("./")
     if name.rpartition("/")[2].startswith(".") or name.startswith("__MACOSX/"):
         return None
@@ -126,7 +130,7 @@ def _named(member: tarfile.TarInfo) -> tuple[str, str] | None:
 
 
 def _problem(key: str, extension: str, member: tarfile.TarInfo, wanted: frozenset[str]) -> Problem:
-    """What is wrong with a member: a reason and words for people; empty: nothing."""
+    """A member's fault as a reason and a sentence; both empty where there is none."""
     if not extension and "." not in member.name.rpartition("/")[2]:
         return "not of a sample", "its name has no extension"
     if key.startswith("/") or ".." in key.split("/"):
@@ -140,7 +144,7 @@ def _problem(key: str, extension: str, member: tarfile.TarInfo, wanted: frozense
 
 
 def _samples(tar: Tar, wanted: frozenset[str], skip: int) -> Iterator[_Sample]:
-    """Samples one after the other; those before `skip` without their members' content."""
+    """Yields the samples in order; those before `skip` without their members' content."""
     sample: _Sample | None = None
     number = -1
     for member in tar:
@@ -161,10 +165,10 @@ def _samples(tar: Tar, wanted: frozenset[str], skip: int) -> Iterator[_Sample]:
 
 
 def _apart(path: Path, settings: WebDatasetSettings, wanted: frozenset[str]) -> bool:
-    """Whether samples' members are no neighbours, as of ``tar cf x.tar *.jpg *.cls``.
+    """Whether a sample's members do not follow each other, as in ``tar cf x.tar *.jpg *.cls``.
 
-    It is told from the first members: there a sample goes on after another one began, or none
-    has both an identity and a picture.
+    Decided by the first `_FIRST` members: either a sample continues after another one began, or
+    none has both an identity and a picture.
     """
     identity = settings.identity.partition(":")[0]
     held: dict[str, set[str]] = {}
@@ -183,7 +187,10 @@ def _apart(path: Path, settings: WebDatasetSettings, wanted: frozenset[str]) -> 
 
 
 def _samples_apart(path: Path, wanted: frozenset[str], skip: int) -> Iterator[_Sample]:
-    """The samples of a tar whose members are in any order, by where the first of each lies."""
+    """Yields the samples of an uncompressed tar with members in any order, by first member.
+
+    Two passes: the names and places of all members first, then each sample's content.
+    """
     places: dict[str, dict[str, _Place]] = {}
     samples: dict[str, _Sample] = {}
     count = 0
@@ -252,9 +259,10 @@ def _item(sample: _Sample, shard: str, settings: WebDatasetSettings) -> SourceIm
 def read_webdataset(
     settings: WebDatasetSettings, start: int = 0
 ) -> Iterator[SourceImage | Refusal]:
-    """The samples of all tars in the pattern's order, from sample `start` on.
+    """Reads the samples of all tars in the pattern's order, from sample `start` on.
 
-    Memory: one sample. Raises InputError for a missing, damaged or truncated tar.
+    Memory: one sample, and the index of a tar whose samples' members do not follow each other.
+    Raises InputError for a missing, damaged or truncated tar.
     """
     paths, wanted = tar_files(settings.path), _wanted(settings)
     common = os.path.commonpath([path.parent.absolute() for path in paths])

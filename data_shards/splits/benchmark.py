@@ -1,4 +1,4 @@
-"""Identities to learning steps, and the fixed test sets: pure functions of (dataset, settings)."""
+"""Splits identities into learning steps and fixed test sets: functions of dataset and settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _LEFT = "are left beside those that are tested on: lower it or benchmark.test_id
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Which samples each learning step trains on, and what is tested. Samples are dataset rows."""
+    """The training samples of each learning step, and the test sets. Samples are dataset rows."""
 
     steps: tuple[Ids, ...]
     """The training samples of each learning step."""
@@ -53,7 +53,7 @@ class Benchmark:
     """The test samples of each learning step's own identities, for accuracy task by task; none
     unless a benchmark file names them."""
     by_image: bool = False
-    """Whether queries were drawn image by image: then cameras say nothing about what is found."""
+    """Whether queries were drawn image by image: cameras then play no part in the search."""
 
     def rows_before(self, step: int) -> int:
         """C_old at learning step `step`."""
@@ -67,7 +67,7 @@ class Benchmark:
 def _choose(draw: np.uint64, pool: Ids, count: int, what: str, rule: str) -> tuple[Ids, Ids]:
     """`count` identities drawn from `pool`, and the rest of it, both in ascending order.
 
-    `rule` says who is in the pool.
+    Raises InputError when the pool is too small; `rule` describes its identities there.
     """
     if count > len(pool):
         raise InputError(f"benchmark.{what} is {count}, but only {len(pool)} identities {rule}")
@@ -95,13 +95,13 @@ def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
 
 
 def by_image(dataset: ShardDataset, settings: BenchmarkSettings) -> bool:
-    """Whether queries are drawn image by image, having been asked for or for want of cameras."""
+    """Whether queries are drawn image by image: by the settings, or because no camera is known."""
     wanted = settings.queries == "images"
     return wanted or (settings.queries == "cameras" and not knows_cameras(dataset))
 
 
 def _views(dataset: ShardDataset, settings: BenchmarkSettings) -> Ids:
-    """[n] what queries and gallery may not share: the camera, or the image itself."""
+    """[n] what an identity's queries and gallery must not share: the camera, or the image."""
     if by_image(dataset, settings):
         return np.arange(len(dataset))
     return dataset.camera.astype(np.int64)
@@ -110,7 +110,7 @@ def _views(dataset: ShardDataset, settings: BenchmarkSettings) -> Ids:
 def _testable(
     dataset: ShardDataset, everyone: Ids, settings: BenchmarkSettings
 ) -> tuple[NDArray[np.bool_], str]:
-    """[identities of the dataset] who can be searched for and found, and the rule that decides."""
+    """[identities of the dataset] which can be tested on, and the rule in words, for errors."""
     trains, count = _trains(dataset), dataset.manifest["identities"]
     images = np.bincount(dataset.identity[trains], minlength=count)
     if settings.queries == "role":
@@ -147,7 +147,7 @@ def _query_and_gallery(
     for identity, own in _by_identity(dataset, samples).items():
         key = stream_key(settings.seed, "query cameras", identity)
         views = shuffled(key, np.unique(view[own]))
-        asked = views[: min(settings.query_cameras, len(views) - 1)]
+        asked = views[: min(settings.query_cameras, len(views) - 1)]  # one is left for the gallery
         is_query = np.isin(view[own], asked)
         query.append(own[is_query])
         gallery.append(own[~is_query])
@@ -219,7 +219,7 @@ def _rows_after(learned: int, evaluated: int, settings: BenchmarkSettings) -> tu
 
 
 def _tested(identities: int, settings: BenchmarkSettings) -> int:
-    """How many of `identities` no step trains on."""
+    """How many of `identities` are tested on, so that no step trains on them."""
     wanted = settings.test_identities
     return min(1500, identities // 5) if wanted is None else wanted
 
@@ -227,10 +227,10 @@ def _tested(identities: int, settings: BenchmarkSettings) -> int:
 def counted_split(
     identities: int, images: int, settings: BenchmarkSettings
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """`Benchmark.row_ends`, and the training images of each step, of a dataset that is not at hand.
+    """`Benchmark.row_ends` and the number of training images of each step, from counts alone.
 
-    As if every identity had two cameras and as many images as any other. Raises InputError as
-    `build_benchmark` does.
+    For planning without the dataset: every identity is taken to have two cameras and equally many
+    images. Raises InputError as `build_benchmark` does.
     """
     if (read := settings.read_file()) is not None:
         rows = tuple(np.cumsum([len(step) for step in read[0].steps]).tolist())
@@ -253,7 +253,7 @@ def counted_split(
 
 
 def _spread(rows: Sequence[int], images: int, identities: int, held_out: int) -> tuple[int, ...]:
-    """The training images of each step, when every identity has as many."""
+    """The number of training images of each step, when all identities have equally many."""
     counts = [images * (last - first) // identities for first, last in pairwise((0, *rows))]
     return counts[0] - held_out, *counts[1:]
 
@@ -263,10 +263,10 @@ def build_benchmark(
 ) -> Benchmark:
     """The learning steps and test sets of `dataset` under `settings`.
 
-    With `known`, the identities of a model's rows, these are step 0, which is learned already;
-    the steps of `settings` follow it, and neither learn nor test any of them again. Raises
-    InputError when an identity has no image, there are too few identities, or the dataset lacks
-    what the benchmark file names.
+    `known` are the identities of a model's rows, if the run continues from one: they form step 0,
+    which needs no training, and the steps of `settings`, which follow, neither learn nor test them
+    again. Raises InputError when an identity has no image, there are too few identities, or the
+    dataset lacks what the benchmark file names.
     """
     images = np.bincount(dataset.identity, minlength=dataset.manifest["identities"])
     if (images == 0).any():
@@ -331,6 +331,7 @@ def _names(dataset: ShardDataset, row: Ids, rows: int, known: KnownIdentities) -
 
 
 def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdentities) -> Benchmark:
+    """The benchmark drawn by `settings.seed` from the images with role train."""
     count = dataset.manifest["identities"]
     trains = _trains(dataset)
     everyone = np.unique(dataset.identity[trains])

@@ -1,7 +1,7 @@
-"""Benchmark files: exactly which identity is in which learning step, and which images are tested.
+"""Benchmark files: the identities of each learning step and the test images, by name.
 
-A file is JSON, one name a line, and names identities and images as their source does. So it means
-the same for whoever imports the same source, and can be read, compared and published.
+A file is JSON, one name a line, and uses the source's names of identities and images. So it means
+the same to everybody who imports that source, and can be read, compared and published.
 """
 
 import json
@@ -31,14 +31,14 @@ _BYTES = 1 << 30
 
 
 class BenchmarkFile(Settings):
-    """What a benchmark file holds."""
+    """The content of a benchmark file."""
 
     version: Literal[1] = 1
-    """Of this layout."""
+    """The version of this layout."""
     benchmark: str
     """The command that made it, such as ``crl-face``."""
     drawn: dict[str, Any] = {}
-    """What it was drawn with, such as steps and seed."""
+    """The arguments it was drawn with, such as steps and seed."""
     query: Names = ()
     """Keys of the images that are searched for."""
     gallery: Names = ()
@@ -54,7 +54,7 @@ class BenchmarkFile(Settings):
 
 @dataclass(frozen=True)
 class Placed:
-    """A benchmark file's identities and images in a dataset. Samples are dataset rows."""
+    """A benchmark file's identities and images located in a dataset. Samples are dataset rows."""
 
     row: Ids
     """[identities of the dataset] the classifier row of each, or -1."""
@@ -76,11 +76,11 @@ def write_benchmark(file: BenchmarkFile, path: Path) -> None:
 
 
 def read_benchmark(path: Path) -> BenchmarkFile:
-    """Reads a benchmark file. Raises InputError when it is missing, damaged, or names twice."""
+    """Reads a benchmark file. Raises InputError when it is missing, damaged or repeats a name."""
     remedy = "make it with `perennial shards benchmark`"
     try:
         content = read_bytes(path, _BYTES)
-        parse_json(content)  # no key twice, no other encoding
+        parse_json(content)  # refuses repeated keys and other encodings, which pydantic accepts
         file = BenchmarkFile.model_validate_json(content)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}): {remedy}") from error
@@ -147,6 +147,7 @@ def _samples(keys: list[str], path: Path, dataset: ShardDataset) -> Ids:
     """[n] the samples of `keys`. Reads the dataset's keys only when there are any."""
     if not keys:
         return np.empty(0, dtype=np.int64)
+    # the wanted keys are sorted, not the dataset's, which are many more
     wanted = np.fromiter(map(key_hash, keys), np.uint64, len(keys))
     order = np.argsort(wanted)
     held = dataset.key_hashes

@@ -1,4 +1,4 @@
-"""What a configuration says of learning steps and test sets."""
+"""The configuration of learning steps and test sets."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -72,7 +72,10 @@ class BenchmarkSettings(Settings):
         return values
 
     def pinned(self) -> "BenchmarkSettings":
-        """These settings with `sha256`. Raises InputError when the file is missing or another."""
+        """These settings with `sha256` filled in.
+
+        Raises InputError when the file is missing or its content has another hash.
+        """
         if self.file is None:
             return self
         if not self.file.exists():
@@ -89,7 +92,10 @@ class BenchmarkSettings(Settings):
         return self.model_copy(update={"sha256": found})
 
     def read_file(self) -> tuple[BenchmarkFile, Path] | None:
-        """The file, if there is one, and where it is. Raises InputError when it has other steps."""
+        """The benchmark file and its path, or None without one.
+
+        Raises InputError when it has another number of steps than the settings.
+        """
         if self.file is None:
             return None
         self.pinned()

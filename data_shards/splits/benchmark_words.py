@@ -1,4 +1,4 @@
-"""What a benchmark does with a dataset, in words: what it leaves out and lowers, too."""
+"""Describes a benchmark in sentences: its counts, what it leaves out, which settings it lowers."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from data_shards.storage.dataset import ShardDataset
 def in_words(
     dataset: ShardDataset, settings: BenchmarkSettings, benchmark: Benchmark, known: int
 ) -> Iterator[str]:
-    """Lines on who is learned and tested; `known` identities were learned before."""
+    """Lines on the identities learned and tested; `known` of them were learned before."""
     tested = np.unique(dataset.identity[np.concatenate([benchmark.query, benchmark.gallery])])
     learned = benchmark.row_ends[-1] - known
     drawn = settings.file is None

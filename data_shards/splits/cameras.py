@@ -1,4 +1,4 @@
-"""Cameras, where a dataset says who took its images, and what is done where it does not."""
+"""The camera of each image, and a substitute where a dataset does not record it."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,10 @@ def knows_cameras(dataset: ShardDataset) -> bool:
 
 
 def cameras(dataset: ShardDataset, samples: Ids, apart: bool = False) -> Ids:
-    """[n] the camera of each of `samples`; with `apart`, each is taken to have one of its own.
+    """[n] the camera of each of `samples`; with `apart`, a different one for each.
 
-    So has each image whose camera is not known: nobody can say that two of them were taken by the
-    same camera, so that neither may be left out of a search for the other.
+    Images without a known camera get one of their own, too: two of them may be from different
+    cameras, so neither may be dropped from a search for the other.
     """
     if apart:
         return samples

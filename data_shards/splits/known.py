@@ -1,4 +1,4 @@
-"""Identities that a model knows before a run begins: they are its learning step 0."""
+"""Identities that a model has learned before a run begins: they form its learning step 0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Names = NDArray[np.object_]
 
 @dataclass(frozen=True)
 class KnownIdentities:
-    """Whom a model knows, and which of them a dataset shows."""
+    """The identities of a model's classifier rows, matched with a dataset's identities."""
 
     rows: tuple[int, ...]
     """(C,), the rows of the model; () where nothing is known before step 0."""
@@ -28,7 +28,7 @@ class KnownIdentities:
 
     @classmethod
     def of(cls, names: Sequence[str] | None, dataset: ShardDataset) -> "KnownIdentities":
-        """Finds `names`, the identities of a model's rows, in `dataset`; None: no model."""
+        """Looks up `names`, the identities of a model's rows, in `dataset`; None: no model."""
         held = pa.array(dataset.names, pa.string())
         found = pc.index_in(held, value_set=pa.array(names or [], pa.string()))
         rows = () if names is None else (len(names),)
@@ -37,15 +37,15 @@ class KnownIdentities:
 
     @property
     def count(self) -> int:
-        """C, or 0."""
+        """C, the number of known identities; 0 without a model."""
         return len(self.names)
 
     def before(self, rows: Sequence[int]) -> tuple[int, ...]:
-        """The rows after each learning step, where those of `rows` come after the known ones."""
+        """The rows after each learning step, when those of `rows` follow the known ones."""
         return *self.rows, *(self.count + last for last in rows)
 
     def with_new(self, row: Ids) -> Ids:
-        """[identities of the dataset] all rows: the known ones, and then the new ones of `row`."""
+        """[identities of the dataset] the row of each: a known one, or `row` behind these."""
         return np.where(row >= 0, self.count + row, self.row)
 
     def refuse(self, identities: Ids, dataset: ShardDataset, what: str) -> None:

@@ -1,7 +1,7 @@
 """The papers' benchmarks, drawn from a dataset into a benchmark file.
 
-Every draw depends on the seed and on names alone, never on the order in which a dataset holds
-them, so that two people who import the same source get the same file.
+Every draw is a hash of the seed and of names, never of positions in a dataset, so that everybody
+who imports the same source gets the same file.
 """
 
 from collections.abc import Sequence
@@ -131,7 +131,7 @@ def _trained(dataset: ShardDataset) -> Ids:
 
 
 def _shuffled(dataset: ShardDataset, identities: Ids, seed: int) -> Ids:
-    """`identities` in an order that depends on the seed and their names."""
+    """`identities` in an order that depends only on the seed and their names."""
     names = dataset.names[identities].tolist()
     draws = [int(stream_key(seed, "identity", name)) for name in names]
     return identities[sorted(range(len(names)), key=lambda i: (draws[i], names[i]))]
@@ -142,7 +142,7 @@ def _named(dataset: ShardDataset, parts: Sequence[Ids]) -> tuple[Names, ...]:
 
 
 def _keys(dataset: ShardDataset, samples: Ids) -> Names:
-    """The keys of `samples`, sorted: a file does not show in which order a dataset holds them."""
+    """The keys of `samples`, sorted, so that the file does not depend on the dataset's order."""
     return tuple(sorted(dataset.keys(samples)))
 
 
@@ -153,7 +153,7 @@ def _all_filled(parts: Sequence[Sequence[str] | Ids], steps: int) -> None:
 
 
 def _drawn_first(dataset: ShardDataset, samples: Ids, group: Ids, key: np.uint64) -> Ids:
-    """Of `samples` one of each `group` ([n] both), drawn by the hash of its key."""
+    """One of `samples` for each value of `group` ([n] both), drawn by the hash of its key."""
     draws = bits(key, dataset.key_hashes[samples])
     order = np.lexsort((draws, group))
     _, first = np.unique(group[order], return_index=True)

@@ -1,4 +1,4 @@
-"""One dataset as two that share no identity: to train on, and to test on."""
+"""Splits a dataset into a training and a test dataset that share no identity."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,8 +25,8 @@ def split_dataset(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes the two parts that `settings` draws, and returns their manifests.
 
-    The test part holds the tested identities, with roles query and gallery and a table ``pairs``;
-    the training part everybody else. Called again after a kill, it goes on. Raises InputError as
+    The test part holds the tested identities, with roles query and gallery and a table ``pairs``,
+    the training part all others. A second call resumes an interrupted split. Raises InputError as
     `build_benchmark` does, and when the dataset has tables, which would be lost.
     """
     refuse_tables(dataset)

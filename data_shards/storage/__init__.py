@@ -1,1 +1,1 @@
-"""A dataset on disk or behind a URL: shards, tables, caches, and what is kept beside them."""
+"""A dataset on disk or behind a URL: shards, tables, caches, and files derived from it."""

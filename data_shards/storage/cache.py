@@ -25,7 +25,7 @@ _POLL_SECONDS = 0.05
 
 
 class Cache:
-    """The folder of `settings`; `count` hears what happens."""
+    """The cache in the folder of `settings`; `count` is called with its events."""
 
     def __init__(self, settings: CacheSettings, count: Count = ignore) -> None:
         self.settings, self._count = settings, count
@@ -39,9 +39,10 @@ class Cache:
         it cannot be fetched, or there is no room for it.
         """
         path, fetched = self._folder / remote.sha256, False
+        # again: another process may evict the copy between its arrival and our lock on it
         while (file := _shared(path)) is None:
             fetched |= self._fetch(remote, path, roomed)
-        os.utime(file.fileno())
+        os.utime(file.fileno())  # eviction goes by the time of last use
         self._count("miss" if fetched else "hit", 1)
         return file
 
@@ -63,7 +64,7 @@ class Cache:
         return True
 
     def _reserve(self, claim: BinaryIO, remote: RemoteFile) -> None:
-        """Makes room for `remote` by evicting what nobody holds. Raises InputError if it cannot."""
+        """Makes room for `remote` by evicting unlocked copies. Raises InputError if it cannot."""
         begun = time.monotonic()
         while True:
             with self._alone():
@@ -82,7 +83,7 @@ class Cache:
             time.sleep(_POLL_SECONDS)
 
     def _used(self) -> int:
-        """Bytes of copies and of claims; what dead processes left is deleted."""
+        """Bytes of copies and of claims. Deletes claims of dead processes, which hold no lock."""
         for claim in self._folder.glob(".*.claim"):
             with _attempt(claim) as ours:
                 if ours:
@@ -139,7 +140,7 @@ def _still(file: BinaryIO, path: Path) -> bool:
 
 @contextmanager
 def _attempt(path: Path) -> Iterator[bool]:
-    """Whether a lock on `path` for ourselves alone was to be had; it is held within."""
+    """Tries to lock `path` exclusively, without waiting; yields whether that succeeded."""
     try:
         file = path.open("rb")
     except FileNotFoundError:

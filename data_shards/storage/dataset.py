@@ -1,4 +1,4 @@
-"""Opens a dataset written by `writing.writer`: its tables, its hashes, any sample's bytes."""
+"""Opens a dataset that `writing.writer` wrote: its tables, its hashes, any sample's bytes."""
 
 import stat
 import tarfile
@@ -37,8 +37,9 @@ from untrusted.parquet import Malformed, column_names, read_table
 
 _META_BYTES = 1 << 20
 _FREE_ROWS = 1_000_000
+"""Rows that an extra table may have beside 8 a byte: run-length encoding could promise billions."""
 _SAMPLES = {"pairs": ("left", "right"), "noisy": ("sample",), "templates": ("sample",)}
-"""Columns of extra tables that hold numbers of samples, or -1."""
+"""Columns of extra tables that hold sample numbers, or -1."""
 _KINDS = {
     **dict.fromkeys(("left", "right", "sample", "template", "medium"), pa.types.is_int64),
     "same": pa.types.is_boolean,
@@ -53,12 +54,12 @@ def _plain(kind: pa.DataType) -> bool:
 
 
 class SampleError(ValueError):
-    """A sample's bytes are not what was written: the message says which sample and file."""
+    """A sample's bytes differ from what was written; the message names sample and file."""
 
 
 @dataclass(frozen=True)
 class ShardDataset:
-    """A dataset's samples by number: [n] arrays say where each lies and whom it shows."""
+    """A dataset's samples by number: [n] arrays of their places, identities, cameras and roles."""
 
     location: str
     """Its URL or path."""
@@ -82,8 +83,8 @@ class ShardDataset:
         """Opens the dataset in a folder or at a URL of fsspec, whose shards `cache` will hold.
 
         Reads the manifest and the tables, and checks that every local file is there at full
-        length. `count` hears what the cache does. Raises InputError naming the file and the remedy.
-        Hashes are checked by `verify`, and of remote shards when they are fetched.
+        length. `count` is called with the cache's events. Raises InputError naming the file and
+        the remedy. Hashes are checked by `verify`, and of remote shards when they are fetched.
         """
         if is_remote(location):
             return cls._open_remote(str(location).rstrip("/"), cache or CacheSettings(), count)
@@ -129,7 +130,7 @@ class ShardDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes whenever any file of the dataset does."""
+        """A hash that changes whenever any file of the dataset does."""
         return fingerprint(self.manifest)
 
     @cached_property
@@ -143,7 +144,7 @@ class ShardDataset:
 
     @cached_property
     def key_hashes(self) -> NDArray[np.uint64]:
-        """[n] `key_hash` of each sample's key. Raises InputError when they are not there."""
+        """[n] `key_hash` of each sample's key. Raises InputError when the table is missing."""
         if "keys.parquet" not in self.manifest["files"]:
             raise InputError(f"{self.location} has no keys.parquet: build the dataset again")
         path = _unchanged(self.folder, self.manifest, "keys")
@@ -151,7 +152,7 @@ class ShardDataset:
             return read_table(path, {"key": pa.uint64()}, len(self), len(self))["key"].to_numpy()
 
     def keys(self, samples: NDArray[np.int64]) -> list[str]:
-        """The sources' names of `samples` ([b]), from the shards, where each follows its image.
+        """The sources' names of `samples` ([b]), from the members that follow their images.
 
         Raises SampleError when one is damaged.
         """
@@ -175,8 +176,10 @@ class ShardDataset:
             raise SampleError(f"what {where} tells of sample {sample} is damaged") from error
 
     def table(self, name: str) -> pa.Table:
-        """An extra table that the source defined, such as "pairs"; sample numbers may be -1 where
-        the image was refused. Raises InputError when there is none of that name, or it was changed.
+        """Reads an extra table that the source defined, such as "pairs".
+
+        Sample numbers are -1 where the image was refused. Raises InputError when there is no table
+        of that name, or it was changed.
         """
         held = self.manifest.get("tables", [])
         if name not in held:
@@ -216,10 +219,10 @@ class ShardDataset:
         progress: Callable[[int], None] = lambda done: None,
         fetching: CacheSettings | None = None,
     ) -> None:
-        """Compares every file that is here with its sha256; `progress` hears the bytes done.
+        """Compares every local file with its sha256; `progress` is called with the bytes done.
 
-        Of a remote dataset these are its tables; with `fetching` it is every file, read where it
-        lies. Raises InputError naming the first that differs.
+        Of a remote dataset only the tables are local; with `fetching` all of its files are fetched
+        and compared. Raises InputError naming the first that differs.
         """
         done, local = 0, isinstance(self.files, LocalShards)
         if fetching is not None and not local:
@@ -238,7 +241,7 @@ class ShardDataset:
 
 @contextmanager
 def _intact(path: Path) -> Iterator[None]:
-    """What is wrong with a table is an InputError."""
+    """Turns errors of reading the table at `path` into an InputError."""
     try:
         yield
     except (OSError, Malformed, KeyError) as error:
@@ -247,7 +250,7 @@ def _intact(path: Path) -> Iterator[None]:
 
 
 def _unchanged(folder: Path, manifest: Mapping[str, Any], table: str) -> Path:
-    """The file of a table, which is as the manifest says. Raises InputError."""
+    """The path of a table whose sha256 is the manifest's. Raises InputError otherwise."""
     path = folder / f"{table}.parquet"
     if sha256(path) != manifest["files"][path.name]["sha256"]:
         raise InputError(f"{path} was changed: restore it or build the dataset again")

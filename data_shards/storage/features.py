@@ -19,20 +19,20 @@ _HEADER = struct.Struct("<4i")
 _COLUMNS, _BYTES, _FLOAT32 = 1, 4, 5
 _MOST_BYTES = 1 << 24
 _COLLECTIONS = ("facescrub/", "megaface/")
-"""What our keys begin with and the benchmark's lists do not."""
+"""Prefixes of our keys that the benchmark's lists do not have."""
 
 
 def file_ending(text: str) -> str:
-    """What a feature file's name has behind the image's. Raises InputError."""
+    """Checks what a feature file's name appends to the image's. Raises InputError."""
     if not text or "/" in text:
         raise InputError(f"--features {text!r}: give what file names end in, such as _ours.bin")
     return text
 
 
 def feature_name(key: str, ending: str) -> str:
-    """Where below a tree the feature file of the image with this key is.
+    """The path of an image's feature file within a tree, from the image's key.
 
-    Raises InputError when that would be elsewhere.
+    Raises InputError when it would lead out of the tree.
     """
     for collection in _COLLECTIONS:
         key = key.removeprefix(collection)

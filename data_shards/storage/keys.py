@@ -1,4 +1,4 @@
-"""Image keys as 64-bit hashes: which are taken, and whose sample is whose.
+"""Image keys as 64-bit hashes: to find duplicates on import, and samples by key.
 
 Two of 5.8 million keys share a hash with a probability of one in a million; the second would be
 refused as a duplicate.
@@ -20,7 +20,10 @@ def key_hash(key: str) -> int:
 
 
 class TakenKeys:
-    """A set of hashes at about 8 bytes each: sorted arrays, two of a size always merged."""
+    """A set of hashes at about 8 bytes each: sorted arrays of falling sizes, merged as it grows.
+
+    A set of Python integers would take several times as much for millions of keys.
+    """
 
     def __init__(self, hashes: Iterable[Hashes] = ()) -> None:
         self._sorted: list[Hashes] = []
@@ -38,14 +41,14 @@ class TakenKeys:
         return found
 
     def add(self, key: int) -> bool:
-        """Adds a hash; False when it was added lately (see `known` for all)."""
+        """Adds a hash; False when it was added since the last merge (`known` checks all)."""
         if key in self._fresh:
             return False
         self._fresh.add(key)
         return True
 
     def merge_fresh(self) -> None:
-        """Moves what was added into the arrays once it is much."""
+        """Moves added hashes into the sorted arrays once there are `_FRESH` of them."""
         if len(self._fresh) >= _FRESH:
             fresh = np.fromiter(self._fresh, np.uint64, len(self._fresh))
             self._fresh.clear()

@@ -1,12 +1,13 @@
-"""What a folder is that was given in place of another, and what to give instead.
+"""Recognises a folder of the wrong kind given to a command, and says what to give instead.
 
-A command that finds no manifest cannot know that a folder is broken: far more often it is whole,
-and of another kind. So no message here says to delete anything.
+A command that finds no manifest cannot conclude that a folder is broken: far more often it is
+intact and of another kind. So no message here advises to delete anything.
 """
 
 from itertools import islice
 from pathlib import Path
 
+from monitoring.run_folder import is_run
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 from untrusted.text import printable
@@ -27,7 +28,7 @@ def kind_of(folder: Path) -> str:
         return "missing"
     if not folder.is_dir():
         return "file"
-    if (folder / "run.yaml").exists():
+    if is_run(folder):
         return "run"
     if (folder / "manifest.json").exists():
         return _by_manifest(folder / "manifest.json")

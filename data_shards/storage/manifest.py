@@ -1,4 +1,4 @@
-"""A dataset's manifest, which a stranger may have written: names, sizes and counts are checked."""
+"""A dataset's manifest. It may come from a stranger, so names, sizes and counts are checked."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -28,13 +28,13 @@ class _Facts(BaseModel):
 
 
 def check_facts(facts: dict[str, Any]) -> dict[str, Any]:
-    """`facts`, where they are the bytes and sha256 of a file. Raises ValueError otherwise."""
+    """Returns `facts` if they are a file's bytes and sha256. Raises ValueError otherwise."""
     _Facts.model_validate(facts)
     return facts
 
 
 class _Manifest(BaseModel):
-    """What must be right before anything else of a dataset is read; other keys are for people."""
+    """The keys that are checked before a dataset is read; others are for people."""
 
     model_config = ConfigDict(strict=True)
 
@@ -65,7 +65,7 @@ class _Manifest(BaseModel):
 
 
 def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
-    """The manifest in a file's content. Raises InputError naming `where` it is from."""
+    """Parses a manifest from a file's content. Raises InputError naming `where` it is from."""
     try:
         manifest = parse_json(content)
         version = manifest["version"]

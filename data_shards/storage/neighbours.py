@@ -1,4 +1,4 @@
-"""What the previous model says of each training image, cached a shard and view at a time.
+"""The previous model's outputs for each training image, cached by shard and view.
 
 A `teacher` file holds, for n samples of one shard in one view (plain or flipped), either the K
 old identities with the highest activations and those activations, or the old embeddings. Files
@@ -23,20 +23,23 @@ _DTYPES = {"F32": np.float32, "I64": np.int64, "I32": np.int32}
 
 
 def teacher_file(folder: Path, shard: int, view: str) -> Path:
-    """Where the answers for `shard` in `view` lie."""
+    """The path of the outputs for `shard` in `view`."""
     return folder / f"shard-{shard:05d}-{view}.safetensors"
 
 
 def write_teacher_file(path: Path, tensors: Mapping[str, NDArray], model: str) -> None:
     """Writes a file's tensors: ``samples`` [n] int64 ascending and others [n, ...] beside it.
 
-    `model` is the fingerprint of the model that answered.
+    `model` is the fingerprint of the model whose outputs they are.
     """
     write_atomically(path, save(dict(tensors), metadata={"version": "1", "model": model}))
 
 
 def _mapped(path: Path, model: str) -> dict[str, NDArray]:
-    """The tensors of a safetensors file as memory maps: ``samples`` ascends, all are as long."""
+    """The tensors of a safetensors file as memory maps, all with the same first dimension.
+
+    Raises InputError when it is missing, damaged or of another model.
+    """
     try:
         with open_regular(path) as file:
             tensors, metadata = read_header(file, os.fstat(file.fileno()).st_size)
@@ -66,12 +69,12 @@ def _mapped(path: Path, model: str) -> dict[str, NDArray]:
             shape=facts.shape,
         )
         for name, facts in tensors.items()
-        if all(facts.shape)
+        if all(facts.shape)  # an empty tensor cannot be mapped
     }
 
 
 class TeacherCache:
-    """Looks up what the previous model said of a sample in a view."""
+    """Looks up the previous model's outputs by sample and view."""
 
     def __init__(self, folder: Path, shards: int, views: tuple[str, ...], model: str) -> None:
         self._files = {}

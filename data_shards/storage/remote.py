@@ -1,4 +1,4 @@
-"""Files on remote file systems (fsspec): fetched whole, tried again, verified."""
+"""Fetches files from remote file systems (fsspec), with retries and verification."""
 
 import os
 import secrets
@@ -20,7 +20,7 @@ from untrusted.names import sha256_text
 from untrusted.text import holds_secret
 
 Event = Literal["hit", "miss", "evicted", "retry", "mismatch", "downloaded"]
-"""What a cache counts; `downloaded` in bytes."""
+"""The events that a cache counts; `downloaded` in bytes."""
 Count = Callable[[Event, int], None]
 _LONGEST_WAIT = 30.0
 T = TypeVar("T")
@@ -48,13 +48,13 @@ class CacheSettings(Settings):
     @field_validator("folder")
     @classmethod
     def _from_anywhere(cls, folder: Path) -> Path:
-        """Workers have working directories of their own."""
+        """Makes the path absolute: workers run in other working directories."""
         return folder.expanduser().absolute()
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on a file system of fsspec, and what it must be."""
+    """A file on a file system of fsspec, with its expected size and hash."""
 
     system: Any
     """The fsspec file system."""
@@ -63,14 +63,18 @@ class RemoteFile:
     bytes: int
     """Its size."""
     sha256: str
-    """Of its content, in hexadecimal: it names the copy, and so must lead nowhere else."""
+    """Of its content, in hexadecimal. It is the copy's file name in the cache, so it is checked to
+    be a digest and not a path."""
 
     def __post_init__(self) -> None:
         sha256_text(self.sha256)
 
 
 class _Most(Callback):
-    """Hears how much of a file has come. Raises OSError when that is more than was declared."""
+    """A progress callback that raises OSError once more bytes than declared have arrived.
+
+    A server could otherwise fill the disk before the size is compared.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class _Most(Callback):
 
 
 def ignore(event: Event, amount: int) -> None:
-    """A `Count` that does not."""
+    """A `Count` that does nothing."""
 
 
 _REMEDY = "check it and the connection, and run again, or raise data.cache.attempts"
@@ -124,10 +128,10 @@ def download(
 def retried(
     act: Callable[[], T], settings: CacheSettings, failed: str, remedy: str, count: Count = ignore
 ) -> T:
-    """What `act` returns, tried again as `settings` say.
+    """Calls `act` until it succeeds, as often as `settings` allow, and returns its result.
 
-    A FileNotFoundError is not tried again but passed on. Raises InputError with `failed`, why, and
-    the `remedy`; at once where access is denied.
+    A FileNotFoundError is passed on at once. Raises InputError with `failed`, the reason and the
+    `remedy`; at once where access is denied.
     """
     why = ""
     for attempt in range(settings.attempts):
@@ -150,7 +154,8 @@ def retried(
 def is_remote(location: str | Path) -> bool:
     """Whether a dataset's location is a URL of fsspec.
 
-    Raises InputError for ``pipe:``, and for a URL with a password: it would be kept and shown.
+    Raises InputError for ``pipe:``, which runs commands, and for a URL with a password, which would
+    be written to files and shown.
     """
     text = str(location)
     check_no_secret(text)
@@ -160,7 +165,7 @@ def is_remote(location: str | Path) -> bool:
 
 
 def check_no_secret(url: str) -> None:
-    """Raises InputError for a URL that tells a password."""
+    """Raises InputError for a URL that contains a password."""
     if holds_secret(url):
         raise InputError(
             f"{url} holds a password, which would be written to files: leave it out, and give it "
@@ -169,19 +174,22 @@ def check_no_secret(url: str) -> None:
 
 
 def normal(location: str | Path) -> str:
-    """A dataset's location as it is compared and shown. Raises InputError as `is_remote` does."""
+    """A dataset's location in the form that is compared and shown.
+
+    Raises InputError as `is_remote` does.
+    """
     if is_remote(location):
         return str(location).rstrip("/")
     return str(Path(str(location).removeprefix("file://")))
 
 
 def anywhere(location: str) -> str:
-    """The location as it is known in any working directory."""
+    """The location in a form that holds in any working directory."""
     return location if is_remote(location) else str(Path(location).resolve())
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """The file system and path of a URL. Raises InputError when its package is not there."""
+    """The file system and path of a URL. Raises InputError when its package is missing."""
     check_no_secret(url)
     try:
         system, path = fsspec.core.url_to_fs(url)
@@ -245,7 +253,7 @@ def verify_remote(
     progress: Callable[[int], None],
 ) -> None:
     """Fetches the `files` of the dataset at `url` one after the other and compares each with its
-    manifest entry; none is kept. `progress` hears the bytes done.
+    manifest entry; none is kept. `progress` is called with the bytes done.
 
     Raises InputError naming the first that is missing or differs.
     """

@@ -46,9 +46,10 @@ def read_samples(
 ) -> dict[str, NDArray[Any]]:
     """The columns [n] of the table, 33 bytes a sample in all.
 
-    It must have `rows` rows, of `shards` of so many bytes, ids below `identities` and numbers below
-    `cameras`; samples follow each other without overlap, as they are written, so that none can be
-    promised that no byte is there for. Raises OSError and Malformed.
+    Checked are: `rows` rows, places within `shards` (bytes of each), identities below `identities`
+    and cameras below `cameras`. Samples must follow each other without overlap, as the writer
+    leaves them, so that a table cannot promise more samples than there are bytes. Raises OSError
+    and Malformed.
     """
     most = path.stat().st_size  # a row has four bytes that nothing compresses
     kinds = {field.name: field.type for field in ROWS}
@@ -76,10 +77,10 @@ def _check(
     counts: tuple[int, int],
     before: tuple[int, int],
 ) -> tuple[int, int]:
-    """Where the last of `rows` ends, (shard, byte). Raises Malformed naming what is out of range.
+    """Checks `rows` and returns where the last of them ends, (shard, byte).
 
-    `shards` are their sizes, `counts` those of identities and cameras, `before` is where the rows
-    before these end.
+    `shards` are sizes in bytes, `counts` the numbers of identities and cameras, `before` is where
+    the preceding rows end. Raises Malformed naming what is out of range.
     """
     limits = {"identity": counts[0], "camera": counts[1], "role": len(ROLES), "shard": len(shards)}
     for name, limit in limits.items():

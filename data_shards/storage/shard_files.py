@@ -28,7 +28,7 @@ class ShardFiles(Protocol):
         """The path or URL of a shard."""
 
     def need(self, shards: NDArray[np.int64]) -> None:
-        """Has `shards` ready, the first first, and no others; empty: any may be asked for."""
+        """Announces the shards needed from now on, in order of use; empty: any may be."""
 
     def rest(self) -> None:
         """Gives up all shards: none will be asked for soon."""
@@ -59,7 +59,7 @@ class LocalShards:
         return str(self._paths[shard])
 
     def need(self, shards: NDArray[np.int64]) -> None:
-        """Nothing to do: all shards are here."""
+        """Nothing to do: all shards are local."""
 
     def rest(self) -> None:
         """Gives the maps up; they come back when they are asked for."""
@@ -67,9 +67,10 @@ class LocalShards:
 
 
 class RemoteShards:
-    """Copies of remote shards, fetched when they are asked for, or ahead when they are needed.
+    """Copies of remote shards, fetched on access, or ahead if announced by `need`.
 
-    Needed ones are locked in the cache until others are.
+    Needed shards are locked in the cache; others stay mapped but may be evicted, so that idle
+    processes do not keep room from training.
     """
 
     def __init__(self, files: Sequence[RemoteFile], cache: Cache) -> None:
@@ -101,7 +102,7 @@ class RemoteShards:
         return self._files[shard].path
 
     def need(self, shards: NDArray[np.int64]) -> None:
-        """Fetches `shards` ahead and gives up others; none: all are needed.
+        """Fetches `shards` ahead, in order, and unlocks all others; empty: all are needed.
 
         Raises InputError when the cache cannot hold them.
         """

@@ -1,4 +1,4 @@
-"""One shard: a WebDataset tar and the index that DALI's wds2idx would write of it."""
+"""Writes one shard: a WebDataset tar, and the index that DALI's wds2idx would make of it."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ def _header(key: str, extension: str, size: int) -> bytes:
 
 
 class ShardFile:
-    """A tar that is being written, to ``NAME.tar.part`` until it is whole."""
+    """A tar being written, under the name ``NAME.tar.part`` until it is complete."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.bytes, self.samples = path, 0, 0
@@ -67,7 +67,7 @@ class ShardFile:
         self.bytes += len(content)
 
     def close(self) -> dict[str, dict[str, Any]]:
-        """Puts the whole tar and its index in place; returns their manifest entries."""
+        """Completes the tar, puts it and its index in place, and returns their manifest entries."""
         end = 2 * _BLOCK
         self._write(bytes(end + -(self.bytes + end) % _RECORD))
         self._file.flush()

@@ -1,12 +1,12 @@
-"""Where a dataset that is being written ends up: the folder it is written in, or a bucket.
+"""The destination of a dataset being written: a local folder, or a bucket.
 
-Into a bucket (any file system of fsspec that can be written to) goes each shard as soon as it is
-finished, and with it what a later attempt must know, so that any machine can go on::
+A bucket is any writable file system of fsspec. Each shard is uploaded as soon as it is finished,
+together with the journal that a later attempt needs, so that any machine can resume the import::
 
     URL/.import/NAME   the sha256 and the content of a file of the journal (`journal`)
     URL/manifest.json  written last: without it nothing at URL is a dataset
 
-On this machine there are never more than one shard, a copy read back to be checked, and tables.
+This machine never holds more than one shard, a copy read back for comparison, and the tables.
 """
 
 import hashlib
@@ -29,73 +29,73 @@ _READ_ONLY = {"http", "https", "data", "github", "zip", "tar"}
 
 
 class Destination(Protocol):
-    """Where the files of a dataset end up that are written in `folder`."""
+    """The place that the files of a dataset, which are written in `folder`, are stored at."""
 
     name: str
     """Path or URL, for people."""
     folder: Path
 
     def manifest(self) -> bytes | None:
-        """The manifest, if a whole dataset is there."""
+        """The manifest, if the destination holds a complete dataset."""
 
     def recall(self) -> None:
-        """Puts in `folder` what is remembered of an earlier attempt."""
+        """Restores an earlier attempt's journal and list of refusals to `folder`."""
 
     def holds(self, name: str, facts: dict[str, Any]) -> bool:
-        """Whether a finished file is there as its manifest entry says."""
+        """Whether a finished file is stored as its manifest entry describes it."""
 
     def keep(self, name: str, digest: str) -> None:
-        """A file of `folder` is finished: puts it there."""
+        """Stores a finished file of `folder`, whose sha256 is `digest`."""
 
     def remember(self, name: str) -> None:
-        """A file of the journal, or the list of the refused, has grown or changed."""
+        """Stores the current state of a journal file, or of the list of refusals."""
 
     def forget_journal(self) -> None:
-        """The dataset is whole: forgets what was remembered."""
+        """Deletes the journal: the dataset is complete."""
 
     def leave(self) -> None:
-        """Nobody will look into `folder` any more."""
+        """Cleans up `folder`, which is not used any more."""
 
 
 class Folder:
-    """A folder of this machine: what is written in it is where it belongs."""
+    """A local folder: files are written where they belong, so there is nothing to store."""
 
     def __init__(self, folder: Path) -> None:
         self.name, self.folder = str(folder), folder
 
     def manifest(self) -> bytes | None:
-        """Reads it."""
+        """The content of manifest.json, None if there is none."""
         try:
             return (self.folder / "manifest.json").read_bytes()
         except FileNotFoundError:
             return None
 
     def recall(self) -> None:
-        """It is there."""
+        """Nothing to do: the journal is in the folder."""
 
     def holds(self, name: str, facts: dict[str, Any]) -> bool:
-        """Compares its hash."""
+        """Whether the file exists and has its hash."""
         path = self.folder / name
         return path.exists() and sha256(path) == facts["sha256"]
 
     def keep(self, name: str, digest: str) -> None:
-        """It is there."""
+        """Nothing to do: the file is in place."""
 
     def remember(self, name: str) -> None:
-        """It is there."""
+        """Nothing to do: the file is in place."""
 
     def forget_journal(self) -> None:
-        """Deletes the journal, and what was half written."""
+        """Deletes the journal and partly written files."""
         for part in (*self.folder.glob(".*.part"), *self.folder.glob("*.tar.part")):
             part.unlink()
         shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
 
     def leave(self) -> None:
-        """Stays."""
+        """Nothing to do: the folder is the dataset."""
 
 
 class Bucket:
-    """A folder at a URL of fsspec; `folder` lies in the cache's and is emptied at each start."""
+    """A folder at a URL of fsspec. `folder` is a local work folder, emptied at each start."""
 
     def __init__(self, url: str, settings: CacheSettings) -> None:
         """Raises InputError for a URL that cannot be written to."""
@@ -111,9 +111,11 @@ class Bucket:
         self._refused = 0
 
     def manifest(self) -> bytes | None:
-        """Fetches it, unless the journal is there, too: then nobody has said that it came whole.
+        """The manifest, or None while there is a journal.
 
-        Raises InputError when that fails.
+        An upload can be stored damaged, and a kill before it was read back would leave it; so the
+        manifest does not count until the journal's first file is deleted. Raises InputError when
+        fetching fails.
         """
         if _SOURCE in self._listed(f"{self._root}/{FOLDER}"):
             return None
@@ -127,9 +129,9 @@ class Bucket:
         return self._tried(fetch, f"{self.name}/manifest.json could not be fetched")
 
     def recall(self) -> None:
-        """Fetches the journal and the list of the refused, as far as they came whole.
+        """Fetches the journal and the list of refusals, as far as they are undamaged.
 
-        Raises InputError when they cannot be fetched.
+        Raises InputError when fetching fails.
         """
         for path in (*self.folder.glob("*"), *(self.folder / FOLDER).glob("*")):
             if path.is_file() and path.name != "lock":
@@ -146,13 +148,13 @@ class Bucket:
         self._refused = _length(self._local(_REFUSED))
 
     def holds(self, name: str, facts: dict[str, Any]) -> bool:
-        """Compares its length: it was read back when it was written."""
+        """Whether a file of its length is there; the content was compared after the upload."""
         return self._sizes.get(name) == facts["bytes"]
 
     def keep(self, name: str, digest: str) -> None:
-        """Uploads the file, compares what is there with it, and deletes it here.
+        """Uploads the file, reads it back for comparison, and deletes the local one.
 
-        The list of the refused stays until `leave`: it is shown.
+        The list of refusals stays until `leave`, as it is shown at the end.
         """
         path = self.folder / name
         self._put(path, name, digest)
@@ -160,7 +162,7 @@ class Bucket:
             path.unlink()
 
     def remember(self, name: str) -> None:
-        """Uploads the file with its hash before it."""
+        """Uploads the file with its sha256 in front, so that a damaged one counts as missing."""
         path = self._local(name)
         if name == _REFUSED:
             if _length(path) == self._refused:
@@ -172,7 +174,7 @@ class Bucket:
         sealed.unlink()
 
     def forget_journal(self) -> None:
-        """Deletes the journal there and here; there first what makes it one."""
+        """Deletes the journal remotely and locally; source.json, which makes it one, first."""
 
         def remove() -> None:
             remembered = f"{self._root}/{FOLDER}"
@@ -195,6 +197,7 @@ class Bucket:
         """The files at `path` and their sizes."""
 
         def listing() -> dict[str, int]:
+            # fsspec remembers listings, and another machine may have written since
             self._system.invalidate_cache()
             try:
                 entries = self._system.ls(path, detail=True)
@@ -206,7 +209,7 @@ class Bucket:
         return self._tried(listing, f"{self.name} could not be listed")
 
     def _opened(self, name: str) -> bytes | None:
-        """The content of a remembered file; None when it is not as it was remembered."""
+        """The content of a journal file; None when it does not match the sha256 in front of it."""
 
         def fetch() -> bytes:
             return self._system.cat_file(f"{self._root}/{FOLDER}/{name}")
@@ -218,7 +221,10 @@ class Bucket:
         return None
 
     def _put(self, path: Path, name: str, digest: str) -> None:
-        """Uploads `path` and reads it back. Raises InputError."""
+        """Uploads `path` and reads it back: not every store or proxy checks what it receives.
+
+        Raises InputError.
+        """
         target, back = f"{self._root}/{name}", self.folder / ".read-back.part"
 
         def put() -> None:
@@ -241,7 +247,7 @@ class Bucket:
 
 
 def destination_at(location: str | Path, settings: CacheSettings | None = None) -> Destination:
-    """The place of a dataset to be written, by its path or URL. Raises InputError."""
+    """The destination at a path or URL. Raises InputError."""
     if is_remote(location):
         return Bucket(str(location), settings or CacheSettings())
     return Folder(Path(str(location).removeprefix("file://")))

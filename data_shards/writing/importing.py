@@ -1,4 +1,4 @@
-"""Imports a source: from its original files to a dataset folder, going on after a kill."""
+"""Imports a source: from its original files to a dataset, resuming after an interruption."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -52,7 +52,10 @@ def source_settings(name: str, path: str, options: Iterable[str]) -> Settings:
 
 
 def finished(place: Destination, source: dict[str, Any]) -> bool:
-    """Whether a place holds the whole dataset of just this import; if so, it is tidied up."""
+    """Whether a destination holds the complete dataset of just this import.
+
+    If so, its journal is deleted.
+    """
     try:
         manifest = parse_json(place.manifest() or b"")
     except ValueError:
@@ -75,8 +78,8 @@ def import_source(
 ) -> dict[str, Any]:
     """Writes the images of a source as a dataset and returns the manifest; see `write_dataset`.
 
-    Called again with the same arguments after a kill, it goes on behind the last finished shard,
-    and the result is byte for byte that of an undisturbed import.
+    A second call with the same arguments resumes behind the last finished shard of an interrupted
+    one; the result is byte for byte that of an undisturbed import.
     """
     source, image = SOURCES[name], image or ImageSettings()
     tables = source.tables(settings) if source.tables else {}
@@ -100,5 +103,5 @@ def import_source(
 
 
 def description(name: str, settings: Settings, image: ImageSettings) -> dict[str, Any]:
-    """What a manifest says of an import's source."""
+    """The description of an import's source in the manifest."""
     return {name: settings.model_dump(mode="json"), "images": image.model_dump(mode="json")}

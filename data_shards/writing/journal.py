@@ -1,5 +1,5 @@
-"""What an unfinished dataset folder remembers of its finished shards, so that a killed import
-goes on behind them: ``.import/``, deleted when the dataset is whole.
+"""The journal of an import, ``.import/``: records of finished shards, from which an interrupted
+import resumes. It is deleted when the dataset is complete.
 
 A shard's record is written after its tar is on disk. It holds the shard's rows of the samples
 table and all that the next shard depends on, so the result does not depend on interruptions.
@@ -26,7 +26,7 @@ from untrusted.json_text import parse_json
 from untrusted.parquet import read_table, written_beside
 
 JOURNAL_ROWS = ROWS.append(pa.field("key", pa.uint64()))
-"""The samples table's, and the hash of each sample's key."""
+"""The samples table's columns, and the hash of each sample's key."""
 _FACTS = b"perennial"
 _BYTES = 1 << 26
 
@@ -35,16 +35,16 @@ class ShardFacts(BaseModel):
     """What a finished shard adds to the dataset, beside its rows."""
 
     consumed: int
-    """Items of the source up to the end of this shard."""
+    """Number of the source's items read up to the end of this shard."""
     last_key: str
     """The key of the last of them."""
     refused_bytes: int
-    """Length of refused.jsonl then."""
+    """Length of refused.jsonl at the end of this shard."""
     identities: list[str]
-    """Names that came up first in this shard."""
+    """Names that occur in this shard first."""
     cameras: list[str]
     sizes: list[tuple[int, int]]
-    """Heights and widths of its images: at most two, which is as good as many."""
+    """Heights and widths of its images: at most two, which suffice to show that they differ."""
     files: dict[Name, Annotated[dict[str, Any], AfterValidator(check_facts)]]
     """Manifest entries of the tar and its index."""
 
@@ -65,10 +65,10 @@ def _read(path: Path) -> Any:
 
 
 class Journal:
-    """The records of the finished shards of a dataset that is being written."""
+    """The records of the finished shards of a dataset being written."""
 
     def __init__(self, place: Destination, deciding: dict[str, Any]) -> None:
-        """Opens or begins the journal of `place`; `deciding` is all that decides the result.
+        """Opens or begins the journal of `place`; `deciding` holds all that the result depends on.
 
         Raises InputError when the place holds a dataset or the beginning of another one, or
         another process is writing it.
@@ -94,7 +94,10 @@ class Journal:
             raise
 
     def _recalled(self, path: Path, deciding: dict[str, Any]) -> list[ShardFacts]:
-        """The finished shards of an earlier attempt, which was decided alike."""
+        """The finished shards of an earlier attempt at the same import.
+
+        Raises InputError for an attempt at another one.
+        """
         self.place.recall()
         # before the first shard nothing is lost: another path may mend a typo in the first
         known = path.exists() and self._record(0).exists()
@@ -122,7 +125,8 @@ class Journal:
             return ShardFacts.model_validate_json(written_beside(record)[_FACTS])
 
     def add(self, rows: pa.Table, facts: ShardFacts) -> None:
-        """Puts the next shard, which is on disk, in its place, and records it."""
+        """Stores the next shard, which is on disk, and then its record."""
+        # the record last: what it names must be stored before it
         for name, entry in facts.files.items():
             self.place.keep(name, entry["sha256"])
         self.place.remember("refused.jsonl")
@@ -135,7 +139,7 @@ class Journal:
         self.shards.append(facts)
 
     def rows(self) -> Iterator[pa.Table]:
-        """The rows of one finished shard after the other, with the hashes of their keys."""
+        """Yields the rows of each finished shard, with the hashes of their keys."""
         for shard in range(len(self.shards)):
             record = self._record(shard)
             kinds = {field.name: field.type for field in JOURNAL_ROWS}
@@ -144,17 +148,17 @@ class Journal:
             yield rows.replace_schema_metadata(None)
 
     def delete(self) -> None:
-        """The dataset is whole."""
+        """Deletes the journal and releases its lock: the dataset is complete."""
         self.place.forget_journal()
         self.close()
 
     def close(self) -> None:
-        """Lets another process write here."""
+        """Releases the lock, so that another process can write here."""
         self._lock.close()
 
 
 def _says(path: Path, deciding: dict[str, Any]) -> bool:
-    """Whether an import's record of what decides it is of just this one."""
+    """Whether the record at `path` of what an import depends on equals `deciding`."""
     try:
         begun = parse_json(read_bytes(path, _BYTES))
     except (OSError, ValueError):

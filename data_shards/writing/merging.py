@@ -1,4 +1,4 @@
-"""Several datasets as one: their samples one after the other, the bytes as they are."""
+"""Merges datasets: their samples one after the other, with unchanged image bytes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -20,11 +20,11 @@ def merge_datasets(
 ) -> dict[str, Any]:
     """Writes the samples of `datasets`, one dataset after the other, and returns the manifest.
 
-    Images keep their keys, or, where two datasets share one, get their dataset's position put
-    before it. `processes` check the images beside this one.
+    Images keep their keys; where two datasets share one, all keys are prefixed with their dataset's
+    position. `processes` check the images beside this one.
 
-    Raises InputError when two datasets share an identity's name, since nobody can tell whether it
-    is the same person, or when one has tables, which would lose what they refer to.
+    Raises InputError when two datasets share an identity's name, as it is unknown whether that is
+    the same person, or when one has tables, which would lose what they refer to.
     """
     owner: dict[str, ShardDataset] = {}
     for dataset in datasets:
@@ -43,7 +43,7 @@ def merge_datasets(
 
 
 def refuse_tables(dataset: ShardDataset) -> None:
-    """Raises InputError when `dataset` has tables: they speak of all its images together."""
+    """Raises InputError when `dataset` has tables: they refer to its images as a whole."""
     if tables := dataset.manifest.get("tables"):
         raise InputError(
             f"{dataset.location} has tables ({', '.join(tables)}) that would be lost: test on it "
@@ -54,7 +54,7 @@ def refuse_tables(dataset: ShardDataset) -> None:
 def merged_images(
     datasets: Sequence[ShardDataset], names: Sequence[str], start: int
 ) -> Iterator[SourceImage | Refusal]:
-    """The images of `datasets` from number `start` on, with each dataset's name before its keys."""
+    """Yields the images of `datasets` from number `start` on, keys prefixed with `names`."""
     for dataset, name in zip(datasets, names, strict=True):
         if start < len(dataset):
             yield from images_of(dataset, range(start, len(dataset)), name)
@@ -67,8 +67,10 @@ def images_of(
     name: str = "",
     role: NDArray[Any] | None = None,
 ) -> Iterator[SourceImage | Refusal]:
-    """The images of `samples`, with `name` before their keys; `role` ([n of the dataset], as
-    numbers of `ROLES`) takes the place of the dataset's own."""
+    """Yields the images of `samples`, with `name` in front of their keys.
+
+    `role` ([n of the dataset], indices of `ROLES`) replaces the dataset's own roles.
+    """
     cameras, roles = dataset.manifest["cameras"], dataset.role if role is None else role
     for sample in samples:
         identity = str(dataset.names[dataset.identity[sample]])

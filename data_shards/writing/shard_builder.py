@@ -1,4 +1,4 @@
-"""Takes a source's items one after the other: into shards, or into the list of the refused."""
+"""Puts a source's items one after the other into shards, or into the list of refusals."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from data_shards.writing.journal import JOURNAL_ROWS, Journal, ShardFacts
 from untrusted.files import no_link
 
 SHARD_BYTES = 1 << 29
-"""A shard is closed once it is this large, if it does not reach its number of samples before."""
+"""A shard is closed at this size, bytes, if it does not reach its number of samples before."""
 _CHUNK, _CHUNK_BYTES = 128, 1 << 22
 
 Item = SourceImage | Refusal
 
 
 class _Numbering:
-    """Gives names dense numbers in the order they first come."""
+    """Numbers names from 0 in the order of their first occurrence."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self.numbers = {name: number for number, name in enumerate(names)}
@@ -39,13 +39,13 @@ class _Numbering:
         return number
 
     def take_new(self) -> list[str]:
-        """The names numbered since it was last asked."""
+        """The names numbered since the last call."""
         new, self.new = self.new, []
         return new
 
 
 def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """`items` in lists that are worth handing to another process, and fit the memory."""
+    """`items` in lists long enough to be sent to another process, and bounded in bytes."""
     chunk: list[Item] = []
     size = 0
     for item in items:
@@ -59,7 +59,7 @@ def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def checked(chunk: list[Item], settings: ImageSettings) -> list[Checked | Unfit]:
-    """What comes of the chunk's images."""
+    """`normalise` of the chunk's images: a unit of work for another process."""
     images = [item.image for item in chunk if isinstance(item, SourceImage)]
     return normalise_all(images, settings)
 
@@ -73,7 +73,10 @@ def _unfit_names(item: SourceImage) -> Unfit | None:
 
 
 def _open_at(path: Path, length: int) -> BinaryIO:
-    """Opens a file to append behind its first `length` bytes; what follows them is cut off."""
+    """Opens a file to append behind its first `length` bytes, and truncates it to these.
+
+    Raises InputError when it is shorter.
+    """
     file = open(path, "ab", opener=no_link)  # noqa: SIM115
     if file.seek(0, os.SEEK_END) < length:
         raise InputError(f"{path} is not as it was left: restore it, or import into another folder")
@@ -83,7 +86,7 @@ def _open_at(path: Path, length: int) -> BinaryIO:
 
 
 class Intake:
-    """What a dataset being written holds so far."""
+    """The dataset being written: numbering, keys, the current shard and the list of refusals."""
 
     def __init__(self, journal: Journal, shard_samples: int) -> None:
         self.journal, self.shard_samples = journal, shard_samples
@@ -129,7 +132,7 @@ class Intake:
             self.close(item.key)
 
     def finish(self, last_key: str) -> None:
-        """The source has no more items; the last one was `last_key`."""
+        """Finishes the last shard, at the end of the source; its last item has key `last_key`."""
         self.close(last_key)
         self.refused.close()
 
@@ -138,6 +141,7 @@ class Intake:
         if self.shard is None:
             return
         files = self.shard.close()
+        # on disk before the record that holds its length, to which a resumed import cuts it
         self.refused.flush()
         os.fsync(self.refused.fileno())
         columns = zip(JOURNAL_ROWS, zip(*self.rows, strict=True), strict=True)
@@ -158,7 +162,7 @@ class Intake:
         self._begin()
 
     def add_chunk(self, chunk: list[Item], results: list[Checked | Unfit]) -> None:
-        """Takes or refuses a chunk's items, one after the other."""
+        """Accepts or refuses a chunk's items, one after the other."""
         images = [item for item in chunk if isinstance(item, SourceImage)]
         hashes = [key_hash(printable(image.key)) for image in images]
         known = iter(self.keys.known(hashes).tolist())
@@ -180,9 +184,10 @@ class Intake:
 
 
 def items_behind(read: Callable[[int], Iterable[Item]], journal: Journal) -> Iterator[Item]:
-    """The items of a source behind the finished shards.
+    """The items of a source that follow the finished shards.
 
-    Raises InputError when the last finished item is no longer where it was.
+    Reading starts at the last finished item: InputError is raised when it is another one now, as
+    the source has then changed.
     """
     if not journal.shards:
         return iter(read(0))

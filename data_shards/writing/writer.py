@@ -8,12 +8,11 @@ Layout of a dataset folder::
     identities.parquet   one row an identity: its name; the row number is its id
     keys.parquet         the hash of each sample's key (`data_shards.storage.keys`)
     NAME.parquet         extra tables that the source defines, such as pairs
-    refused.jsonl        one line for each thing that was not taken: key, identity, reason, why
+    refused.jsonl        one line for each refused item: key, identity, reason, why
     manifest.json        version, counts, image size, cameras, tables, every file's size and sha256
 
-Memory does not grow with the number of samples but for eight bytes of each one's key; it does grow
-with the number of identities. A writer that was killed goes on behind its last finished shard
-(`data_shards.writing.journal`).
+Memory grows with the number of identities, and by eight bytes a sample, for its key. An interrupted
+writer resumes behind its last finished shard (`data_shards.writing.journal`).
 """
 
 from collections import Counter
@@ -42,7 +41,7 @@ from untrusted.json_text import parse_json
 
 
 def refusals(out: Path) -> Counter[tuple[str, bool]]:
-    """How often each (reason, counts as a refused image) stands in a folder's refused.jsonl."""
+    """Counts a folder's refused.jsonl by (reason, whether it counts as a refused image)."""
     found: Counter[tuple[str, bool]] = Counter()
     path = out / "refused.jsonl"
     try:
@@ -56,7 +55,7 @@ def refusals(out: Path) -> Counter[tuple[str, bool]]:
 
 
 def vanished(out: Path, taken: Container[str]) -> list[str]:
-    """The identities in a folder's refused.jsonl of whom nothing was taken, in their order."""
+    """The identities in a folder's refused.jsonl that have no accepted image, in its order."""
     path = out / "refused.jsonl"
     try:
         with path.open(encoding="utf-8") as file:
@@ -78,7 +77,7 @@ def so_many_identities(count: int) -> str:
 
 
 def _check_budget(place: Destination, intake: Intake, max_refused: float) -> int:
-    """The number of refused images. Raises InputError when it is too large, or nothing is left."""
+    """The number of refused images. Raises InputError if it is too large or no image is left."""
     samples = intake.samples
     refused = sum(count for (_, counts), count in refusals(place.folder).items() if counts)
     where = place.folder / "refused.jsonl"
@@ -96,7 +95,7 @@ def _check_budget(place: Destination, intake: Intake, max_refused: float) -> int
 
 
 def _write_keys(journal: Journal, path: Path) -> None:
-    """Writes the hashes of the samples' keys, by which benchmark files find them."""
+    """Writes the hashes of the samples' keys, by which benchmark files refer to them."""
     schema = pa.schema([JOURNAL_ROWS.field("key")])
     with pq.ParquetWriter(path, schema, use_dictionary=False) as writer:
         for rows in journal.rows():
@@ -138,7 +137,7 @@ def _finish(
     max_refused: float,
     tables: Mapping[str, pa.Table],
 ) -> dict[str, Any]:
-    """Writes tables and manifest, all shards being there, and deletes the journal."""
+    """Writes tables and manifest after the last shard, and deletes the journal."""
     place, out = journal.place, journal.out
     refused = _check_budget(place, intake, max_refused)
     write_samples(journal.rows(), out / "samples.parquet")
@@ -176,7 +175,7 @@ def _start(items: Iterable[Item], start: int) -> Iterable[Item]:
 
 
 def _opened(read: Callable[[int], Iterable[Item]]) -> Callable[[int], Iterable[Item]]:
-    """`read` with the source opened: what is wrong with its path is found before anything is
+    """`read` with the first item read already, so that a wrong path is reported before anything is
     written."""
     items = iter(read(0))
     first = list(islice(items, 1))
@@ -196,13 +195,15 @@ def write_dataset(
 ) -> dict[str, Any]:
     """Writes `images` as a dataset in a folder, or another place, and returns its manifest.
 
-    Every image is decoded and, where needed, encoded anew as `image` says (`normalise`); what
-    cannot be taken is listed in ``refused.jsonl``, and more than the share `max_refused` of it is
-    an InputError. `source` says where the images came from. `tables` are written beside the
-    samples after `numbered` has put sample numbers in place of image keys. The manifest is written
-    last: without one there is no dataset. If `out` holds the beginning of the same
-    import, this goes on with it: `images` may be a function that starts reading at any item.
-    `processes` decode beside this one; `progress` hears how many items are done.
+    Every image is decoded and, where needed, encoded anew by the settings `image` (`normalise`).
+    What is refused is listed in ``refused.jsonl``. `source` describes the images' origin. `tables`
+    are written beside the samples, with sample numbers in place of image keys (`numbered`). The
+    manifest is written last: without it there is no dataset.
+
+    If `out` holds the beginning of the same import, it is resumed; `images` may be a function that
+    starts reading at any item. `processes` decode beside this one; `progress` is called with the
+    number of items done. Raises InputError when more than the share `max_refused` is refused, no
+    image is left, or `out` holds something else.
     """
     settings, tables = image or ImageSettings(), tables or {}
     deciding = {

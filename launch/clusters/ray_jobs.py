@@ -24,12 +24,12 @@ from launch.machine.ray_token import check_token
 from launch.root import ROOT
 from launch.runs.remembered import remember, remembered
 from launch.terminal.console import say
+from monitoring.run_folder import JOB_FILE
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 from untrusted.text import holds_secret
 from untrusted.yaml_text import dump_yaml
 
-FILE = "job.json"
 _BYTES = 1 << 16
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,299}")
 _WEB = re.compile(r"https?://[^/?#\s]+/?")
@@ -88,7 +88,7 @@ def send(config: RunConfig, folder: Path, address: str, console: Console) -> str
             metadata={"run": str(folder.resolve())},
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FILE, {"job": job})
+    write_json(folder / JOB_FILE, {"job": job})
     named = tuple(locations(config.model_dump(mode="json")))
     why = remember(folder, job=job, address=address, locations=named)
     console.print(f"{folder}: sent to {address} as {job}", soft_wrap=True)
@@ -192,15 +192,15 @@ def _job(folder: Path, address: str | None) -> Iterator[tuple[Any, str]]:
 def _named(folder: Path) -> str:
     """The job that a run folder names. Raises InputError."""
     try:
-        job = parse_json(read_bytes(folder / FILE, _BYTES, folder))["job"]
+        job = parse_json(read_bytes(folder / JOB_FILE, _BYTES, folder))["job"]
         if not isinstance(job, str) or not _JOB.fullmatch(job):
             raise ValueError("no name of a job")
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder} holds no {FILE}: give the --out of a run that was sent by --address"
+            f"{folder} holds no {JOB_FILE}: give the --out of a run that was sent by --address"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{folder / FILE} is damaged: look for the job by `ray job list`"
+            f"{folder / JOB_FILE} is damaged: look for the job by `ray job list`"
         ) from error
     return job

@@ -12,6 +12,7 @@ from data_shards.settings import InputError
 from launch.commands.arguments import ConfigFile, JobAddress, Overrides, RunFolder
 from launch.root import ROOT
 from launch.terminal.console import console, say, say_json
+from monitoring.run_folder import JOB_FILE, LOGS_FOLDER, REPORT_FILE, is_run
 
 _DEMO = ROOT / "configs" / "demo.yaml"
 
@@ -61,11 +62,10 @@ def attach(folder: RunFolder, address: JobAddress = None) -> None:
 
 def stop(folder: RunFolder, address: JobAddress = None) -> None:
     """Ask a run, here or sent away by --address, to save a checkpoint and end."""
-    from launch.clusters.ray_jobs import FILE
     from launch.clusters.ray_jobs import stop as ask
     from launch.runs.lease import ask_to_end
 
-    if (folder / FILE).exists():
+    if (folder / JOB_FILE).exists():
         ask(folder, address)
         asked = "its job"
     else:
@@ -122,18 +122,17 @@ def report(folder: RunFolder) -> None:
     draw(folder, damage)
     for line in told(damage):
         console.print(Text(line, "yellow"))
-    console.print(f"report: {folder / 'report.html'}")
+    console.print(f"report: {folder / REPORT_FILE}")
 
 
 def status(folder: RunFolder, address: JobAddress = None) -> None:
     """Show what a run has finished and what it does now."""
-    from launch.clusters.ray_jobs import FILE
     from launch.clusters.ray_jobs import status as of_job
     from launch.phases.status import status_table
 
-    if (folder / FILE).exists():
+    if (folder / JOB_FILE).exists():
         console.print(of_job(folder, address), soft_wrap=True)
-        if not (folder / "run.yaml").exists():
+        if not is_run(folder):
             return
     for part in status_table(folder):
         console.print(part)
@@ -154,10 +153,12 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON lines.")] = False,
 ) -> None:
     """Print what every process of a run logged, in the order of time."""
-    from monitoring.logs import FOLDER, in_words, moment, read_logs
+    from monitoring.logs import in_words, moment, read_logs
 
-    if not (folder / FOLDER).is_dir():
-        raise InputError(f"{folder / FOLDER} does not exist: give the folder of a run that began")
+    if not (folder / LOGS_FOLDER).is_dir():
+        raise InputError(
+            f"{folder / LOGS_FOLDER} does not exist: give the folder of a run that began"
+        )
     try:
         start = moment(since, time.time()) if since else 0.0
     except ValueError as error:

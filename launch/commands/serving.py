@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from data_shards.settings import InputError
 from monitoring.live.access import TOKEN_CHARACTERS, is_local
 from monitoring.live.server import Page, serve
+from monitoring.run_folder import is_run
 
 _VARIABLE = "PERENNIAL_SERVE_TOKEN"
 
@@ -37,7 +38,7 @@ def serve_runs(
     """Serves the page until Ctrl-C. Raises InputError."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: give the one that holds the runs, such as runs")
-    if (folder / "run.yaml").exists():
+    if is_run(folder):
         raise InputError(
             f"{folder} is one run: give the folder above it, {folder.resolve().parent}"
         )

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from data_shards.settings import InputError, Settings
 from data_shards.storage.remote import check_no_secret
 from launch.config.run import RunConfig
+from monitoring.run_folder import CONFIG_FILE
 from trainer.methods import METHODS
 from untrusted.text import printable
 from untrusted.yaml_text import parse_yaml, read_yaml
@@ -131,12 +132,12 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 def kept_config(folder: Path) -> RunConfig:
     """The configuration that a run folder was made by. Raises InputError."""
-    path = folder / "run.yaml"
+    path = folder / CONFIG_FILE
     try:
         return RunConfig.model_validate(read_yaml(path))
     except FileNotFoundError as error:
         raise InputError(
-            f"{folder} is no run folder (no run.yaml): give one, such as runs/demo"
+            f"{folder} is no run folder (no {CONFIG_FILE}): give one, such as runs/demo"
         ) from error
     except (OSError, ValueError) as error:
         why = explain(error, "it") if isinstance(error, ValidationError) else error

@@ -18,6 +18,7 @@ from trainer.backbones import EmbedderSettings
 from trainer.evaluation import EvaluationSettings
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods import METHODS, Method
+from trainer.methods.wants import Answers
 from trainer.optimizers import TrainingSettings
 from trainer.teacher import TeacherSettings
 
@@ -185,7 +186,7 @@ class RunConfig(Settings):
     def _teacher_sees_what_is_trained_on(self) -> "RunConfig":
         changes = {key: getattr(self.data.augmentation, key) for key in ("shift", "erase")}
         used = [f"data.augmentation.{key} = {value}" for key, value in changes.items() if value]
-        asking = [name for name, method in self.methods.items() if method.recipe().needs.answers]
+        asking = [n for n, method in self.methods.items() if method.recipe().want(Answers)]
         if used and asking and self.teacher.mode == "cached":
             raise ValueError(
                 f"teacher.mode = cached answers for images without {' and '.join(used)}, and "

@@ -38,7 +38,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     if settings.address is None:
         # Ray takes 127.0.0.1 for a mistake and listens everywhere, unless it believes that this
-        # machine cannot be part of a cluster; see docs/decisions.md
+        # machine cannot be part of a cluster; see docs/facts.md
         os.environ[_ALONE] = "0"
         # here the controller looks after few ranks, and may look more often than every two seconds
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

@@ -20,6 +20,7 @@ from data_shards.storage.dataset import ShardDataset
 from launch.config.load import kept_config, load_config
 from launch.inference.embed import embed, fast_embedder, units
 from launch.runs.model_names import model_folder
+from monitoring.run_folder import EMBEDDINGS_FILE, run_of_model
 from trainer.arrays import read_embeddings
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
@@ -74,11 +75,11 @@ class TwoModelTest:
 
     def _kept(self, model: Model) -> Embedded | None:
         """What the model's run keeps of this dataset, read in the same way, if it does."""
-        beside, run = model.folder / "../embeddings.safetensors", model.folder.resolve().parents
-        if self.stored is None or len(run) < 6 or not beside.exists():
+        beside, run = model.folder / ".." / EMBEDDINGS_FILE, run_of_model(model.folder)
+        if self.stored is None or run is None or not beside.exists():
             return None
         try:
-            config = kept_config(run[5])
+            config = kept_config(run)
         except InputError:
             return None
         same_images = config.data.image_size == self.data.image_size

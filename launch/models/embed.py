@@ -27,6 +27,7 @@ from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
 from launch.models.work_folder import check_same_plan, locked
 from launch.terminal.progress import progress
+from monitoring.run_folder import LOGS_FOLDER, TARGETS_FOLDER
 from trainer.adopted import AdoptedSettings
 from trainer.arrays import read_embeddings, write_embeddings
 from trainer.gallery import Gallery, Part, part_file
@@ -110,7 +111,7 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
     """Calls CPU actors on a Ray cluster. Raises InputError, Preempted after SIGTERM."""
 
     def spread(images: Images, calls: list[Call], done: int) -> None:
-        targets, total = calls[0][1].parent / "targets", done + len(calls)
+        targets, total = calls[0][1].parent / TARGETS_FOLDER, done + len(calls)
         with (
             cluster(settings) as ray,
             progress(console, "embedding", total, "shards") as hear,
@@ -234,7 +235,7 @@ def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[s
     part.rename(out)
     for file in files.values():
         (out / file.name).with_suffix(".tsv").unlink()
-    for of_the_actors in ("targets", "logs"):
+    for of_the_actors in (TARGETS_FOLDER, LOGS_FOLDER):
         shutil.rmtree(out / of_the_actors, ignore_errors=True)
 
 

@@ -29,6 +29,7 @@ from launch.models.work_folder import locked
 from launch.runs.test_sets import TestSet, open_test
 from launch.terminal.progress import progress
 from monitoring.results import parts
+from monitoring.run_folder import TARGETS_FOLDER
 from trainer.evaluation import TestSetSettings
 from trainer.model import Model
 from trainer.teacher import TeacherSettings
@@ -146,7 +147,7 @@ def _actors(
             settings,
             anywhere(dataset),
             CacheSettings(),
-            folder.resolve() / "targets",
+            folder.resolve() / TARGETS_FOLDER,
             stop,
             lambda done, _: hear[-1](done),
         )

@@ -11,9 +11,11 @@ from launch.execution.executor import Executor
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.links import link
 from launch.runs.run import Chain, Run
+from monitoring.run_folder import MODEL_FOLDER
 from trainer.adopted import AdoptedSettings
 from trainer.checkpoint import Folder
 from trainer.heads.collectives import Ranks
+from trainer.methods.wants import Answers, ClassMeans, FrozenRows
 from trainer.model import Model, save_adopted
 
 
@@ -39,7 +41,7 @@ class Adopt(Kind[None]):
         return ["adopted", *self.decides(at, want)]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "model")
+        return Output(at.folder / MODEL_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         run, model = phase.at.run, phase.at.run.given[phase.at.chain]
@@ -78,13 +80,14 @@ def check_given(run: Run) -> None:
 def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
     """Raises InputError when step 1 of `chain` needs what `model`, its step 0, does not have."""
     recipe, name = run.recipe(chain, 1), chain.method
-    needs, going_on = recipe.needs, recipe.start == "previous"
+    going_on = recipe.start.embedder == "previous"
     if going_on and model.adopted:
         raise InputError(
             f"methods.{name} goes on training the model before, and an adopted one cannot be "
             "trained: use a method that starts from scratch, such as bct-sys"
         )
-    if not model.rows and (needs.answers or (needs.classifier and not needs.class_means)):
+    frozen_only = recipe.want(FrozenRows) and not recipe.want(ClassMeans)
+    if not model.rows and (recipe.want(Answers) or frozen_only):
         raise InputError(
             f"methods.{name} asks the old model's classifier, and {model.folder} has none: use "
             "bct-sys, or adopt the model with --classifier and --names"
@@ -101,7 +104,7 @@ def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
                 f"{'; '.join(changed[:3])}: leave them as they were, or use a method that starts "
                 "from scratch, such as bct-sys"
             )
-    if run.config.continues is not None and recipe.data == "all":
+    if run.config.continues is not None and recipe.sees_all:
         shown = np.zeros(model.rows, dtype=bool)
         shown[run.benchmark.row_of_identity[run.dataset.identity[run.benchmark.steps[0]]]] = True
         if missing := int((~shown).sum()):

@@ -12,13 +12,15 @@ from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
 from launch.phases.kind import Kind, Output, Phase, Step
+from monitoring.run_folder import CLASS_MEANS_FILE
 from trainer.class_means import class_means, class_sums, read_sums, write_class_means, write_sums
+from trainer.methods.wants import ClassMeans
 from trainer.teacher import TeacherSettings
 
 Ids = NDArray[np.int64]
 
 
-class ClassMeansOfOld(Kind[None]):
+class ClassMeansOfOld(Kind[ClassMeans]):
     """The synthesised rows of BCT-sys (BCT paper, Sec. 2.5), a shard a unit."""
 
     name = "prototypes"
@@ -27,22 +29,23 @@ class ClassMeansOfOld(Kind[None]):
     only_prepares = True
     runs_teacher = True
 
-    def wants(self, at: Step) -> tuple[None, ...]:
-        return (None,) if at.number and at.recipe.needs.class_means else ()
+    def wants(self, at: Step) -> tuple[ClassMeans, ...]:
+        want = at.recipe.want(ClassMeans)
+        return (want,) if at.number and want else ()
 
-    def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
+    def inputs(self, at: Step, want: ClassMeans) -> tuple[Phase, ...]:
         return (at.at(at.run.anchor_step(at.chain, at.number)).model,)
 
-    def decides(self, at: Step, want: None) -> Any:
+    def decides(self, at: Step, want: ClassMeans) -> Any:
         rows = at.run.class_mean_rows(at.chain, at.number)
         return [rows, at.number, at.run.config.deciding()["teacher"]]
 
-    def identity(self, at: Step, want: None) -> Any:
+    def identity(self, at: Step, want: ClassMeans) -> Any:
         (anchor,) = self.inputs(at, want)
         return [self.name, anchor.fingerprint, *self.decides(at, want)]
 
-    def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "prototypes.safetensors")
+    def output(self, at: Step, want: ClassMeans) -> Output:
+        return Output(at.folder / CLASS_MEANS_FILE)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config = phase.at, phase.at.run, phase.at.run.config

@@ -13,6 +13,7 @@ from launch.phases.evaluate import Evaluate
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.run import Chain, Run
 from monitoring.records import comparison
+from monitoring.run_folder import COMPARISONS_FILE, EMBEDDINGS_FILE
 from trainer.arrays import read_embeddings
 from trainer.evaluation.compatibility import CompatibilitySettings
 from trainer.evaluation.compatibility.comparison import compare
@@ -45,7 +46,7 @@ class Compatibility(Kind[None]):
         return [self.name, at.model.fingerprint, best, *self.decides(at, want)]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "compatibility.json")
+        return Output(at.folder / COMPARISONS_FILE)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         """A comparison is a unit of work; the first's and the last's have backfill curves."""
@@ -109,7 +110,7 @@ def trials_of(run: Run) -> Trials:
 def _stored(at: Step) -> tuple[Path, str]:
     """A step's embeddings, and the fingerprint of the model that they must be of."""
     model = Model.open(at.model.output.path)
-    return (at.folder / "embeddings.safetensors").resolve(), model.fingerprint
+    return (at.folder / EMBEDDINGS_FILE).resolve(), model.fingerprint
 
 
 def compare_stored(

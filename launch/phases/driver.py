@@ -12,6 +12,7 @@ from launch.runs.links import link
 from launch.runs.records import append
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
+from monitoring.run_folder import EVENTS_FILE
 
 
 class Driver:
@@ -80,4 +81,4 @@ class Driver:
         withheld = update_published(self._run, self._every, self._ledger)
         if why in withheld:
             self._progress.notice(why)
-            append(self._run.folder, "events.jsonl", {"event": "withheld", "message": why})
+            append(self._run.folder, EVENTS_FILE, {"event": "withheld", "message": why})

@@ -14,6 +14,7 @@ from launch.inference.worker import embed_samples
 from launch.phases.kind import Kind, Output, Phase, Step
 from monitoring.records import evaluation
 from monitoring.results import figures
+from monitoring.run_folder import EMBEDDINGS_FILE, EVALUATION_FILE, EXAMPLES_FILE
 from trainer.arrays import write_embeddings
 from trainer.evaluation.incremental import so_far
 from trainer.evaluation.protocol import (
@@ -48,10 +49,10 @@ class Evaluate(Kind[None]):
         return [self.name, at.model.fingerprint, *self.decides(at, want)]
 
     def output(self, at: Step, want: None) -> Output:
-        left = ("embeddings.safetensors", "examples.json")
+        left = (EMBEDDINGS_FILE, EXAMPLES_FILE)
         # runs of before kept no embeddings, which comparisons alone read
         compared = at.run.config.evaluation.compatibility is not None
-        path = at.folder / "evaluation.json"
+        path = at.folder / EVALUATION_FILE
         return Output(path, beside=left) if compared else Output(path, optional=left)
 
     def work(self, phase: Phase, executor: Executor) -> str:
@@ -66,11 +67,9 @@ class Evaluate(Kind[None]):
         none = np.empty((0, model.settings.dimension), dtype=np.float32)
         embeddings = np.concatenate([none, *executor.map(embed_samples, calls)])
         run.fence.check()
-        write_embeddings(
-            output.with_name("embeddings.safetensors"), samples, embeddings, model.fingerprint
-        )
+        write_embeddings(output.with_name(EMBEDDINGS_FILE), samples, embeddings, model.fingerprint)
         given = (run.dataset, run.benchmark, samples, embeddings, config.evaluation)
-        write_json(output.with_name("examples.json"), search_examples(*given))
+        write_json(output.with_name(EXAMPLES_FILE), search_examples(*given))
         measured = evaluate(*given) | _by_step(at, model, samples, embeddings)
         if run.test_sets:
             scratch = output.with_name(f"held-out-{phase.fingerprint}")
@@ -101,6 +100,6 @@ def _by_step(
         return {}
     directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
     given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
-    earlier = [evaluation(at.at(past).folder / "evaluation.json") for past in range(step)]
+    earlier = [evaluation(at.at(past).folder / EVALUATION_FILE) for past in range(step)]
     accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]
     return so_far(accuracies, ends) if all(accuracies) else {}

@@ -30,6 +30,7 @@ from monitoring.logs import logging_to
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
+from monitoring.run_folder import CONFIG_FILE, EVENTS_FILE, LEDGER_FILE, REPORT_FILE
 from monitoring.run_metrics import RunMetrics, monitored
 from trainer.processor import fallback, multiplies_bf16
 from untrusted.yaml_text import dump_yaml
@@ -37,7 +38,7 @@ from untrusted.yaml_text import dump_yaml
 
 def _keep_configuration(config: RunConfig, folder: Path) -> None:
     """Writes run.yaml, or checks that the folder's run was configured alike."""
-    path = folder / "run.yaml"
+    path = folder / CONFIG_FILE
     if path.exists():
         changed = differences(kept_config(folder).deciding(), config.deciding())
         if changed:
@@ -75,15 +76,16 @@ def execute(
             trials_of(run)
         _keep_configuration(config, folder)
         remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
-        ledger = Ledger.open(folder / "ledger.jsonl")
+        ledger = Ledger.open(folder / LEDGER_FILE)
         every = phases(run)
         todo = pending(every, ledger)
         if todo:
-            append(folder, "events.jsonl", attempt.event())
+            counts = {"phases": len(every), "left": len(todo)}
+            append(folder, EVENTS_FILE, {**attempt.event(), **counts})
             asking = any(phase.kind.runs_teacher for phase in todo)
             if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
                 line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
-                append(folder, "events.jsonl", {"event": "notice", "message": line})
+                append(folder, EVENTS_FILE, {"event": "notice", "message": line})
                 tell(line)
             verify_dataset(run.dataset, console)
             done = len(every) - len(todo)
@@ -121,6 +123,6 @@ def execute(
         console.print(table)
     for table in summary_tables(summary([folder])):
         console.print(table)
-    console.print(f"report: {folder / 'report.html'}")
+    console.print(f"report: {folder / REPORT_FILE}")
     if withheld:
         raise Withheld(withheld)

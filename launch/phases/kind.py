@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from data_shards.files import fingerprint
 from launch.execution.executor import Executor
 from launch.runs.run import Chain, Run
+from monitoring.run_folder import step_name
 from trainer.methods.recipe import Recipe
 
 W = TypeVar("W")
@@ -44,7 +45,7 @@ class Step:
     @property
     def name(self) -> str:
         """Names it in the ledger and in messages: METHOD/seed-S/step-T."""
-        return f"{self.chain.name}/step-{self.number}"
+        return step_name(self.chain.name, self.number)
 
     @property
     def folder(self) -> Path:

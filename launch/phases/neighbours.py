@@ -15,14 +15,14 @@ from launch.execution.executor import Executor
 from launch.inference.embed import neighbour_examples, units
 from launch.inference.worker import ShardWorker
 from launch.phases.kind import Kind, Output, Phase, Step
-from trainer.methods.recipe import Needs
-from trainer.methods.spelling import spelled
+from monitoring.run_folder import NEIGHBOUR_EXAMPLES_FILE, NEIGHBOURS_FOLDER
+from trainer.methods.wants import Answers
 from trainer.teacher import TeacherSettings, answers
 
 Ids = NDArray[np.int64]
 
 
-class Neighbours(Kind[Needs]):
+class Neighbours(Kind[Answers]):
     """Neighbourhood selection ahead of training (CRL paper, Sec. 4.1), a shard in a view a unit."""
 
     name = "neighbours"
@@ -30,30 +30,31 @@ class Neighbours(Kind[Needs]):
     only_prepares = True
     runs_teacher = True
 
-    def wants(self, at: Step) -> tuple[Needs, ...]:
-        cached = at.run.config.teacher.mode == "cached"
-        return (at.recipe.needs,) if at.number and cached and at.recipe.needs.answers else ()
+    def wants(self, at: Step) -> tuple[Answers, ...]:
+        want = at.recipe.want(Answers) if at.run.config.teacher.mode == "cached" else None
+        return (want,) if at.number and want else ()
 
-    def inputs(self, at: Step, want: Needs) -> tuple[Phase, ...]:
+    def inputs(self, at: Step, want: Answers) -> tuple[Phase, ...]:
         return (at.at(at.number - 1).model,)
 
-    def decides(self, at: Step, want: Needs) -> Any:
+    def decides(self, at: Step, want: Answers) -> Any:
         # the data too: bct-kd and bct-lwf want the same, of all images and of the new ones
         teacher = at.run.config.deciding()["teacher"]
-        return [spelled(want), at.recipe.data, at.number, teacher]
+        recipe = at.recipe
+        return [recipe.spelled_needs(), recipe.spelled_images(), at.number, teacher]
 
-    def identity(self, at: Step, want: Needs) -> Any:
+    def identity(self, at: Step, want: Answers) -> Any:
         (previous,) = self.inputs(at, want)
         return [self.name, previous.fingerprint, *self.decides(at, want)]
 
-    def output(self, at: Step, want: Needs) -> Output:
-        return Output(at.folder / "neighbours")
+    def output(self, at: Step, want: Answers) -> Output:
+        return Output(at.folder / NEIGHBOURS_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config, want = phase.at, phase.at.run, phase.at.run.config, phase.want
         previous = run.previous(at.chain, at.number)
         assert previous is not None
-        samples = run.benchmark.step_samples(at.number, at.recipe.data == "all")
+        samples = at.recipe.samples(run.benchmark, at.number)
         views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
         output = phase.output.path
         part = output.with_name("neighbours.part")
@@ -66,7 +67,7 @@ class Neighbours(Kind[Needs]):
             if not teacher_file(part, shard, view).exists()
         ]
         executor.map(write_answers, calls)
-        if want.neighbours is not None:
+        if want.top_k is not None:
             cache = TeacherCache(
                 part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
             )
@@ -74,7 +75,7 @@ class Neighbours(Kind[Needs]):
                 run.dataset, run.benchmark, cache, samples, config.evaluation.examples
             )
             run.fence.check()
-            write_json(output.with_name("neighbour_examples.json"), examples)
+            write_json(output.with_name(NEIGHBOUR_EXAMPLES_FILE), examples)
         run.fence.check()
         shutil.rmtree(output, ignore_errors=True)  # of other settings
         part.rename(output)
@@ -88,7 +89,7 @@ def write_answers(
     shard: int,
     view: str,
     samples: Ids,
-    needs: Needs,
+    wanted: Answers,
     data: PipelineSettings,
     settings: TeacherSettings,
 ) -> int:
@@ -99,7 +100,7 @@ def write_answers(
     model, embedder, rows = worker.model(model_folder, settings)
     flipped = view == VIEWS[1]
     vectors = worker.embed(embedder, samples, data, settings.batch, flipped=flipped)
-    tensors = answers(torch.from_numpy(vectors), rows, model.classifier, needs)
+    tensors = answers(torch.from_numpy(vectors), rows, model.classifier, wanted)
     worker.check()
     write_teacher_file(
         teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint

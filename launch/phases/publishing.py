@@ -6,17 +6,14 @@ from pathlib import Path
 from launch.phases.kind import Phase
 from launch.runs.ledger import Ledger
 from launch.runs.links import link
-from launch.runs.run import Chain, Run
+from launch.runs.run import Run
+from monitoring.run_folder import published_model
 
 
 def gated(run: Run) -> bool:
     """Whether the run publishes what is compatible, and nothing else."""
     settings = run.config.evaluation.compatibility
     return settings is not None and settings.gate
-
-
-def _published(run: Run, chain: Chain, step: int) -> Path:
-    return run.folder / "published" / chain.name / f"step-{step}"
 
 
 def update_published(run: Run, every: list[Phase], ledger: Ledger) -> list[str]:
@@ -38,7 +35,7 @@ def update_published(run: Run, every: list[Phase], ledger: Ledger) -> list[str]:
         if why is None:
             continue
         run.fence.check()
-        target = _published(run, phase.at.chain, phase.at.number)
+        target = published_model(run.folder, phase.at.chain.name, phase.at.number)
         if why:
             withheld.append(why)
             shutil.rmtree(target, ignore_errors=True)

@@ -15,6 +15,7 @@ from launch.runs.remembered import check_locations
 from launch.runs.run import Run
 from monitoring.goodput import goodput, goodput_tables
 from monitoring.records import Damage, events, ledger, metrics, told
+from monitoring.run_folder import LEDGER_FILE
 from untrusted.text import printable
 
 
@@ -32,7 +33,7 @@ def status_table(folder: Path) -> Iterator[Any]:
     """A table of chains against learning steps, and the newest record of training."""
     run = open_run(folder)
     damage: Damage = {}
-    finished = Ledger(folder / "ledger.jsonl", ledger(folder, damage))
+    finished = Ledger(folder / LEDGER_FILE, ledger(folder, damage))
     every = phases(run)
     todo = {phase.name for phase in pending(every, finished)}
     table = Table(title=Text(printable(str(folder))), title_justify="left")

@@ -1,6 +1,8 @@
 """Training: one learning step of one method, on all ranks."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from launch.execution.executor import Executor
@@ -8,7 +10,9 @@ from launch.execution.rank import RankContext
 from launch.exits import Preempted
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.run import Chain
+from monitoring.run_folder import MODEL_FOLDER
 from trainer.loop import train
+from trainer.training_spec import TrainingSpec
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class TrainingJob:
 
     chain: Chain
     step: int
+    prepared: Mapping[type, Path]
+    """The outputs of the phases that its Terms' wants led to, by the want's class."""
 
 
 class Train(Kind[None]):
@@ -42,7 +48,7 @@ class Train(Kind[None]):
         deciding, recipe = run.config.deciding(), at.recipe
         common = [deciding[k] for k in ("benchmark", "data", "training")]
         model = [run.embedder(chain, step).deciding(), run.classifier(chain, step).deciding()]
-        teacher = deciding["teacher"] if recipe.needs.any else None
+        teacher = deciding["teacher"] if recipe.wants else None
         return [common, model, recipe.fingerprint(), teacher, chain.seed, step]
 
     def identity(self, at: Step, want: None) -> Any:
@@ -51,10 +57,16 @@ class Train(Kind[None]):
         return [*self.decides(at, want), past.fingerprint]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / "model")
+        return Output(at.folder / MODEL_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
-        executor.on_ranks(phase.name, train_step, TrainingJob(phase.at.chain, phase.at.number))
+        prepared = {
+            type(given.want): given.output.path.resolve()
+            for given in phase.inputs
+            if given.kind.only_prepares
+        }
+        job = TrainingJob(phase.at.chain, phase.at.number, prepared)
+        executor.on_ranks(phase.name, train_step, job)
         if not phase.output.complete:
             raise Preempted(phase.name)
         return ""
@@ -65,13 +77,19 @@ class Train(Kind[None]):
 
 def train_step(context: RankContext, job: TrainingJob) -> None:
     """What each rank does. Raises InputError."""
-    context.metrics.step.set(job.step)
+    spec = context.run.training_spec(job.chain, job.step)
+    train_on_rank(context, replace(spec, prepared=job.prepared))
+
+
+def train_on_rank(context: RankContext, spec: TrainingSpec) -> None:
+    """Trains `spec` on this rank, together with the others. Raises InputError."""
+    context.metrics.step.set(spec.step)
     train(
-        context.run.training_spec(job.chain, job.step),
+        spec,
         context.ranks,
         context.device,
         context.metrics,
-        context.report,
-        context.tell,
-        context.activity,
+        report=context.report,
+        tell=context.tell,
+        activity=context.activity,
     )

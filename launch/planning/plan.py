@@ -12,6 +12,7 @@ from launch.config.run import RunConfig
 from launch.planning.hardware import Machine
 from launch.runs.continuing import first_model, known_names
 from launch.runs.run import Run, check_steps
+from monitoring.run_folder import chain_name
 from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
@@ -24,15 +25,16 @@ from trainer.footprint import (
     head_footprint,
     images_by_rank,
     online_teacher_operations,
-    row_blocks,
     rows_by_rank,
     saved_bytes,
 )
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods import Method
-from trainer.methods.recipe import Needs, Recipe
+from trainer.methods.recipe import Recipe
+from trainer.methods.wants import Answers
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.row_layout import row_blocks
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ def _given(config: RunConfig) -> dict[str, EmbedderSettings | AdoptedSettings]:
     if config.continues is None:
         return {}
     seed = config.seeds[0]
-    first = {name: first_model(config, Path(), f"{name}/seed-{seed}") for name in config.methods}
+    first = {name: first_model(config, Path(), chain_name(name, seed)) for name in config.methods}
     return {name: Model.open(folder).settings for name, folder in first.items()}
 
 
@@ -205,9 +207,10 @@ class _Planner:
     def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
         config, split, world = self._config, self._split, self.world
         recipe, dimension = trained.recipe, trained.embedder.dimension
-        old, last, whole = self._old(step), split.row_ends[step], recipe.data == "all"
-        training = for_all_data(config.training, split.row_ends, step) if whole else config.training
-        images = sum(split.images[: step + 1]) if whole else split.images[step]
+        old, last, training = self._old(step), split.row_ends[step], config.training
+        if recipe.sees_all:
+            training = for_all_data(training, split.row_ends, step)
+        images = recipe.count(split.images, step)
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
@@ -215,13 +218,13 @@ class _Planner:
         given = split.size, training, world
         embedder = embedder_footprint(trained.embedder, *given)
         asking = []
-        if self._online and recipe.needs.answers:
+        if self._online and recipe.want(Answers) is not None:
             assert isinstance(trained.old_embedder, EmbedderSettings)
             asking = online_teacher_operations(trained.old_embedder, *given)
         saved = saved_bytes(recipe, old, last, dimension, training)
         calls = {**embedder.calls, **head.calls}
         blocks = row_blocks(recipe, old, last).values()
-        owned = zip(*(rows_by_rank(b.start, b.stop, world) for b in blocks), strict=True)
+        owned = zip(*(rows_by_rank(b.rows.start, b.rows.stop, world) for b in blocks), strict=True)
         return StepPlan(
             methods=methods,
             step=step,
@@ -232,15 +235,16 @@ class _Planner:
             epochs=training.iterations * training.batch / images,
             rows_by_rank=tuple(map(sum, owned)),
             images_by_rank=tuple(images_by_rank(training.batch, world)),
-            memory=self._memory(head, embedder, recipe.needs),
+            memory=self._memory(head, embedder, recipe),
             calls=_sent(calls, world),
             disk=self._disk(saved, embedder, trained, training, old, images),
             seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
         )
 
     def _memory(
-        self, head: HeadFootprint, embedder: EmbedderFootprint, needs: Needs
+        self, head: HeadFootprint, embedder: EmbedderFootprint, recipe: Recipe
     ) -> dict[str, int]:
+        beside = self._online and recipe.want(Answers) is not None
         height, width = self._split.size
         images = max(images_by_rank(self._config.training.batch, self.world))
         lasting = {
@@ -248,7 +252,7 @@ class _Planner:
             "embedder optimiser": embedder.optimizer,
             "rows": head.rows,
             "row optimiser": head.optimizer,
-            "previous model": head.frozen + embedder.parameters * (self._online and needs.answers),
+            "previous model": head.frozen + embedder.parameters * beside,
             "images": 3 * height * width * images * (1 + self._config.data.prefetch),
         }
         # DeepSpeed copies the gradients into one bucket before it averages them
@@ -275,17 +279,17 @@ class _Planner:
         old: int,
         images: int,
     ) -> dict[str, int]:
-        (rows, trained_rows), needs = saved, trained.recipe.needs
+        (rows, trained_rows), wanted = saved, trained.recipe.want(Answers)
         checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
         made = [*range(0, training.iterations + 1, training.checkpoint_every)][1:]
         kept = len(made) - len(superfluous(made, training.keep_checkpoints, training.keep_every))
         # while one is written, all that are kept lie beside it
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
-        if needs.answers and not self._online:
+        if wanted is not None and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
-            answer = 4 * trained.old_embedder.dimension if needs.embeddings else 0
-            answer += 8 * min(needs.neighbours or 0, old)
+            answer = 4 * trained.old_embedder.dimension if wanted.embeddings else 0
+            answer += 8 * min(wanted.top_k or 0, old)
             disk["neighbourhoods"] = views * images * (8 + answer)
         return disk
 

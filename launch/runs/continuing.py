@@ -7,6 +7,7 @@ from launch.config.load import kept_config
 from launch.config.run import RunConfig
 from launch.runs.model_names import named
 from monitoring.records import comparison
+from monitoring.run_folder import COMPARISONS_FILE, MODEL_FOLDER, chain_name, step_folder, step_name
 from trainer.model import row_names
 
 
@@ -33,11 +34,11 @@ def known_names(config: RunConfig, folder: Path) -> list[str] | None:
 
 
 def _chains(config: RunConfig) -> list[str]:
-    return [f"{method}/seed-{seed}" for seed in config.seeds for method in config.methods]
+    return [chain_name(method, seed) for seed in config.seeds for method in config.methods]
 
 
 def _copy(folder: Path, chain: str) -> Path:
-    return folder / "chains" / chain / "steps" / "0" / "model"
+    return step_folder(folder, chain, 0) / MODEL_FOLDER
 
 
 def _last_model(config: RunConfig, chain: str) -> Path:
@@ -55,14 +56,14 @@ def _last_model(config: RunConfig, chain: str) -> Path:
             f"{before} has no {chain}, only {', '.join(chains)}: name methods and seeds as there"
         )
     last = theirs.learning_steps - 1
-    model = before / "chains" / chain / "steps" / str(last) / "model"
+    step, model = step_name(chain, last), step_folder(before, chain, last) / MODEL_FOLDER
     if not model.exists():
-        raise InputError(f"{before} has not finished {chain}/step-{last}: run it to its end first")
-    compared, gate = model.with_name("compatibility.json"), theirs.evaluation.compatibility
+        raise InputError(f"{before} has not finished {step}: run it to its end first")
+    compared, gate = model.with_name(COMPARISONS_FILE), theirs.evaluation.compatibility
     gated = gate is not None and gate.gate and chain.partition("/")[0] != gate.paragon
     if gated and last and not (compared.exists() and comparison(compared)["holds"]):
         raise InputError(
-            f"{before} has not published {chain}/step-{last}, which is not known to be compatible: "
+            f"{before} has not published {step}, which is not known to be compatible: "
             "what follows it would not be, either"
         )
     return model

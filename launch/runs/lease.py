@@ -25,10 +25,10 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from data_shards.files import write_atomically
 from data_shards.settings import InputError
+from monitoring.run_folder import ATTEMPTS_FOLDER
 from untrusted.files import Refused, read_bytes
 from untrusted.text import printable
 
-FOLDER = "attempts"
 _BYTES = 1 << 16
 _NUMBERED = re.compile(r"[0-9]{1,18}")
 _Moment = Annotated[float, Field(ge=0, lt=2**33)]
@@ -198,7 +198,7 @@ def _content(path: Path) -> bytes:
 
 def newest(folder: Path) -> int:
     """The number of the newest attempt at the run in `folder`; 0 before the first."""
-    files = (folder / FOLDER).glob("*.json")
+    files = (folder / ATTEMPTS_FOLDER).glob("*.json")
     numbers = (int(file.stem) for file in files if _NUMBERED.fullmatch(file.stem))
     return max(numbers, default=0)
 
@@ -209,12 +209,13 @@ def ask_to_end(folder: Path) -> Process:
     Raises InputError where nobody does, or a process elsewhere.
     """
     last = newest(folder)
-    lease = Lease.parse(_content(_file(folder / FOLDER, last))) if last else None
+    lease = Lease.parse(_content(_file(folder / ATTEMPTS_FOLDER, last))) if last else None
     if lease is None or lease.ended:
         raise InputError(f"nobody is running {folder}: there is nothing to stop")
     if lease.holder.place != Process.this().place:
         raise InputError(f"{folder} is being run by {lease}: send that process SIGTERM there")
-    if not lease.holder.alive() or not _has_open(lease.holder.pid, folder.resolve() / FOLDER):
+    attempts = folder.resolve() / ATTEMPTS_FOLDER
+    if not lease.holder.alive() or not _has_open(lease.holder.pid, attempts):
         raise InputError(f"{folder} was being run by {lease}, which is gone: nothing to stop")
     try:
         os.kill(lease.holder.pid, signal.SIGTERM)
@@ -246,7 +247,7 @@ def holding(
     run to whoever asks next; `tell` hears why that takes long. Raises InputError saying who
     holds it.
     """
-    attempts = folder.resolve() / FOLDER
+    attempts = folder.resolve() / ATTEMPTS_FOLDER
     try:
         attempts.mkdir(parents=True, exist_ok=True)
         if not os.access(attempts, os.W_OK):

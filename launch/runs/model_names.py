@@ -4,10 +4,20 @@ from pathlib import Path
 
 from data_shards.settings import InputError
 from data_shards.storage.kinds import kind_of, no_model
+from monitoring.run_folder import (
+    MODEL_FOLDER,
+    chain_name,
+    is_run,
+    methods_with,
+    seeds_of,
+    step_folder,
+    steps_of,
+)
 from untrusted.text import printable
 
 HELP = "Model folder, or RUN:METHOD[:SEED[:STEP]] (default: the lowest seed, the last step)."
 _MANIFEST = "manifest.json"
+_FINISHED = f"{MODEL_FOLDER}/{_MANIFEST}"
 
 
 def model_folder(given: str | Path) -> Path:
@@ -45,7 +55,7 @@ def _split(text: str) -> tuple[Path, list[str]] | None:
     parts = text.split(":")
     for count in (1, 2, 3):
         run = Path(":".join(parts[:-count]))
-        if len(parts) > count and (run / "run.yaml").exists():
+        if len(parts) > count and is_run(run):
             return run, parts[-count:]
     return None
 
@@ -58,13 +68,12 @@ def _of_run(run: Path, names: list[str]) -> Path:
             f"{run} has no finished model of a method {printable(method)!r}, only of: "
             f"{_listed(methods)}"
         )
-    of_method = run / "chains" / method
-    seeds = [n for n in _numbers(of_method, "seed-") if _steps(of_method / f"seed-{n}")]
+    seeds = [n for n in seeds_of(run, method) if _steps(run, chain_name(method, n))]
     chosen = _number(seed, seeds, seeds[0], f"{run}:{method}", "seed")
-    chain = of_method / f"seed-{chosen}"
-    steps = _steps(chain)
+    chain = chain_name(method, chosen)
+    steps = _steps(run, chain)
     last = _number(step, steps, steps[-1], f"{run}:{method}:{chosen}", "finished learning step")
-    return chain / "steps" / str(last) / "model"
+    return step_folder(run, chain, last) / MODEL_FOLDER
 
 
 def _number(text: str, there: list[int], default: int, where: str, what: str) -> int:
@@ -77,19 +86,13 @@ def _number(text: str, there: list[int], default: int, where: str, what: str) ->
 
 def _methods(run: Path) -> list[str]:
     """The methods of which some model is finished."""
-    found = run.glob(f"chains/*/seed-*/steps/*/model/{_MANIFEST}")
-    return sorted({path.parts[-6] for path in found})
+    return methods_with(run, _FINISHED)
 
 
-def _steps(chain: Path) -> list[int]:
+def _steps(run: Path, chain: str) -> list[int]:
     """The learning steps of a chain whose models are finished."""
-    steps = _numbers(chain / "steps", "")
-    return [n for n in steps if (chain / "steps" / str(n) / "model" / _MANIFEST).exists()]
-
-
-def _numbers(folder: Path, prefix: str) -> list[int]:
-    names = (path.name.removeprefix(prefix) for path in folder.glob(f"{prefix}*"))
-    return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
+    steps = steps_of(run, chain)
+    return [n for n in steps if (step_folder(run, chain, n) / _FINISHED).exists()]
 
 
 def _listed(names: list[str] | list[int]) -> str:

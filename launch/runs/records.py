@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from monitoring.progress import RunProgress
+from monitoring.run_folder import EVENTS_FILE, METRICS_FILE
 from untrusted.files import no_link
 from untrusted.text import redacted
 
@@ -42,10 +43,10 @@ class Records:
         if "event" in record:
             if "message" in record:
                 self._progress.notice(record["message"])
-            self._waiting.append(("events.jsonl", record))
+            self._waiting.append((EVENTS_FILE, record))
         else:
             self._progress.training(record)
-            self._waiting.append(("metrics.jsonl", record))
+            self._waiting.append((METRICS_FILE, record))
         try:
             while self._waiting:
                 append(self._folder, *self._waiting[0])

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.config.load import locations
+from monitoring.run_folder import CONFIG_FILE
 from untrusted.files import read_bytes
 
 _BYTES = 1 << 20
@@ -67,9 +68,9 @@ def check_locations(folder: Path, configuration: Any) -> None:
     for location in locations(configuration):
         if location not in known:
             raise InputError(
-                f"{folder}/run.yaml names {location}, and it was not you who started this run from "
-                "this account: nothing is asked there; `perennial report` and `perennial serve` "
-                "show the run without it"
+                f"{folder / CONFIG_FILE} names {location}, and it was not you who started this run "
+                "from this account: nothing is asked there; `perennial report` and "
+                "`perennial serve` show the run without it"
             )
 
 

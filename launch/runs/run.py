@@ -14,6 +14,15 @@ from launch.runs.continuing import first_model, known_names
 from launch.runs.lease import UNFENCED, Fence
 from launch.runs.model_names import model_folder
 from launch.runs.test_sets import TestSet, open_tests
+from monitoring.run_folder import (
+    CHECKPOINTS_FOLDER,
+    CLASS_MEANS_FILE,
+    MODEL_FOLDER,
+    NEIGHBOURS_FOLDER,
+    PHASES_FOLDER,
+    chain_name,
+    step_folder,
+)
 from trainer.backbones import EmbedderSettings
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.recipe import Recipe
@@ -32,7 +41,7 @@ class Chain:
     @property
     def name(self) -> str:
         """Names the chain in folders, the ledger and metrics."""
-        return f"{self.method}/seed-{self.seed}"
+        return chain_name(self.method, self.seed)
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class Run:
 
     def step_folder(self, chain: Chain, step: int) -> Path:
         """Where a learning step's outputs go."""
-        return self.folder / "chains" / chain.name / "steps" / str(step)
+        return step_folder(self.folder, chain.name, step)
 
     def recipe(self, chain: Chain, step: int) -> Recipe:
         """The chain's recipe as it applies at `step`."""
@@ -93,7 +102,7 @@ class Run:
 
     def previous(self, chain: Chain, step: int) -> Model | None:
         """The verified model of the step before."""
-        return Model.open(self.step_folder(chain, step - 1) / "model") if step else None
+        return Model.open(self.step_folder(chain, step - 1) / MODEL_FOLDER) if step else None
 
     def anchor_step(self, chain: Chain, step: int) -> int:
         """The step whose model that of `step` stays compatible with."""
@@ -102,21 +111,22 @@ class Run:
     def anchor(self, chain: Chain, step: int) -> Model | None:
         """The verified model to stay compatible with."""
         before = self.anchor_step(chain, step)
-        return Model.open(self.step_folder(chain, before) / "model") if step else None
+        return Model.open(self.step_folder(chain, before) / MODEL_FOLDER) if step else None
 
     def class_mean_rows(self, chain: Chain, step: int) -> tuple[int, int]:
         """The identities first <= r < last that `step` trains on and its anchor does not know."""
         rows, before = self.benchmark.row_ends, self.anchor_step(chain, step)
-        if self.recipe(chain, step).data != "all":
+        if not self.recipe(chain, step).sees_all:
             return rows[step - 1], rows[step]
         unknowing = before == 0 and self.adopted is not None and not self.adopted.rows
         return 0 if unknowing else rows[before], rows[step]
 
     def training(self, chain: Chain, step: int) -> TrainingSettings:
         """The schedule of a learning step."""
-        whole = self.recipe(chain, step).data == "all"
         settings = self.config.training
-        return for_all_data(settings, self.benchmark.row_ends, step) if whole else settings
+        if not self.recipe(chain, step).sees_all:
+            return settings
+        return for_all_data(settings, self.benchmark.row_ends, step)
 
     def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
         """The network of a learning step."""
@@ -146,8 +156,8 @@ class Run:
             step=step,
             previous=self.previous(chain, step),
             anchor=self.anchor(chain, step),
-            cache=prepared / "neighbours",
-            class_means=prepared / "prototypes.safetensors",
+            cache=prepared / NEIGHBOURS_FOLDER,
+            class_means=prepared / CLASS_MEANS_FILE,
             folder=self.training_folder(chain, step, phase),
             checkpoints=self.checkpoints(chain, step, phase),
             phase=phase,
@@ -157,15 +167,15 @@ class Run:
     def training_folder(self, chain: Chain, step: int, phase: str = "") -> Path:
         """Where a training keeps what is its own: the step's folder, or one within it."""
         folder = self.step_folder(chain, step)
-        return folder / "phases" / phase if phase else folder
+        return folder / PHASES_FOLDER / phase if phase else folder
 
     def checkpoints(self, chain: Chain, step: int, phase: str = "") -> str:
         """Path or URL of a training's checkpoints."""
         folder = self.training_folder(chain, step, phase)
         url = self.config.training.checkpoint_url
-        if url is not None:
-            return f"{url.rstrip('/')}/{folder.relative_to(self.folder)}/checkpoints"
-        return str(folder / "checkpoints")
+        if url is None:
+            return str(folder / CHECKPOINTS_FOLDER)
+        return f"{url.rstrip('/')}/{folder.relative_to(self.folder)}/{CHECKPOINTS_FOLDER}"
 
 
 def check_steps(

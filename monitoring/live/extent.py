@@ -8,7 +8,8 @@ from typing_extensions import TypedDict
 
 from monitoring.live.values import Chain
 from monitoring.records import reason
-from monitoring.schemas import MOST_STEPS, NAME
+from monitoring.run_folder import COMPARISONS_FILE, CONFIG_FILE, EVALUATION_FILE, METHOD
+from monitoring.schemas import MOST_STEPS
 from untrusted.errors import InputError
 from untrusted.files import read_bytes
 from untrusted.yaml_text import parse_yaml
@@ -16,7 +17,7 @@ from untrusted.yaml_text import parse_yaml
 _CONFIG_BYTES, _MOST_STEPS = 1 << 16, 100_000
 
 
-_Method = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+_Method = Annotated[str, Field(pattern=f"^{METHOD.pattern}$")]
 
 
 def _given(value: Any) -> bool | None:
@@ -65,24 +66,25 @@ class Extent:
         try:
             asked: Asked = _SCHEMA.validate_python(config)
         except ValidationError as error:
-            raise Damaged(f"run.yaml lacks what every run has ({reason(error)})") from error
+            raise Damaged(f"{CONFIG_FILE} lacks what every run has ({reason(error)})") from error
         self.text, self.dataset = text, asked["dataset"]
         self.asked, self.evaluate = asked["benchmark"]["steps"], asked["benchmark"].get("evaluate")
         self.steps = self.asked + (asked.get("continues") is not None)
         self.compared = asked["evaluation"].get("compatibility") is not None
         self.methods, self.seeds = list(asked["methods"]), list(dict.fromkeys(asked["seeds"]))
         if self.steps * len(self.methods) * len(self.seeds) > _MOST_STEPS:
-            raise Damaged("run.yaml asks for more learning steps than any run has")
+            raise Damaged(f"{CONFIG_FILE} asks for more learning steps than any run has")
         self.chains = {(method, seed) for seed in self.seeds for method in self.methods}
 
-    def wants(self, chain: Chain, step: int, kind: str) -> bool:
-        """Whether such a phase ends a learning step of the run."""
-        kinds = ("evaluate", "compatibility") if self.compared and step else ("evaluate",)
-        return chain in self.chains and 0 <= step < self.steps and kind in kinds
+    def wants(self, chain: Chain, step: int, file: str) -> bool:
+        """Whether a learning step of the run ends with such a file."""
+        compared = self.compared and step > 0 and file == COMPARISONS_FILE
+        known = chain in self.chains and 0 <= step < self.steps
+        return known and (compared or file == EVALUATION_FILE)
 
     @property
     def wanted(self) -> int:
-        """The number of phases that `wants` is true of."""
+        """The number of files that `wants` is true of."""
         compared = max(0, self.steps - 1) if self.compared else 0
         return len(self.chains) * (self.steps + compared)
 
@@ -90,9 +92,9 @@ class Extent:
 def extent(root: Path, folder: Path) -> Extent:
     """That of a run folder. Raises Damaged."""
     try:
-        content = read_bytes(folder / "run.yaml", _CONFIG_BYTES, root)
-        return Extent(parse_yaml(content, "run.yaml"), content.decode())
+        content = read_bytes(folder / CONFIG_FILE, _CONFIG_BYTES, root)
+        return Extent(parse_yaml(content, CONFIG_FILE), content.decode())
     except OSError as error:
-        raise Damaged(f"run.yaml cannot be read ({error.strerror or error})") from error
+        raise Damaged(f"{CONFIG_FILE} cannot be read ({error.strerror or error})") from error
     except InputError as error:
         raise Damaged(str(error)) from error

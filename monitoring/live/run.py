@@ -10,13 +10,26 @@ from typing import Any
 from monitoring.live.endpoints import Answer, Target, read_targets
 from monitoring.live.extent import Damaged, Extent, extent
 from monitoring.live.files import Records, Stamp, last_record, stamp
+from monitoring.live.phases import Counted, Finished
 from monitoring.live.state import judge
 from monitoring.live.thinning import Curve
 from monitoring.live.timeline import layout
 from monitoring.live.values import Chain, finite, moment, number, printable, shown, text
 from monitoring.records import MOST_STEPS_FILES, checked
 from monitoring.results import figures
-from monitoring.schemas import EVALUATION, phase_of
+from monitoring.run_folder import (
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    EVENTS_FILE,
+    LEDGER_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    TARGETS_FOLDER,
+    files_of_steps,
+    step_of,
+    target_file,
+)
+from monitoring.schemas import EVALUATION, Phase, phase_of
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 
@@ -24,6 +37,8 @@ _EVALUATION_BYTES, _STUDIED, _REPORT_BYTES = 1 << 24, 1 << 26, 1 << 27
 _MOST_PHASES, _MOST_CURVES, _MOST_SPANS, _MOST_FIGURES = 100_000, 2000, 5000, 200_000
 """Of one run: a stranger's may name as many as its files have lines."""
 _CURVES = ("loss", "images_per_second")
+_MOST_KINDS = 20
+"""Kinds of phases that are named, each in a colour of its own."""
 
 
 class LiveRun:
@@ -35,17 +50,18 @@ class LiveRun:
         self._stamps: dict[str, Stamp | None] = {}
         self.extent: Extent | None = None
         self.damage = ""
-        self._ledger = Records(root, folder / "ledger.jsonl")
-        self.finished: dict[str, tuple[float | None, float | None]] = {}
-        """When each phase was begun and ended."""
-        self._ended: set[tuple[Chain, int, str]] = set()
+        self._ledger = Records(root, folder / LEDGER_FILE)
+        self.finished: dict[str, Finished] = {}
+        self._files: set[tuple[Chain, int, str]] = set()
+        """Files that finished phases left in their steps' folders."""
         self.newest: dict[str, Any] | None = None
         self.driver: Target | None = None
-        self._metrics = Records(root, folder / "metrics.jsonl")
+        self._metrics = Records(root, folder / METRICS_FILE)
         self._curves: dict[tuple[str, Chain], Curve] = {}
         self._heard: dict[str, float] = {}
-        self._events = Records(root, folder / "events.jsonl")
+        self._events = Records(root, folder / EVENTS_FILE)
         self.events: deque[dict[str, Any]] = deque(maxlen=200)
+        self._counted: Counted | None = None
         self._drawn = 0
         self._reached: dict[tuple[Chain, int], tuple[Stamp, dict[str, tuple[str, float]]]] = {}
         self.targets: list[Target] = []
@@ -57,27 +73,34 @@ class LiveRun:
         return now != before
 
     def look(self) -> None:
-        """Reads what the list shows: configuration, ledger, newest record, the driver's target."""
-        if self._changed("run.yaml"):
+        """Reads what the list shows: configuration, ledger, events, newest record, the driver's
+        target."""
+        if self._changed(CONFIG_FILE):
             try:
                 self.extent, self.damage = extent(self._root, self.folder), ""
             except Damaged as error:
                 self.extent, self.damage = None, str(error)
-        if self._changed("ledger.jsonl"):
+        if self._changed(LEDGER_FILE):
             records, anew = self._ledger.read(1 << 24)
             if anew:
                 self.finished.clear()
-                self._ended.clear()
+                self._files.clear()
             for record in records:
-                phase = phase_of(record.get("phase"))
-                if phase is not None and len(self.finished) < _MOST_PHASES:
-                    times = moment(record.get("started")), moment(record.get("finished"))
-                    self.finished[record["phase"]] = times
-                    self._ended.add((phase[:2], phase[2], phase[3]))
-        if self._changed("metrics.jsonl"):
-            self.newest = last_record(self._root, self.folder / "metrics.jsonl")
-        if self._changed("targets/driver.json"):
-            found = read_targets(self._root, [self.folder / "targets" / "driver.json"])
+                self._finish(record)
+        if self._changed(EVENTS_FILE) or self._events.behind:
+            records, anew = self._events.read()
+            if anew:
+                self.events.clear()
+                self._counted = None
+            self.events.extend(map(_event, records))
+            for record in records:
+                if record.get("event") == "attempt":
+                    self._counted = Counted.of(record)
+        if self._changed(METRICS_FILE):
+            self.newest = last_record(self._root, self.folder / METRICS_FILE)
+        target = target_file(self.folder, "driver")
+        if self._changed(str(target.relative_to(self.folder))):
+            found = read_targets(self._root, [target])
             self.driver = found[0] if found else None
 
     def study(self) -> None:
@@ -91,13 +114,9 @@ class LiveRun:
         for record in records:
             self._plot(record)
         self._drawn += len(records)
-        records, anew = self._events.read()
-        if anew:
-            self.events.clear()
-        self.events.extend(map(_event, records))
         self._measure()
         try:
-            files = sorted(islice((self.folder / "targets").glob("*.json"), 4096))
+            files = sorted(islice((self.folder / TARGETS_FOLDER).glob("*.json"), 4096))
         except OSError:
             files = []
         self.targets = read_targets(self._root, files)
@@ -106,6 +125,14 @@ class LiveRun:
     def behind(self) -> int:
         """Bytes of records that are still to be read."""
         return self._metrics.behind
+
+    def _finish(self, record: dict[str, Any]) -> None:
+        phase, output = phase_of(record.get("phase")), Path(text(record.get("output")) or "")
+        if phase is None or len(self.finished) >= _MOST_PHASES:
+            return
+        self.finished[record["phase"]] = Finished.of(record, phase[3])
+        if step_of(output) == phase[:3]:
+            self._files.add((phase[:2], phase[2], output.name))
 
     def _plot(self, record: dict[str, Any]) -> None:
         phase, iteration = phase_of(record.get("phase")), finite(record.get("iteration"))
@@ -125,11 +152,9 @@ class LiveRun:
     def _measure(self) -> None:
         """Reads the evaluations that are new or changed: some in this call, more in the next."""
         room, figures_left = _STUDIED, _MOST_FIGURES
-        files = self.folder.glob("chains/*/seed-*/steps/*/evaluation.json")
+        files = files_of_steps(self.folder, EVALUATION_FILE)
         for file in islice(files, MOST_STEPS_FILES):
-            *_, method, seed, _, step, _ = file.parts
-            where = phase_of(f"{method}/{seed}/step-{step}/evaluate")
-            now = stamp(file)
+            where, now = step_of(file), stamp(file)
             if where is None or now is None:
                 continue
             key = ((where[0], where[1]), where[2])
@@ -153,20 +178,29 @@ class LiveRun:
         """Learning steps evaluated, and those of the whole run over all chains."""
         if self.extent is None:
             return 0, 0
-        done = sum(one[2] == "evaluate" and self.extent.wants(*one) for one in self._ended)
+        done = sum(one[2] == EVALUATION_FILE and self.extent.wants(*one) for one in self._files)
         return done, len(self.extent.chains) * self.extent.steps
 
+    def phases(self) -> tuple[int, int] | None:
+        """Phases done, and those of the whole run; None where no attempt has counted them."""
+        if (counted := self._counted) is None:
+            return None
+        since = sum(one.attempt == counted.attempt for one in self.finished.values())
+        return counted.phases - max(0, counted.left - since), counted.phases
+
     def complete(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether nothing is left to do, as far as runs of before can tell."""
+        if (counted := self.phases()) is not None:
+            return counted[0] == counted[1]
         extent = self.extent
-        return extent is not None and sum(extent.wants(*e) for e in self._ended) == extent.wanted
+        return extent is not None and sum(extent.wants(*f) for f in self._files) == extent.wanted
 
     def overview(self, driver: Answer | None, now: float) -> dict[str, Any]:
         """A line of the list. `driver` is what its endpoint said, `now` in Unix seconds."""
         loss = number((self.newest or {}).get("loss"))
         broken = loss is not None and not math.isfinite(loss)
         state, trouble = judge(self.damage, self.complete(), broken, self.driver, driver, now)
-        done, of = self.done()
+        (done, of), (phases_done, phases) = self.done(), self.phases() or (None, None)
         newest = self.newest or {}
         values = driver.values if driver else {}
         return {
@@ -176,7 +210,9 @@ class LiveRun:
             "trouble": trouble,
             "done": done,
             "of": of,
-            "share": self._share(done, of),
+            "phases_done": phases_done,
+            "phases": phases,
+            "share": self._share(),
             "phase": driver.phase if driver and driver.phase else text(newest.get("phase")),
             "iteration": finite(newest.get("iteration")),
             "iterations": finite(newest.get("of")),
@@ -190,20 +226,25 @@ class LiveRun:
             "changed": self._changed_at(),
             "ranks_heard": values.get("perennial_ranks_heard"),
             "ranks_expected": values.get("perennial_ranks_expected"),
-            "report": bool(stamp(self.folder / "report.html")),
+            "report": bool(stamp(self.folder / REPORT_FILE)),
         }
 
-    def _share(self, done: int, of: int) -> float:
-        """How much of the run is done, from 0 to 1, with the training phase at work."""
+    def _share(self) -> float:
+        """How much of the run is done, from 0 to 1, with the training phase at work.
+
+        That is a phase of those counted, or else nine tenths of a learning step.
+        """
+        counted = self.phases()
+        (done, of), whole = (counted, 1.0) if counted else (self.done(), 0.9)
         newest = self.newest or {}
         iteration, last = finite(newest.get("iteration")), finite(newest.get("of"))
         phase = text(newest.get("phase"))
         part = iteration / last if iteration and last and phase not in self.finished else 0.0
-        return min(1.0, (done + 0.9 * min(1.0, max(0.0, part))) / of) if of else 0.0
+        return min(1.0, (done + whole * min(1.0, max(0.0, part))) / of) if of else 0.0
 
     def _changed_at(self) -> float | None:
         """When the folder's records last changed."""
-        names = ("run.yaml", "ledger.jsonl", "metrics.jsonl")
+        names = (CONFIG_FILE, LEDGER_FILE, METRICS_FILE)
         times = [found[2] / 1e9 for name in names if (found := self._stamps.get(name))]
         return max(times, default=None)
 
@@ -211,21 +252,23 @@ class LiveRun:
         """The page of the run, but for curves, ranks and alerts."""
         view = self.overview(driver, now)
         asked = self.extent
+        spans = list(self._spans(view["phase"], driver, view["state"], now))
         return {
             **view,
             "dataset": asked.dataset if asked else None,
             "methods": asked.methods if asked else [],
             "seeds": sorted(asked.seeds) if asked else [],
             "steps": asked.steps if asked else 0,
-            "timeline": layout(list(self._spans(view["phase"], driver, view["state"], now))),
+            "timeline": layout(spans),
+            "kinds": list(dict.fromkeys(span["kind"] for span in spans))[:_MOST_KINDS],
             "events": list(reversed(self.events)),
             "behind": self.behind,
             "damaged_lines": {
                 name: records.damaged
                 for name, records in (
-                    ("ledger.jsonl", self._ledger),
-                    ("metrics.jsonl", self._metrics),
-                    ("events.jsonl", self._events),
+                    (LEDGER_FILE, self._ledger),
+                    (METRICS_FILE, self._metrics),
+                    (EVENTS_FILE, self._events),
                 )
                 if records.damaged
             },
@@ -236,14 +279,15 @@ class LiveRun:
         self, phase: str | None, driver: Answer | None, state: str, now: float
     ) -> Iterator[dict[str, Any]]:
         """The finished phases and the one at work, or where the run broke off."""
-        last = 0.0
+        last, kinds = 0.0, {}
         chains = self.extent.chains if self.extent else set()
-        known = ((phase_of(name), *times) for name, times in self.finished.items())
-        own = ((one, start, end) for one, start, end in known if one and one[:2] in chains)
-        for one, start, end in islice(own, _MOST_SPANS):
-            if start is not None and end is not None:
-                last = max(last, end)
-                yield _span(one, start, max(start, end), "done")
+        known = ((phase_of(name), done) for name, done in self.finished.items())
+        own = ((one, done) for one, done in known if one and one[:2] in chains)
+        for one, done in islice(own, _MOST_SPANS):
+            kinds[one[3]] = done.kind
+            if done.begun is not None and done.ended is not None:
+                last = max(last, done.ended)
+                yield _span(one, done.kind, done.begun, max(done.begun, done.ended), "done")
         found = phase_of(phase)
         if found is None or phase in self.finished or state == "finished":
             return
@@ -251,7 +295,8 @@ class LiveRun:
         begun = moment(begun) or self._heard.get(str(phase), 0.0)
         heard = moment((self.newest or {}).get("time")) or 0.0
         end = now if state in ("running", "stalled") else max(heard, last)
-        yield _span(found, min(max(last, begun) or heard or now, end), end, state)
+        kind = kinds.get(found[3], found[3])
+        yield _span(found, kind, min(max(last, begun) or heard or now, end), end, state)
 
     def curves(self, seed: int) -> dict[str, Any]:
         """Loss, speed and accuracy of one seed's chains, each a line of at most 500 points."""
@@ -275,21 +320,22 @@ class LiveRun:
         return {"training": [charts[k] for k in _CURVES if k in charts], "accuracy": accuracy}
 
 
-def _span(phase: tuple[str, int, int, str], start: float, end: float, state: str) -> dict[str, Any]:
-    method, seed, step, kind = phase
-    where = {"chain": f"{method}, seed {seed}", "step": step, "kind": kind}
+def _span(phase: Phase, kind: str, start: float, end: float, state: str) -> dict[str, Any]:
+    method, seed, step, label = phase
+    where = {"chain": f"{method}, seed {seed}", "step": step, "kind": kind, "label": label}
     return {**where, "start": start, "end": end, "state": state}
 
 
 def _event(record: dict[str, Any]) -> dict[str, Any]:
-    message = text(record.get("message"))
-    if message is None:
+    message, kind = text(record.get("message")), text(record.get("event")) or "event"
+    if message is None and kind == "attempt":
+        message = f"{finite(record.get('attempt')) or 0:.0f} on {text(record.get('host')) or ''}"
+    elif message is None:
         rank = finite(record.get("rank"))
         message = f"{text(record.get('phase')) or ''}: rank {rank or 0:.0f} starts"
-    kind = text(record.get("event")) or "event"
     return {"time": moment(record.get("time")), "event": kind, "message": message}
 
 
 def report_of(root: Path, folder: Path) -> bytes:
     """A run's ``report.html``. Raises OSError, also where it is larger than 128 MiB."""
-    return read_bytes(folder / "report.html", _REPORT_BYTES, root)
+    return read_bytes(folder / REPORT_FILE, _REPORT_BYTES, root)

@@ -24,6 +24,7 @@ from monitoring.live.access import (
 from monitoring.live.alerts import Alerts
 from monitoring.live.endpoints import Answer, Endpoints, processes
 from monitoring.live.run import LiveRun, report_of
+from monitoring.run_folder import CONFIG_FILE
 from untrusted.files import Refused
 
 _SCRIPTS = ("page.js", "list.js", "run.js", "charts.js", "words.js")
@@ -145,7 +146,7 @@ class Server:
 
 
 def _is_run(folder: Path) -> bool:
-    return not folder.is_symlink() and os.path.lexists(folder / "run.yaml")
+    return not folder.is_symlink() and os.path.lexists(folder / CONFIG_FILE)
 
 
 def _answer(run: LiveRun, answers: dict[str, Answer]) -> Answer | None:

@@ -4,7 +4,6 @@ import { chart } from "/charts.js";
 import { drawAlerts, pill } from "/list.js";
 import { age, bytes, duration, make, moment, percent, set, value } from "/words.js";
 
-const KINDS = ["train", "neighbours", "evaluate", "prototypes", "compatibility"];
 const TITLES = { loss: "Loss", images_per_second: "Images/s" };
 
 function section(title, ...children) {
@@ -43,8 +42,7 @@ export function showRun(main, fetchJson, name) {
   const bar = make("i");
   tiles.progress.box.append(make("span", { class: "bar" }, bar));
   const timeline = make("div", { class: "timeline" });
-  const kinds = make("ul", { class: "legend" }, ...KINDS.map((kind) =>
-    make("li", {}, make("i", { class: `k-${kind}` }), kind)));
+  const kinds = make("ul", { class: "legend" });
   const seeds = make("nav", { class: "seeds", "aria-label": "seed" });
   const legend = make("ul", { class: "legend" });
   const training = make("div", { class: "charts" });
@@ -67,11 +65,12 @@ export function showRun(main, fetchJson, name) {
     const bad = ["damaged", "lost", "stalled"].includes(run.state) ? "bad" : "warn";
     trouble.replaceChildren(...run.trouble.map((text) => make("li", { class: `alert ${bad}`, text })));
     drawAlerts(alerts, run.alerts);
-    tiles.progress.show(run.of ? `${run.done} of ${run.of}` : "–", `${percent(run.share)} of the run`);
+    tiles.progress.show(run.of ? `${run.done} of ${run.of}` : "–", 
+      run.phases ? `${run.phases_done} of ${run.phases} phases` : `${percent(run.share)} of the run`);
     bar.style.width = percent(run.share).replace(" ", "");
-    const [where, kind] = run.phase ? [run.phase.replace(/\/[^/]*$/, ""), run.phase.split("/").pop()] : ["", "–"];
+    const [where, label] = run.phase ? [run.phase.replace(/\/[^/]*$/, ""), run.phase.split("/").pop()] : ["", "–"];
     const busy = ["running", "stalled", "lost", "unasked"].includes(run.state);
-    tiles.phase.show(busy ? kind : "–", busy ? where : "", "small");
+    tiles.phase.show(busy ? label : "–", busy ? where : "", "small");
     const odd = typeof run.loss === "string";
     const of = run.iterations ? `iteration ${value(run.iteration, 9)} of ${value(run.iterations, 9)}` : "";
     tiles.loss.show(value(run.loss, 4), of, odd ? "bad" : "");
@@ -93,6 +92,14 @@ export function showRun(main, fetchJson, name) {
 
   function drawTimeline() {
     const { rows, pauses, start, end } = run.timeline;
+    // a colour each in the order of their first phases; those past the last have one together
+    const coloured = (element, kind) => {
+      const number = run.kinds.indexOf(kind);
+      element.style.setProperty("--kind", `var(--c${number < 0 ? 20 : number})`);
+      return element;
+    };
+    kinds.replaceChildren(...run.kinds.map((kind) =>
+      make("li", {}, coloured(make("i", { class: "kind" }), kind), kind)));
     if (!rows.length) {
       timeline.replaceChildren(make("p", { class: "dim", text: "no phase is finished yet" }));
       return;
@@ -110,10 +117,10 @@ export function showRun(main, fetchJson, name) {
       }
       for (const span of spans) {
         const took = duration(span.end - span.start);
-        const why = `step ${span.step}, ${span.kind}: ${took}${span.state === "done" ? "" : `, ${span.state}`}`;
+        const why = `step ${span.step}, ${span.label}: ${took}${span.state === "done" ? "" : `, ${span.state}`}`;
         const tone = span.state === "done" ? "" : ["running", "stalled"].includes(span.state) ? "open" : "broken";
-        const known = KINDS.includes(span.kind) ? span.kind : "train";
-        track.append(place(make("i", { class: `span k-${known} ${tone}`, title: why }), span.from, span.to));
+        const bar = coloured(make("i", { class: `span kind ${tone}`, title: why }), span.kind);
+        track.append(place(bar, span.from, span.to));
       }
       return make("div", { class: "row" }, make("span", { class: "name", text: chain }), track);
     });

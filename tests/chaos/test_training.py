@@ -13,7 +13,6 @@ from tests.ranks import on_ranks
 from tests.trainer.loops import train_step
 from trainer.guard import GuardSettings
 from trainer.heads.collectives import Ranks
-from trainer.methods.recipe import Needs
 from trainer.methods.terms import Classify
 from trainer.model import Model
 
@@ -29,15 +28,17 @@ class FlippedBit:
     iteration: int
     calls: tuple = ()
     weight: float = 1.0
-    needs: Needs = Needs()
+    name: str = "classify"
+    over: str = "new"
+    wants: tuple = ()
 
     def at(self, old_rows):
         return replace(self, calls=[])
 
     def __call__(self, forward):
         self.calls.append(0)
-        if len(self.calls) == self.iteration and forward.current.ranks.rank == 1:
-            forward.current.weight.data[0, 0] = math.nan
+        if len(self.calls) == self.iteration and forward.rows["new"].ranks.rank == 1:
+            forward.rows["new"].weight.data[0, 0] = math.nan
         return Classify()(forward)
 
 

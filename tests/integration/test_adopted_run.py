@@ -73,7 +73,7 @@ def test_a_chain_begins_with_a_model_without_classifier(small_folder, program, t
     config = configured(small_folder, tmp_path, {"bct-sys": {}}, tmp_path / "model")
     execute_alone(config, tmp_path / "run")
     run, chain = Run.open(tmp_path / "run", config), Chain("bct-sys", 0)
-    kinds = [phase.kind for phase in phases(run)]
+    kinds = [phase.kind.name for phase in phases(run)]
     assert kinds == ["adopt", "evaluate", "prototypes", "train", "evaluate"]
     assert pending(phases(run), Ledger.open(tmp_path / "run" / "ledger.jsonl")) == []
     for step in (0, 1):

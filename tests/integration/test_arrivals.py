@@ -273,4 +273,4 @@ def test_known_identities_are_found_by_name_in_any_order(small):
     shown = set(small.identity[np.concatenate([found.steps[0], found.seen_query])].tolist())
     assert shown == {ids["id-7"], ids["id-3"]}
     assert len(found.seen_query) == 2
-    assert plain.rows == (19, 38)
+    assert plain.row_ends == (19, 38)

@@ -112,7 +112,10 @@ def test_synthesised_rows_are_the_means_of_the_old_models_embeddings(
     naive = [vectors[rows == row].astype(np.float64).mean(0) for row in range(first, last)]
     np.testing.assert_allclose(found, np.array(naive), rtol=1e-4, atol=1e-6)
     classifier = build_anchor(run.training_spec(chain, step), Ranks(), torch.device("cpu"))
-    assert (classifier.known, len(classifier.rows.weight)) == (old.rows, old.rows + last - first)
+    assert (classifier.num_known, len(classifier.rows.weight)) == (
+        old.rows,
+        old.rows + last - first,
+    )
     assert torch.equal(classifier.rows.weight[old.rows :], found)
     assert not classifier.rows.weight.requires_grad
 

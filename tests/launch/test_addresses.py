@@ -24,8 +24,9 @@ from launch.config.cluster import ClusterSettings
 from launch.config.load import load_config, locations
 from launch.machine.ray_token import own_token
 from launch.phases.status import open_run
-from launch.runs.lease import FOLDER, Lease, Process, ask_to_end, newest
+from launch.runs.lease import Lease, Process, ask_to_end, newest
 from launch.runs.remembered import remember, remembered
+from monitoring.run_folder import ATTEMPTS_FOLDER
 
 JOB = "perennial-run-0123abcd"
 
@@ -204,9 +205,9 @@ def test_a_lease_that_names_another_process_does_not_end_it(tmp_path):
         )
         holder = replace(Process.this(), pid=other.pid, born=born)
         assert holder.alive()
-        (tmp_path / FOLDER).mkdir()
+        (tmp_path / ATTEMPTS_FOLDER).mkdir()
         lease = Lease(1, holder, time.time(), time.time(), time.monotonic(), 60.0)
-        (tmp_path / FOLDER / "1.json").write_bytes(lease.content())
+        (tmp_path / ATTEMPTS_FOLDER / "1.json").write_bytes(lease.content())
         with pytest.raises(InputError, match="nothing to stop"):
             ask_to_end(tmp_path)
         assert other.poll() is None
@@ -235,11 +236,11 @@ def test_a_lease_of_other_types_is_none(changed):
 
 
 def test_attempts_are_plain_numbers_and_files(tmp_path):
-    (tmp_path / FOLDER).mkdir()
+    (tmp_path / ATTEMPTS_FOLDER).mkdir()
     for name in ("1", "²", "9" * 40, "-3"):
-        (tmp_path / FOLDER / f"{name}.json").touch()
+        (tmp_path / ATTEMPTS_FOLDER / f"{name}.json").touch()
     assert newest(tmp_path) == 1
-    (tmp_path / FOLDER / "2.json").symlink_to("/dev/zero")
-    os.mkfifo(tmp_path / FOLDER / "3.json")
+    (tmp_path / ATTEMPTS_FOLDER / "2.json").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / ATTEMPTS_FOLDER / "3.json")
     with pytest.raises(InputError, match="nobody is running"):
         ask_to_end(tmp_path)

@@ -4,7 +4,12 @@ import os
 import pytest
 
 from data_shards.settings import InputError
+from launch.config.load import load_config
+from launch.phases.planning import phases
 from launch.runs.ledger import Ledger
+from monitoring.records import checked
+from monitoring.schemas import LEDGER
+from tests.launch.test_net import CONFIGS, ROOT, run_of
 
 RECORD = {
     "phase": "fkd/seed-0/step-1/train",
@@ -93,3 +98,12 @@ def test_what_a_superseded_attempt_wrote_late_does_not_count(tmp_path, numbers):
             valid.append(record["phase"])
         highest = max(highest, number or 0)
     assert [record["phase"] for record in Ledger.open(path).records] == valid
+
+
+def test_whatever_a_phase_is_called_its_line_can_be_read_again(tmp_path):
+    """A name or an output that the ledger refuses would be found out when the work is done."""
+    for name in CONFIGS:
+        run = run_of(load_config(ROOT / "configs" / f"{name}.yaml"), tmp_path)
+        for phase in phases(run):
+            line = {**phase.facts, "started": 1.0, "finished": 2.0}
+            assert checked(line, LEDGER).items() <= line.items()

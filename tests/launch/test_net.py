@@ -17,6 +17,8 @@ from launch.config.load import load_config
 from launch.config.run import RunConfig
 from launch.phases.planning import phases
 from launch.runs.run import Run
+from monitoring.goodput import goodput
+from monitoring.live.run import LiveRun
 from tests.alone import execute_alone
 from tests.kernels import kernels
 
@@ -65,6 +67,14 @@ OLD_LAST_LOSS = 2.8254635334014893
 """Of that training, as the same commit ended it."""
 
 
+def live(run: Path) -> tuple[Any, ...]:
+    """What the live page says of a run's progress."""
+    told = LiveRun(run.parent, run)
+    told.look()
+    view = told.overview(None, 0.0)
+    return tuple(view[key] for key in ("state", "done", "of", "phases_done", "phases"))
+
+
 def test_a_run_begun_before_is_continued(tmp_path, monkeypatch):
     with tarfile.open(OLD_RUN) as archive:
         archive.extractall(tmp_path, filter="data")
@@ -73,7 +83,10 @@ def test_a_run_begun_before_is_continued(tmp_path, monkeypatch):
     checkpoint = int(
         next(Path("run").glob("chains/bct-sys/*/steps/2/checkpoints/latest")).read_text()
     )
+    assert goodput(Path("run")).seconds["cpu"] == pytest.approx(7.182830, abs=1e-6)
+    assert live(Path("run")) == ("stopped", 8, 9, None, None)
     execute_alone(load_config(Path("c.yaml")), Path("run"))
+    assert live(Path("run")) == ("finished", 9, 9, 28, 28)
     after = Path("run/ledger.jsonl").read_bytes()
     assert after.startswith(before), "a finished phase was done again"
     kinds = [json.loads(line)["kind"] for line in after[len(before) :].splitlines()]

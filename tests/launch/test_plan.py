@@ -34,7 +34,7 @@ from trainer.footprint import images_by_rank, rows_by_rank
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Needs
+from trainer.methods.wants import Answers
 from trainer.model import save_model
 from trainer.teacher import TeacherSettings
 
@@ -160,11 +160,8 @@ def test_the_neighbourhood_files_take_the_planned_bytes(small, small_folder, tmp
         "methods={lwf: {}, fkd: {neighbours: 5}}",
         counts={"identities": 60, "images": 240},
     )
-    for name, needs in {
-        "lwf": Needs(embeddings=True, trained_rows=True),
-        "fkd": Needs(neighbours=5, trained_rows=True),
-    }.items():
-        given = (needs, PipelineSettings(), TeacherSettings(batch=8))
+    for name, wanted in {"lwf": Answers(embeddings=True), "fkd": Answers(top_k=5)}.items():
+        given = (wanted, PipelineSettings(), TeacherSettings(batch=8))
         actor.run(write_answers, tmp_path / "model", tmp_path, shard, name, samples, *given)
         (step,) = [s for s in plan.steps if s.step == 1 and s.methods == (name,)]
         image = tensor_bytes(tmp_path / f"shard-{shard:05d}-{name}.safetensors") / len(samples)

@@ -74,9 +74,10 @@ def record(phase: str, iteration: int, of: int = 100, **given: Any) -> dict[str,
     return {**where, **facts, **given}
 
 
-def phase(name: str, started: float, finished: float) -> dict[str, Any]:
+def phase(name: str, started: float, finished: float, **given: Any) -> dict[str, Any]:
     """A line of the ledger."""
-    return {"phase": name, "fingerprint": "f", "started": started, "finished": finished}
+    times = {"started": started, "finished": finished}
+    return {"phase": name, "fingerprint": "f", **times, **given}
 
 
 def evaluate(folder: Path, method: str, seed: int, step: int, **measures: float) -> None:
@@ -87,7 +88,8 @@ def evaluate(folder: Path, method: str, seed: int, step: int, **measures: float)
     at = 1000.0 + 10 * step
     name = f"{method}/seed-{seed}/step-{step}"
     add(folder, "ledger.jsonl", phase(f"{name}/train", at, at + 6))
-    add(folder, "ledger.jsonl", phase(f"{name}/evaluate", at + 6, at + 8))
+    output = str((where / "evaluation.json").relative_to(folder))
+    add(folder, "ledger.jsonl", phase(f"{name}/evaluate", at + 6, at + 8, output=output))
 
 
 @contextmanager

@@ -18,8 +18,9 @@ def training(phase, time, iteration, iterations, seconds, wait=0.0):
     }
 
 
-def finished(kind, start, end, cpus=2, gpus=0):
-    return {"kind": kind, "started": start, "finished": end, "cpus": cpus, "gpus": gpus}
+def finished(kind, start, end, cpus=2, gpus=0, **others):
+    facts = {"phase": "a" if kind == "train" else f"a/{kind}", "kind": kind, **others}
+    return {**facts, "started": start, "finished": end, "cpus": cpus, "gpus": gpus}
 
 
 def event(name, time, **others):
@@ -74,6 +75,35 @@ def test_nothing_yet_and_runs_of_before():
     assert account([], [], []) is None
     found = account([finished("evaluate", 0, 10)], [], [])
     assert found.attempts == 1 and found.seconds["cpu"] == 10
+
+
+@pytest.mark.parametrize(
+    ("where", "use", "seconds"),
+    [("actors", "cpu", 30), ("driver", "other", 30), ("ranks", "training", 20)],
+)
+def test_a_kind_that_nobody_knew_counts_by_where_its_work_was_done(where, use, seconds):
+    """So does when a restart is over: with the next record's beginning, or a phase's."""
+    ledger = [finished("distil", 100, 130, where=where, phase="a/distil", gpus=2)]
+    trained = where == "ranks"
+    records = [training("a/distil", 125, 10, 10, 20)] if trained else []
+    found = account(ledger, records, [event("attempt", 90), event("attempt", 95)])
+    spent = {use: s for use, s in found.seconds.items() if s}
+    assert spent.pop("restarting") == (105 if trained else 100) - 95
+    assert spent.pop(use) == pytest.approx(seconds)
+    assert spent == ({"other": pytest.approx(5)} if trained else {})
+    assert found.allocated["distil"].gpu == pytest.approx(2 * 30 / 3600)
+
+
+def test_ledgers_of_before_tell_where_by_records_of_training_and_gpus():
+    ledger = [
+        finished("train", 0, 20),
+        finished("train", 20, 40, phase="its/records/were/too/many", gpus=8),
+        finished("train", 38, 40, phase="a/twin", same_as="a"),
+        finished("evaluate", 40, 50),
+    ]
+    line = {"phase": "a", "iteration": 10}  # of before lines said how long they took
+    found = account(ledger, [line], [event("attempt", 0)])
+    assert {use: s for use, s in found.seconds.items() if s} == {"cpu": 10, "other": 40}
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6)), min_size=1, max_size=12))

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import statistics
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -113,6 +114,62 @@ def test_charts_are_well_formed_and_name_their_lines():
     assert HOSTILE in titles
     assert f"{HOSTILE}, 1: 2.00 ± 0.20" in titles
     assert line_chart([], "x", "y") == ""
+
+
+def drawn_kinds(page: str) -> dict[str, set[str]]:
+    """By kind of phase, the colours that its bars and its name in the legend have."""
+    timeline = page.partition("<h2>Phases</h2>")[2].partition("</svg>")[0]
+    colours: dict[str, set[str]] = {}
+    for bar in re.findall(r"<rect [^>]*>.*?</rect>", timeline):
+        (colour,), (kind,) = re.findall(r"--c\d+", bar), re.findall(r"step-\d+/([a-z_]+):", bar)
+        colours.setdefault(kind, set()).add(colour)
+    for colour, kind in re.findall(r"(--c\d+)\)\"></i>([a-z_]+)</li>", timeline):
+        colours[kind].add(colour)
+    return colours
+
+
+def finish(folder: Path, *kinds: str, step: int = 0) -> None:
+    """Adds a finished phase of each kind to a run's ledger."""
+    name, outputs = f"fkd/seed-0/step-{step}", f"chains/fkd/seed-0/steps/{step}"
+    line = {"fingerprint": "f", "started": 60.0, "finished": 90.0, "where": "driver"}
+    with (folder / "ledger.jsonl").open("a") as file:
+        for kind in kinds:
+            where = {
+                "phase": f"{name}/{kind}",
+                "kind": kind,
+                "output": f"{outputs}/phases/{kind}/model",
+            }
+            file.write(json.dumps({**line, **where}) + "\n")
+
+
+def test_a_kind_of_phase_that_nobody_knew_has_a_colour_of_its_own(tmp_path):
+    """When all the work is done: the report must not be what fails."""
+    write_run(tmp_path)
+    finish(tmp_path, "evaluate", "distil_more", "calibrate")
+    finish(tmp_path, "calibrate", "prune", step=1)
+    assert drawn_kinds(draw(tmp_path).read_text()) == {
+        "train": {"--c0"},
+        "evaluate": {"--c1"},
+        "distil_more": {"--c2"},
+        "calibrate": {"--c3"},
+        "prune": {"--c4"},
+    }
+
+
+def test_phases_of_one_kind_share_its_colour_whatever_they_are_called(tmp_path):
+    write_run(tmp_path)
+    finish(tmp_path, "calibrate")
+    text = (tmp_path / "ledger.jsonl").read_text()
+    (tmp_path / "ledger.jsonl").write_text(text + text.replace("0/calibrate", "0/calibrate_again"))
+    assert drawn_kinds(draw(tmp_path).read_text())["calibrate_again"] == {"--c1"}
+
+
+def test_more_kinds_than_any_run_has_are_counted_not_named(tmp_path):
+    write_run(tmp_path)
+    finish(tmp_path, *(f"kind_{'a' * n}" for n in range(1, 31)))
+    page = draw(tmp_path).read_text()
+    assert len({next(iter(c)) for c in drawn_kinds(page).values()}) == 20 + 1
+    assert "11 further kinds" in page and "--c20: var(--dim)" in page
 
 
 def test_timelines_draw_a_bar_a_span():

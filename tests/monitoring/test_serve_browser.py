@@ -8,13 +8,14 @@ import pytest
 
 from monitoring.live.server import Page
 from tests.monitoring.browser import PROGRAM, browsing
-from tests.monitoring.live_runs import add, driver, evaluate, record, served, write_run
+from tests.monitoring.live_runs import add, driver, evaluate, phase, record, served, write_run
 
 pytestmark = pytest.mark.skipif(
     PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"
 )
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 PHASE = "fkd/seed-0/step-0/train"
+DIM = "rgb(102, 112, 120)"
 
 
 def text(selector):
@@ -112,6 +113,29 @@ def test_the_page_follows_a_run_from_its_first_record_over_a_crash_to_its_report
             assert await browser.ask("document.title") == "report"
 
     with served(Page(root)) as port:
+        asyncio.run(look(port))
+
+
+def test_kinds_that_nobody_knew_have_a_name_and_a_colour_each(tmp_path):
+    folder = write_run(tmp_path / "runs", "run", steps=1)
+    kinds = ["calibrate", "distil", "train", *(f"kind-{'a' * n}" for n in range(17)), "further"]
+    for number, kind in enumerate(kinds):
+        name, at = f"fkd/seed-0/step-0/{kind}", 1000.0 + number
+        add(folder, "ledger.jsonl", phase(name, at, at + 1, kind=kind, where="driver"))
+    colours = "[...document.querySelectorAll({!r})].map(e => getComputedStyle(e).backgroundColor)"
+
+    async def look(port):
+        async with browsing(tmp_path / "profile") as browser:
+            await browser.go(f"http://127.0.0.1:{port}/#run=run")
+            await browser.until("document.querySelectorAll('.track .span').length == 21")
+            names = "[...document.querySelector('.legend').children].map(e => e.textContent)"
+            assert await browser.ask(names) == kinds[:20]
+            named = await browser.ask(colours.format(".legend .kind"))
+            assert await browser.ask(colours.format(".track .span")) == [*named, DIM]
+            assert len({*named, DIM, "rgba(0, 0, 0, 0)"}) == 22
+            assert browser.complaints == []
+
+    with served(Page(tmp_path / "runs")) as port:
         asyncio.run(look(port))
 
 

@@ -82,8 +82,79 @@ def test_a_compared_run_is_finished_after_its_comparisons(tmp_path):
     evaluate(folder, "fkd", 0, 0, top1=0.5)
     evaluate(folder, "fkd", 0, 1, top1=0.5)
     assert looked(folder).overview(None, 0.0)["state"] == "stopped"
-    add(folder, "ledger.jsonl", phase("fkd/seed-0/step-1/compatibility", 1.0, 2.0))
+    output = "chains/fkd/seed-0/steps/1/compatibility.json"
+    add(folder, "ledger.jsonl", phase("fkd/seed-0/step-1/compatibility", 1.0, 2.0, output=output))
     assert looked(folder).overview(None, 0.0)["state"] == "finished"
+
+
+def attempt(folder, number, phases, left):
+    event = {"time": 1.0, "event": "attempt", "attempt": number, "host": "a", "pid": 7}
+    add(folder, "events.jsonl", {**event, "phases": phases, "left": left})
+
+
+def calibrated(folder, name, attempt, **given):
+    """A finished phase of a kind that nobody knows."""
+    facts = {"kind": "calibrate", "where": "driver", "attempt": attempt, **given}
+    add(folder, "ledger.jsonl", phase(f"fkd/seed-0/{name}", 1.0, 2.0, **facts))
+
+
+def test_progress_is_of_phases_where_an_attempt_has_counted_them(tmp_path):
+    """Whatever their kinds: also of steps that evaluate nothing, and have more after it."""
+    folder = write_run(tmp_path, "run", steps=1)
+    attempt(folder, 1, phases=4, left=4)
+    evaluate(folder, "fkd", 0, 0, top1=0.5)  # lines that name no attempt are of before
+    run = looked(folder)
+    calibrated(folder, "step-0/calibrate", attempt=1)
+    run.look()
+    view = run.detail(None, 0.0)
+    assert view["events"] == [{"time": 1.0, "event": "attempt", "message": "1 on a"}]
+    assert (view["phases_done"], view["phases"], view["state"]) == (1, 4, "stopped")
+    assert (view["done"], view["of"], view["share"]) == (1, 1, 0.25)
+    add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/distil", 50))
+    run.look()
+    assert run.overview(None, 0.0)["share"] == pytest.approx((1 + 0.5) / 4)
+    calibrated(folder, "step-0/calibrate", attempt=1)  # the same once more
+    attempt(folder, 2, phases=5, left=2)  # another kind has come, and two phases are due
+    run.look()
+    assert (run.phases(), run.complete()) == ((3, 5), False)
+    calibrated(folder, "step-0/calibrate", attempt=2)
+    calibrated(folder, "step-0/distil", attempt=2)
+    run.look()
+    assert (run.phases(), run.complete()) == ((5, 5), True)
+
+
+def test_an_attempt_by_a_version_of_before_counts_nothing(tmp_path):
+    folder = write_run(tmp_path, "run", steps=1)
+    attempt(folder, 1, phases=9, left=9)
+    add(folder, "events.jsonl", {"time": 2.0, "event": "attempt", "attempt": 2, "host": "a"})
+    evaluate(folder, "fkd", 0, 0, top1=0.5)
+    view = looked(folder).overview(None, 0.0)
+    assert (view["phases"], view["share"], view["state"]) == (None, 1.0, "finished")
+
+
+def test_another_training_s_evaluation_is_not_its_step_s(tmp_path):
+    folder = write_run(tmp_path, "run", steps=1)
+    calibrated(folder, "step-0/calibrate", 1, output="chains/fkd/seed-0/steps/1/evaluation.json")
+    inner = "chains/fkd/seed-0/steps/0/phases/adapter/evaluation.json"
+    calibrated(folder, "step-0/adapter", 1, output=inner)
+    assert looked(folder).done() == (0, 1)
+
+
+def test_kinds_are_told_in_the_order_of_their_first_phases(tmp_path):
+    """What a phase's label stands for, the ledger says, and else the label itself does."""
+    folder = write_run(tmp_path, "run", steps=3)
+    evaluate(folder, "fkd", 0, 0, top1=0.5)
+    calibrated(folder, "step-0/first", 1)
+    calibrated(folder, "step-1/second", 1)
+    calibrated(folder, "step-1/third", 1, kind="<b>")
+    add(folder, "metrics.jsonl", record("fkd/seed-0/step-2/second", 50))
+    view = looked(folder).detail(None, 0.0)
+    assert view["kinds"] == ["train", "evaluate", "calibrate", "third"]
+    (row,) = view["timeline"]["rows"]
+    assert [(span["label"], span["kind"]) for span in row["spans"][2:]] == [
+        *[("first", "calibrate"), ("second", "calibrate"), ("third", "third")],
+        ("second", "calibrate"),
+    ]
 
 
 def test_a_run_that_continues_another_has_one_step_more(tmp_path):
@@ -130,7 +201,9 @@ WILD = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from([10**400, "fkd/seed-0/step-0/train", "a/seed-9/step-0/evaluate", 1e308]),
+    | st.sampled_from(
+        [10**400, "attempt", "fkd/seed-0/step-0/train", "a/seed-9/step-0/evaluate", 1e308]
+    ),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
     max_leaves=5,
 )
@@ -146,8 +219,8 @@ def lines_of(*keys):
 @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 @given(
     metrics=lines_of("time", "phase", "iteration", "of", "loss", "images_per_second", "skipped"),
-    ledger=lines_of("phase", "started", "finished", "kind"),
-    events=lines_of("time", "event", "message", "rank", "phase"),
+    ledger=lines_of("phase", "started", "finished", "kind", "output", "attempt"),
+    events=lines_of("time", "event", "message", "rank", "phase", "attempt", "phases", "left"),
     evaluation=st.dictionaries(st.sampled_from(["top1", "map", "tests", "seen_top1"]), WILD),
     target=WILD | st.lists(st.fixed_dictionaries({"targets": WILD, "labels": WILD}), max_size=2),
 )

@@ -55,15 +55,13 @@ def write_whole_run(folder: Path, dataset: Path) -> Path:
     (folder / "run.yaml").write_text(text, encoding="utf-8")
     run, at = Run.open(folder, config), 1.7e9
     ledger = Ledger.open(folder / "ledger.jsonl")
-    lines = [{"time": at, "event": "attempt", "attempt": 1, "host": "a", "pid": 7}]
+    begun = {"time": at, "event": "attempt", "attempt": 1, "host": "a", "pid": 7}
+    lines = [{**begun, "phases": 11, "left": 11}]
     for phase in phases(run):
-        phase.output.parent.mkdir(parents=True, exist_ok=True)
-        _write_output(run, phase.kind, phase.output, phase.step)
-        chain = phase.chain
-        record = {"phase": phase.name, "fingerprint": phase.fingerprint, "started": at}
-        record |= {"output": str(phase.output.relative_to(folder)), "kind": phase.kind}
-        record |= {"method": chain.method, "seed": 0, "step": phase.step, "finished": at + 5}
-        ledger.add({**record, "cpus": 2, "gpus": 0, "attempt": 1})
+        phase.output.path.parent.mkdir(parents=True, exist_ok=True)
+        _write_output(run, phase.kind.name, phase.output.path, phase.at.number)
+        times = {"started": at, "finished": at + 5}
+        ledger.add({**phase.facts, **times, "cpus": 2, "gpus": 0, "attempt": 1})
         at += 6
     lines.append({"time": at, "event": "restart", "rank": 0, "phase": "fkd/seed-0/step-1/train"})
     lines.append({"time": at, "event": "notice", "message": "rank 1 was ended"})

@@ -25,6 +25,7 @@ from trainer.loop import LOG, train
 from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation
+from trainer.methods.wants import ClassMeans
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
 from trainer.teacher import TeacherSettings
@@ -45,6 +46,52 @@ LINEAR = ClassifierSettings()
 
 class Interrupted(Exception):
     """Raised in the middle of training."""
+
+
+def spec_of(
+    dataset: Path,
+    out: Path,
+    method: str,
+    step: int,
+    iterations: int = 12,
+    classifier: ClassifierSettings = LINEAR,
+    seed: int = 0,
+    terms: tuple[Any, ...] | None = None,
+    fence: Fence = unfenced,
+    phase: str = "",
+    **overrides: Any,
+) -> TrainingSpec:
+    """What `train_step` trains by."""
+    opened = ShardDataset.open(dataset)
+    benchmark = build_benchmark(
+        opened, BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
+    )
+    schedule = {"batch": 20, "milestones": (8,), "checkpoint_every": 5, "log_every": 2}
+    settings = TrainingSettings(**{**schedule, "iterations": iterations, **overrides})
+    recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
+    if terms is not None:
+        recipe = replace(recipe, terms=terms)
+    previous = Model.open(out / "0" / "model") if step else None
+    return TrainingSpec(
+        dataset=opened,
+        benchmark=benchmark,
+        data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
+        embedder=EmbedderSettings(width=4, dimension=8),
+        classifier=classifier,
+        training=for_all_data(settings, benchmark.row_ends, step) if recipe.sees_all else settings,
+        teacher=TeacherSettings(mode="online"),
+        recipe=recipe,
+        seed=seed,
+        step=step,
+        previous=previous,
+        anchor=previous,
+        cache=out / str(step) / "neighbours",
+        class_means=out / str(step) / "prototypes.safetensors",
+        folder=out / str(step),
+        checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
+        phase=phase,
+        fence=fence,
+    )
 
 
 def train_step(
@@ -77,42 +124,25 @@ def train_step(
     """
     torch.set_num_threads(1)
     ensure_process_group()
-    opened = ShardDataset.open(dataset)
-    benchmark = build_benchmark(
-        opened, BenchmarkSettings(steps=2, test_identities=24, pairs=40, seen_identities=6)
+    spec = spec_of(
+        dataset,
+        out,
+        method,
+        step,
+        iterations,
+        classifier,
+        seed,
+        terms,
+        fence,
+        phase,
+        **overrides,
     )
-    schedule = {"batch": 20, "milestones": (8,), "checkpoint_every": 5, "log_every": 2}
-    settings = TrainingSettings(**{**schedule, "iterations": iterations, **overrides})
-    recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
-    if terms is not None:
-        recipe = replace(recipe, terms=terms)
-    previous = Model.open(out / "0" / "model") if step else None
-    spec = TrainingSpec(
-        dataset=opened,
-        benchmark=benchmark,
-        data=PipelineSettings(augmentation=AugmentationSettings(flip=True, shift=1)),
-        embedder=EmbedderSettings(width=4, dimension=8),
-        classifier=classifier,
-        training=for_all_data(settings, benchmark.row_ends, step)
-        if recipe.data == "all"
-        else settings,
-        teacher=TeacherSettings(mode="online"),
-        recipe=recipe,
-        seed=seed,
-        step=step,
-        previous=previous,
-        anchor=previous,
-        cache=out / str(step) / "neighbours",
-        class_means=out / str(step) / "prototypes.safetensors",
-        folder=out / str(step),
-        checkpoints=f"{settings.checkpoint_url}/{step}" if settings.checkpoint_url else "",
-        phase=phase,
-        fence=fence,
-    )
-    if recipe.needs.class_means and previous is not None:
+    recipe, benchmark, previous = spec.recipe, spec.benchmark, spec.previous
+    if recipe.want(ClassMeans) and previous is not None:
         samples = benchmark.step_samples(step, all_so_far=False)
-        vectors = embed(previous.embedder(), opened, samples, PipelineSettings(), 16)
-        sums = class_sums(vectors, benchmark.row_of_identity[opened.identity[samples]])
+        vectors = embed(previous.embedder(), spec.dataset, samples, PipelineSettings(), 16)
+        rows = benchmark.row_of_identity[spec.dataset.identity[samples]]
+        sums = class_sums(vectors, rows)
         means = class_means([sums], previous.rows, benchmark.row_ends[step])
         write_class_means(spec.class_means, means, previous.fingerprint)
     losses = [] if losses is None else losses

@@ -25,7 +25,9 @@ from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.plain import Finetune
 from trainer.methods.recipe import OldClassifier
+from trainer.methods.wants import Answers, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.row_layout import row_blocks
 from trainer.state import State
 from trainer.stepper import Stepper
 from trainer.teacher import NoTeacher, OnlineTeacher
@@ -34,6 +36,8 @@ ROWS, WORLD = 11, 2
 OLD = 5
 EVERY = {
     **ALL,
+    "fkd of all": Combination(of={"fkd": {"neighbours": 3}, "lfl": {}}, data="all"),
+    "lwf of all": Combination(of={"lwf": {}, "lfl": {}}, data="all"),
     "l2+bct-kd": Combination(of={"l2": {}, "bct-kd": {}}, data="all"),
     "lfl+bct": Combination(of={"lfl": {}, "bct": {}}, data="all"),
 }
@@ -63,7 +67,16 @@ def trained(zero, parts, accumulate):
     rows = ShardedRows.new(0, ROWS, 4, 0, ranks)
     optimizers = {"current": RowOptimizer(rows, training)}
     classifier = MarginLoss(ClassifierSettings(), 0, device)
-    state = State(engine, classifier, rows, None, optimizer, optimizers, gradients, guard)
+    state = State(
+        engine=engine,
+        classifier=classifier,
+        blocks={"current": rows},
+        old=0,
+        embedder_optimizer=optimizer,
+        row_optimizers=optimizers,
+        gradients=gradients,
+        guard=guard,
+    )
     step = Stepper(training, Finetune().recipe(), state, NoTeacher(), ranks)
     losses = [float(step(batch(parts))["loss"]) for _ in range(3)]
     return losses, [p.detach().clone() for p in embedder.parameters()], rows.weight.detach()
@@ -93,7 +106,7 @@ def updated(method, settings, accumulate):
     torch.set_num_threads(1)
     ensure_process_group()
     recipe, device, count = EVERY[method].recipe().at(1, OLD), torch.device("cpu"), 12
-    whole = recipe.data == "all"
+    whole = recipe.sees_all
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
     known = torch.arange(3) % OLD if whole else torch.full((3,), OLD)
@@ -105,26 +118,34 @@ def updated(method, settings, accumulate):
     gradients, guard = Gradients(embedder.parameters(), None), Guard(training.guard)
     optimizer = make_optimizer(embedder.parameters(), training)
     engine = build_engine(embedder, optimizer, count, Ranks())
-    current, previous = rows_from(0 if whole else OLD, ROWS, 2), None
-    optimizers = {"current": RowOptimizer(current, training)}
-    if not whole:
-        previous = rows_from(0, OLD, 2)
-        optimizers["previous"] = RowOptimizer(previous, training)
-    frozen = rows_from(0, ROWS if recipe.needs.class_means else OLD, 3).requires_grad_(False)
+    blocks = {
+        name: rows_from(block.rows.start, block.rows.stop, 2).requires_grad_(block.trained)
+        for name, block in row_blocks(recipe, OLD, ROWS).items()
+    }
+    frozen = rows_from(0, ROWS if recipe.want(ClassMeans) else OLD, 3).requires_grad_(False)
     anchor = OldClassifier(frozen, MarginLoss(settings, 5, device), OLD)
     old = build_embedder(EmbedderSettings(width=2, dimension=4), seed=3)
     teacher = NoTeacher()
-    if recipe.needs.answers:
-        teacher = OnlineTeacher(old, anchor.trained(), recipe.needs)
+    if (wanted := recipe.want(Answers)) is not None:
+        teacher = OnlineTeacher(old, anchor.trained(), wanted)
     classifier = MarginLoss(settings, 7, device)
-    state = State(engine, classifier, current, previous, optimizer, optimizers, gradients, guard)
+    state = State(
+        engine=engine,
+        classifier=classifier,
+        blocks=blocks,
+        old=OLD,
+        embedder_optimizer=optimizer,
+        row_optimizers={name: RowOptimizer(rows, training) for name, rows in blocks.items()},
+        gradients=gradients,
+        guard=guard,
+    )
     before = [p.detach().clone() for p in embedder.parameters()]
     step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor)
     labels = torch.cat([known, new])
     losses = step(Batch(images, labels, np.arange(count), np.zeros(count, dtype=bool)))
     assert step.fault is None
     moved = [p.detach() - b for p, b in zip(embedder.parameters(), before, strict=True)]
-    blocks = {name: rows.weight.detach() for name, rows in state.blocks().items()}
+    blocks = {name: rows.weight.detach() for name, rows in state.blocks.items()}
     return {"embedder": moved, **blocks, "running": classifier.running, "losses": losses}
 
 

@@ -106,13 +106,19 @@ def gradients_on_rank(names, dtype):
             engine = build_engine(network, optimizer, BATCH, ranks)
         current, previous = sharded(OLD, new, ranks), sharded(0, old, ranks)
         teacher_rows = sharded(0, frozen, ranks).requires_grad_(False)
-        k = max((t.needs.neighbours or 0) for t in TERMS[name])
+        k = max(getattr(t, "neighbours", 0) or 0 for t in TERMS[name])
         classes, activations = sharded_top_k(old_embeddings, teacher_rows, k) if k else (None, None)
         teacher = Teacher(old_embeddings, classes, activations, teacher_rows)
         gathered = gather_embeddings(engine(images[own]), ranks, counts)
         every = ranks.gather(labels[own], counts)
         classifier = MarginLoss(ClassifierSettings(), 0, images.device)
-        forward = Forward(gathered, every, current, previous, teacher, classifier)
+        forward = Forward(
+            embeddings=gathered,
+            labels=every,
+            rows={"old": previous, "new": current},
+            classifier=classifier,
+            teacher=teacher,
+        )
         loss = sum(t.weight * n / d for t in TERMS[name] for n, d in [t(forward)])
         engine.backward(loss)
         out[name] = {

@@ -32,6 +32,7 @@ from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Forward, Teacher
+from trainer.methods.wants import Answers
 from trainer.optimizers import TrainingSettings
 
 # as tests/trainer/loops.py trains
@@ -129,8 +130,10 @@ def test_the_losses_memory_is_what_the_allocator_gives(method, classifier):
     current = ShardedRows.new(old, last, dimension, 0, Ranks())
     previous = ShardedRows.new(0, old, dimension, 0, Ranks())
     frozen = ShardedRows.new(0, old, dimension, 1, Ranks()).requires_grad_(False)
-    needs, k = recipe.needs, recipe.needs.neighbours or 0
-    blocks = [current, previous] if needs.trained_rows else [current]
+    wanted = recipe.want(Answers) or Answers()
+    k = wanted.top_k or 0
+    old_trained = method in ("lwf", "fkd")
+    blocks = [current, previous] if old_trained else [current]
     optimizers = [RowOptimizer(block, training) for block in blocks]
     head = MarginLoss(settings, 0, torch.device("cpu"))
     embeddings = torch.rand(batch, dimension, requires_grad=True)
@@ -138,13 +141,20 @@ def test_the_losses_memory_is_what_the_allocator_gives(method, classifier):
 
     def iteration():
         teacher = Teacher(
-            torch.rand(batch, dimension) if needs.embeddings else None,
+            torch.rand(batch, dimension) if wanted.embeddings else None,
             torch.randint(old, (batch, k)) if k else None,
             torch.rand(batch, k) if k else None,
             frozen,
         )
         update = Update(optimizers[0], 0.1)
-        forward = Forward(embeddings, labels, current, previous, teacher, head, 0, update)
+        forward = Forward(
+            embeddings=embeddings,
+            labels=labels,
+            rows={"old": previous, "new": current},
+            classifier=head,
+            teacher=teacher,
+            update=update,
+        )
         parts = [(term.weight, *term(forward)) for term in recipe.terms]
         sum(weight * n / d for weight, n, d in parts).backward()
         for optimizer in optimizers:
@@ -152,7 +162,7 @@ def test_the_losses_memory_is_what_the_allocator_gives(method, classifier):
 
     assert planned.peak == pytest.approx(allocated(iteration)[1], rel=0.05, abs=16384)
     state = sum(t.numel() * t.element_size() for o in optimizers for t in o.state.values())
-    ids = 8 * (last - old + old * needs.trained_rows)
+    ids = 8 * (last - old + old * old_trained)
     assert planned.optimizer == state + ids
 
 

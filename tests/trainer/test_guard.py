@@ -21,7 +21,6 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import AdaFace
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Needs
 from trainer.methods.terms import Classify
 from trainer.model import Model
 from trainer.rewinds import Rewinds
@@ -130,7 +129,9 @@ class Faulty:
     rank: int = 0
     seen: tuple = ()
     weight: float = 1.0
-    needs: Needs = Needs()
+    name: str = "classify"
+    over: str = "new"
+    wants: tuple = ()
 
     def at(self, old_rows):
         return replace(self, seen=[0])
@@ -138,7 +139,7 @@ class Faulty:
     def __call__(self, forward):
         self.seen[0] += 1
         numerator, denominator = Classify()(forward)
-        if self.seen[0] - 1 in self.calls and forward.current.ranks.rank == self.rank:
+        if self.seen[0] - 1 in self.calls and forward.rows["new"].ranks.rank == self.rank:
             if self.kind == "loss":
                 numerator = numerator * math.nan
             elif self.kind == "spike":
@@ -146,7 +147,7 @@ class Faulty:
             elif self.kind == "gradient":
                 forward.embeddings.register_hook(lambda grad: grad * math.inf)
             elif self.kind == "weights":
-                forward.current.weight.data[0, 0] = math.nan
+                forward.rows["new"].weight.data[0, 0] = math.nan
         return numerator, denominator
 
 
@@ -239,7 +240,7 @@ def test_weights_that_are_not_finite_are_never_saved(small_folder, tmp_path):
             pair = Classify()(forward)
             self.seen[0] += 1
             if self.seen[0] == 10:
-                forward.current.weight.data[0, 0] = math.inf
+                forward.rows["new"].weight.data[0, 0] = math.inf
             return pair
 
     events = []
@@ -293,7 +294,7 @@ def judged(alone):
     ranks = Ranks.default()
     rows = ShardedRows.new(0, 4, 2, 0, ranks)
     rows.weight.grad = torch.full_like(rows.weight, math.inf if ranks.rank else 1.0)
-    state = SimpleNamespace(gradients=Gradients([], LossScale()), blocks=lambda: {"current": rows})
+    state = SimpleNamespace(gradients=Gradients([], LossScale()), blocks={"current": rows})
     stepper = SimpleNamespace(_state=state, _ranks=Ranks() if alone else ranks)
     return Stepper._judge_gradients(stepper), state.gradients.scale.value
 

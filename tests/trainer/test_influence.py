@@ -72,7 +72,14 @@ def on_this_rank(dimension):
                 Teacher(old, num_known=KNOWN),
                 OldClassifier(frozen, classifier, KNOWN),
             )
-            forward = Forward(gathered, labels, current, None, teacher, classifier, anchor=anchor)
+            forward = Forward(
+                embeddings=gathered,
+                labels=labels,
+                rows={"new": current},
+                classifier=classifier,
+                teacher=teacher,
+                anchor=anchor,
+            )
             numerator, denominator = term(forward)
             loss = numerator / denominator
             loss.backward()

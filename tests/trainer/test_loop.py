@@ -19,7 +19,7 @@ from trainer.model import Model
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 GENTLE = {"learning_rate": 0.005}
 """At ten times this rate float error flips ReLUs on some processors, and what follows differs by a
-per cent; at this one hardly any (docs/decisions.md)."""
+per cent; at this one hardly any (docs/facts.md)."""
 
 
 @pytest.fixture(scope="module")

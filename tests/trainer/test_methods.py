@@ -16,8 +16,10 @@ from trainer.heads.rows import ShardedRows
 from trainer.losses import neighbourhood_distillation, relaxed
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
-from trainer.methods.recipe import Forward, Needs, OldClassifier, Recipe, Teacher
+from trainer.methods.images import NewImages
+from trainer.methods.recipe import Forward, OldClassifier, Recipe, Start, Teacher
 from trainer.methods.terms import Distill
+from trainer.methods.wants import Answers, ClassMeans, FrozenRows
 from trainer.teacher import CachedTeacher, OnlineTeacher, answers
 
 LINEAR = ClassifierSettings()
@@ -27,7 +29,7 @@ BASIC = FlexibleDistillation(neighbours=None, relaxation=0.0)
 def test_every_method_starts_alike_at_step_0():
     recipes = [method.recipe().at(0, 0) for method in ALL.values()]
     assert len({recipe.fingerprint() for recipe in recipes}) == 1
-    assert not recipes[0].needs.any
+    assert not recipes[0].wants
 
 
 def test_methods_differ_after_step_0():
@@ -44,7 +46,7 @@ def test_fkd_with_k_of_at_least_all_rows_and_no_relaxation_is_basic(old_rows):
 
 def test_fkd_with_fewer_neighbours_is_not_basic():
     fkd = FlexibleDistillation(neighbours=200, relaxation=0.0).recipe().at(1, 201)
-    assert fkd.needs.neighbours == 200
+    assert fkd.want(Answers) == Answers(top_k=200)
 
 
 def forward(dtype=torch.float32):
@@ -58,7 +60,13 @@ def forward(dtype=torch.float32):
     teacher = Teacher(old, classes, activations, kept)
     classifier = MarginLoss(LINEAR, 0, embeddings.device)
     labels = torch.zeros(6).long()
-    return Forward(embeddings.requires_grad_(), labels, rows, rows, teacher, classifier)
+    return Forward(
+        embeddings=embeddings.requires_grad_(),
+        labels=labels,
+        rows={"old": rows, "new": rows},
+        classifier=classifier,
+        teacher=teacher,
+    )
 
 
 def test_the_gathered_neighbourhood_of_all_rows_gives_the_dense_loss_and_gradients():
@@ -68,7 +76,7 @@ def test_the_gathered_neighbourhood_of_all_rows_gives_the_dense_loss_and_gradien
         given = forward(torch.float64)
         total, _ = Distill(1.0, neighbours, 0.05, 2.0)(given)
         total.backward()
-        rows_grad = given.previous.weight.grad
+        rows_grad = given.rows["old"].weight.grad
         assert rows_grad.is_sparse == (neighbours is not None)
         results.append((total, given.embeddings.grad, rows_grad.to_dense()))
     for dense, gathered in zip(*results, strict=True):
@@ -99,8 +107,8 @@ def test_a_combination_has_the_losses_of_all_and_each_once():
     both = Combination(of={"fkd": {"neighbours": 7}, "bct-sys": {"anchor": "first"}})
     recipe = both.recipe()
     assert [type(term).__name__ for term in recipe.terms] == ["Classify", "Distill", "Influence"]
-    assert (recipe.start, recipe.data, recipe.anchor) == ("previous", "current", "first")
-    assert recipe.needs == Needs(neighbours=7, trained_rows=True, classifier=True, class_means=True)
+    assert (recipe.start, recipe.images, recipe.anchor) == (Start(), (NewImages(),), "first")
+    assert recipe.wants == (Answers(top_k=7), FrozenRows(), ClassMeans())
 
 
 def test_two_losses_of_one_kind_do_not_combine():
@@ -119,7 +127,7 @@ def test_rows_behind_the_trained_ones_are_left_out_without_a_copy():
 
 
 def test_two_neighbourhood_sizes_in_one_recipe_are_refused():
-    terms = (Distill(1.0, 3, 0.0, 2.0), Distill(1.0, 4, 0.0, 2.0))
+    terms = (Distill(1.0, 3, 0.0, 2.0), Distill(1.0, 4, 0.0, 2.0, name="other"))
     with pytest.raises(ValueError, match="several sizes"):
         Recipe(terms=terms)
 
@@ -136,12 +144,12 @@ def test_cached_and_online_teachers_agree_where_the_view_is_the_same(small, tmp_
     for view in VIEWS:
         for shard, own in units(small, samples):
             vectors = embed(network, small, own, data, 16, flipped=view == "flipped")
-            tensors = answers(torch.from_numpy(vectors), rows, LINEAR, recipe.needs)
+            tensors = answers(torch.from_numpy(vectors), rows, LINEAR, recipe.want(Answers))
             path = teacher_file(tmp_path, shard, view)
             write_teacher_file(path, {"samples": own, **tensors}, "model")
     old = OldClassifier(rows, MarginLoss(LINEAR, 0, rows.weight.device), 30)
     cached = CachedTeacher(TeacherCache(tmp_path, 5, VIEWS, "model"), old)
-    online = OnlineTeacher(network, old, recipe.needs)
+    online = OnlineTeacher(network, old, recipe.want(Answers))
     mixed = np.random.default_rng(0).permutation(samples)[:77]
     for flipped in (False, True):
         request = Request.plain(small, mixed, flipped)

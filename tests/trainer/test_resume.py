@@ -58,7 +58,7 @@ def some_iterations(small_folder, out, zero, stop_at):
     """The losses from the newest checkpoint up to and with iteration `stop_at`."""
     losses = []
     settings = {"iterations": 60, "log_every": 1, "milestones": (), "checkpoint_every": 10}
-    settings["learning_rate"] = 1e-4  # no ReLU flips by float error: see docs/decisions.md
+    settings["learning_rate"] = 1e-4  # no ReLU flips by float error: see docs/facts.md
     with pytest.raises(Interrupted):
         train_step(
             small_folder, out, "fkd", 1, stop_at=stop_at, losses=losses, zero=zero, **settings

@@ -1,4 +1,4 @@
-"""The checkpoints of a training phase: saved while it goes on, and the newest good one found."""
+"""The checkpoints of a training phase: saved in the background, and found again on a restart."""
 
 import secrets
 import threading
@@ -17,17 +17,18 @@ from trainer.heads.collectives import Ranks
 from trainer.optimizers import TrainingSettings
 
 POINTER = "latest"
-"""Names the newest; empty or pointing nowhere, it tells of damage."""
+"""File that names the newest checkpoint. It does not make one complete, which is the manifest's
+part; if it names none that is there, something was lost."""
 _LAST_SECONDS = 30.0
-"""How long a process that fails still waits for the checkpoint being written."""
+"""How long a failing process waits for the checkpoint being written."""
 
 
 class Checkpoints:
     """The checkpoints of a phase at ``location/ITERATION``; every rank has one of these.
 
-    One is written at a time: a second save waits for the first, alike on every rank, so that they
-    agree without asking each other. What goes wrong in the background is counted and told, and
-    training goes on.
+    One is written at a time: a second save waits for the first on every rank, as skipping it would
+    need an agreement of the ranks. Errors in the background are counted and reported, and training
+    continues.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Checkpoints:
         tell: Callable[[str], None],
         fence: Fence = unfenced,
     ) -> None:
-        """`tell` hears lines for the user, from any thread. `fence` is called before anything is
-        written or deleted, and raises where it must not be. Raises InputError for a bad URL.
+        """`tell` is called with lines for the user, from any thread. `fence` is called before
+        anything is written or deleted, and raises if this process may not. Raises InputError for a
+        bad URL.
         """
         self._store, self._location = FencedStore(open_store(location), fence), location
         self._fence = fence
@@ -60,16 +62,17 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Waits for the checkpoint being written; not for long when something failed."""
+        """Waits for the checkpoint being written; after an error only for `_LAST_SECONDS`."""
         self.wait(None if kind is None else _LAST_SECONDS)
 
     def due(self, iteration: int) -> bool:
-        """Whether to save before `iteration`; every rank gets the same answer."""
+        """Whether to save before `iteration`; the same on every rank."""
         settings = self._settings
         if settings.checkpoint_minutes is None:
             return iteration % settings.checkpoint_every == 0
         if iteration % settings.log_every:
             return False
+        # rank 0's clock decides: by their own, some ranks would save an iteration later
         late = time.monotonic() - self._last >= 60 * settings.checkpoint_minutes
         return bool(self._ranks.broadcast_object(late))
 
@@ -77,7 +80,7 @@ class Checkpoints:
         """Copies the state before `iteration` to host memory and writes it in the background."""
         begun = self._last = time.monotonic()
         self.wait()
-        self._fence()  # here, where it ends the training; the thread would only tell
+        self._fence()  # here, where it ends the training: the thread's errors are only reported
         self._attempts += 1
         save = Save(
             self._store,
@@ -98,23 +101,23 @@ class Checkpoints:
             self._thread.join(seconds)
 
     def newest(self) -> Folder | None:
-        """The newest checkpoint whose every file is as it was written; all ranks agree on it."""
+        """The newest checkpoint whose files all match their hashes; rank 0 checks them."""
         self.wait()
         found = self._find() if self._ranks.rank == 0 else None
         found = self._ranks.broadcast_object(found)
         return None if found is None else self._store.folder(str(found))
 
     def clear(self) -> None:
-        """Deletes all of them: the phase's model is written."""
+        """Deletes all checkpoints, after the phase's model was written."""
         self.wait()
         if self._ranks.rank == 0:
             for path in (POINTER, *map(str, self._store.saved()), ""):
                 self._store.remove(path)
 
     def _write(self, save: Save) -> None:
-        """The background thread: nothing that it meets may end the training.
+        """The background thread: none of its errors may end the training.
 
-        Its priority is training's own: a lower one could be put aside while it holds the
+        It has the priority of training: at a lower one it could be suspended while it holds the
         interpreter's lock, which training needs.
         """
         try:
@@ -132,7 +135,7 @@ class Checkpoints:
             )
 
     def _tidy(self, newest: int) -> None:
-        """Deletes what the policy does not keep, and what dead attempts left."""
+        """Deletes checkpoints that the policy does not keep, and remains of dead attempts."""
         keep, span = self._settings.keep_checkpoints, self._settings.keep_every
         saved = [iteration for iteration in self._store.saved() if iteration <= newest]
         for old in superfluous(saved, keep, span):

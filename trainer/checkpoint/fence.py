@@ -1,4 +1,7 @@
-"""A store that asks before every change: processes of a run may outlive their right to write."""
+"""A store that checks before every change whether this process may still write.
+
+A process may outlive its right to: the run may have been taken over by a new attempt elsewhere.
+"""
 
 from collections.abc import Callable, Iterable
 
@@ -6,62 +9,62 @@ from trainer.checkpoint.format import Folder
 from trainer.checkpoint.store import Store
 
 Fence = Callable[[], None]
-"""Raises where this process must not write any more."""
+"""Raises if this process must not write any more."""
 
 
 def unfenced() -> None:
-    """The fence of whoever shares its folder with nobody."""
+    """A fence that never raises, for folders that no other process writes to."""
 
 
 class FencedStore:
-    """`store` behind a `fence`."""
+    """A `store` whose changes are preceded by a call of `fence`; reading is not."""
 
     def __init__(self, store: Store, fence: Fence) -> None:
         self._store, self._fence = store, fence
         self.poll_seconds = store.poll_seconds
 
     def part(self, name: str, token: str) -> str:
-        """The store's."""
+        """As `Store.part`."""
         return self._store.part(name, token)
 
     def begin(self, part: str) -> None:
-        """Fenced."""
+        """As `Store.begin`, fenced."""
         self._fence()
         self._store.begin(part)
 
     def write(self, path: str, blocks: Iterable[memoryview]) -> None:
-        """Fenced."""
+        """As `Store.write`, fenced."""
         self._fence()
         self._store.write(path, blocks)
 
     def publish(self, part: str, name: str) -> None:
-        """Fenced."""
+        """As `Store.publish`, fenced."""
         self._fence()
         self._store.publish(part, name)
 
     def replace(self, path: str, content: bytes) -> None:
-        """Fenced."""
+        """As `Store.replace`, fenced."""
         self._fence()
         self._store.replace(path, content)
 
     def read(self, path: str) -> bytes | None:
-        """The store's."""
+        """As `Store.read`."""
         return self._store.read(path)
 
     def saved(self) -> list[int]:
-        """The store's."""
+        """As `Store.saved`."""
         return self._store.saved()
 
     def folder(self, name: str) -> Folder:
-        """The store's."""
+        """As `Store.folder`."""
         return self._store.folder(name)
 
     def remove(self, path: str) -> None:
-        """Fenced."""
+        """As `Store.remove`, fenced."""
         self._fence()
         self._store.remove(path)
 
     def sweep(self, name: str, living: str | None = None) -> None:
-        """Fenced."""
+        """As `Store.sweep`, fenced."""
         self._fence()
         self._store.sweep(name, living)

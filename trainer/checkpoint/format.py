@@ -27,7 +27,7 @@ from untrusted.names import plain_name, sha256_text
 from untrusted.safetensors import intact, read_header
 
 VERSIONS = {"model": 1, "checkpoint": 2}
-"""Of each kind of folder; a card without a kind is from before there were two."""
+"""The version of each kind of folder; cards without a kind were written before there were two."""
 MANIFEST, CARD = "manifest.json", "card.json"
 BLOCK = 4 << 20
 """Bytes hashed and written at a time, so that they are still in the cache when written."""
@@ -53,19 +53,19 @@ class DamagedError(InputError):
 
 
 def tensors_name(name: str) -> str:
-    """The file that tensors called `name` are in."""
+    """The name of the file that holds the tensors `name`."""
     return f"{name}.safetensors"
 
 
 def encode(tensors: Mapping[str, torch.Tensor]) -> list[memoryview]:
     """A safetensors file as buffers that share the memory of `tensors` (contiguous, on the host).
 
-    The safetensors library would copy everything twice while holding the interpreter's lock, which
-    the training loop waits for.
+    The safetensors library would copy everything twice while holding the interpreter's lock, for
+    which the training loop would wait.
     """
     header: dict[str, Any] = {}
     buffers, end = [], 0
-    # the largest elements first: every tensor stays aligned
+    # the largest elements first, so that every tensor is aligned
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
         tensor = tensors[name]
         start, end = end, end + tensor.nbytes
@@ -120,7 +120,7 @@ class Folder:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """The sha256 of each file. Raises DamagedError when there is no readable manifest."""
+        """The sha256 of each file, from the manifest. Raises DamagedError if it cannot be read."""
         try:
             with self._open(MANIFEST) as file:
                 hashes = parse_json(file.read(_MOST_TEXT))
@@ -137,14 +137,14 @@ class Folder:
             ) from error
 
     def _open(self, name: str) -> BinaryIO:
-        """A file, which on a disk is a regular one of this folder. Raises OSError."""
+        """Opens a file; on a local disk only a regular file of this folder. Raises OSError."""
         if type(self._files) is LocalFileSystem:
             return open_regular(Path(self.path) / name, Path(self.path))
         file: BinaryIO = self._files.open(f"{self.path}/{name}", "rb")
         return file
 
     def complete(self) -> bool:
-        """Whether its manifest was written."""
+        """Whether it has a manifest, which is written last."""
         return bool(self._files.exists(f"{self.path}/{MANIFEST}"))
 
     def size(self, name: str) -> int:
@@ -152,7 +152,7 @@ class Folder:
         return int(self._files.size(f"{self.path}/{name}"))
 
     def damaged(self, name: str) -> bool:
-        """Whether a file is missing or is not what was written."""
+        """Whether a file is missing or differs from its hash."""
         digest = hashlib.sha256()
         try:
             with self._open(name) as file:
@@ -209,7 +209,7 @@ class Folder:
 
     @contextmanager
     def intact(self, name: str) -> Iterator[None]:
-        """Whatever the content of a file makes us stumble over is a DamagedError naming it."""
+        """Turns errors that the content of file `name` causes into a DamagedError."""
         try:
             yield
         except InputError:
@@ -223,7 +223,7 @@ class Folder:
 
 def file_system(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system and the path on it of a path or URL. Raises InputError."""
-    if isinstance(location, Path):  # whatever it is called: fsspec would read more into "a::b"
+    if isinstance(location, Path):  # whatever its name: fsspec would take "a::b" for chained URLs
         return LocalFileSystem(), str(location.absolute())
     check_no_secret(location)
     try:

@@ -1,4 +1,4 @@
-"""What is inside a saved folder, and whether it is as it was written."""
+"""Describes the files of a saved folder, and checks them against their hashes."""
 
 import re
 from dataclasses import dataclass
@@ -24,16 +24,16 @@ class File:
     """None: it is missing."""
     damaged: bool
     content: str
-    """In words; empty when damaged."""
+    """A description; empty when damaged."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A saved folder, looked at."""
+    """The description of a saved folder."""
 
     folder: Folder
     facts: dict[str, str]
-    """What its card says; empty when that is damaged."""
+    """The card's facts; empty when it is damaged."""
     files: list[File]
 
     @property
@@ -43,7 +43,7 @@ class Inspection:
 
 
 def inspect(location: str) -> Inspection:
-    """Looks at a checkpoint, a model, or the newest of a folder of checkpoints.
+    """Inspects a checkpoint, a model, or the newest of a folder of checkpoints.
 
     Verifies every file. Raises InputError where there is none, DamagedError when the manifest
     cannot be read.

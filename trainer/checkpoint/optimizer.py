@@ -3,6 +3,7 @@
 Under ZeRO 1 and 2 a rank holds a stretch of all parameters laid end to end, which may begin and end
 inside a parameter. Each rank saves the pieces that it holds, each under its parameter's name and
 the place where it begins there; loading puts them together and takes what the rank holds now.
+Nothing is gathered, and DeepSpeed's own checkpoints, which are pickles, are not used.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import torch
 from trainer.checkpoint.format import DamagedError
 
 _WHOLE = "all"
-"""In place of a start: a number about the whole parameter, such as Adam's count of updates."""
+"""In place of a start, for values of the whole parameter, such as Adam's count of updates."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class _Piece:
     name: str
     parameter: torch.nn.Parameter
     held: torch.Tensor
-    """What the optimiser knows: the parameter, or the stretch that the piece is a part of."""
+    """The optimiser's own tensor: the parameter, or the stretch that the piece is a part of."""
     start: int
     """Where the piece begins in the flattened parameter."""
     within: slice
@@ -36,6 +37,7 @@ def _pieces(engine: Any, optimizer: torch.optim.Optimizer) -> Iterator[_Piece]:
         if engine.zero_optimization_stage() == 0:
             yield _Piece(name, parameter, parameter, 0, slice(0, parameter.numel()))
             continue
+        # DeepSpeed's note of where the parameter's piece lies in this rank's fp32 stretch
         mapping = parameter._hp_mapping
         if mapping is not None:  # else it is all on other ranks
             held = optimizer.param_groups[mapping.param_group_index]["params"][0]
@@ -64,10 +66,10 @@ def optimizer_tensors(engine: Any, optimizer: torch.optim.Optimizer) -> dict[str
 def load_optimizer(
     engine: Any, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Puts back what `optimizer_tensors` took on all ranks together.
+    """Restores the state from the `optimizer_tensors` of all ranks together.
 
-    The embedder's weights must be in place: ZeRO keeps copies of its own, which are set to them.
-    Raises DamagedError when a piece is missing.
+    The embedder's weights must be restored before: ZeRO's own copies are set to them. Raises
+    DamagedError when a piece is missing.
     """
     sizes = {name: p.numel() for name, p in engine.module.named_parameters()}
     saved = _put_together(tensors, sizes)

@@ -1,10 +1,10 @@
-"""Which checkpoints are kept."""
+"""The policy of which checkpoints to keep."""
 
 
 def superfluous(saved: list[int], last: int, span: int | None) -> list[int]:
-    """Of the iterations `saved` (ascending), those to delete.
+    """The iterations of `saved` (ascending) to delete.
 
-    Kept are the `last` newest and, of every `span` iterations, the first.
+    Kept are the `last` newest and the first of every `span` iterations.
     """
     kept, spans = set(saved[-last:]), set[int]()
     for iteration in saved if span else []:

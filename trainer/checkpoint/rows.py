@@ -26,7 +26,10 @@ def parts(folder: Folder, name: str) -> list[tuple[str, int, int]]:
 
 
 def _check_room(folder: Folder, block: str, count: int) -> None:
-    """Raises DamagedError where files cannot hold so many rows as a card promises."""
+    """Raises DamagedError when the files are too small for the `count` rows of a card.
+
+    Before memory is taken for them: a card may promise any number.
+    """
     with folder.intact(f"{block} of {CARD}"):
         room = sum(folder.size(tensors_name(name)) for name, _, _ in parts(folder, block))
         if not 0 <= count * _ID_BYTES <= room:
@@ -34,8 +37,11 @@ def _check_room(folder: Folder, block: str, count: int) -> None:
 
 
 def _checked(tensors: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Takes the ids out of a file's tensors. Raises ValueError where they are no rows, or others
-    than those before."""
+    """Removes the ids from a file's `tensors` and returns them.
+
+    Raises ValueError when the tensors are no rows, or differ from `others`, those of files read
+    before, in type or in shape.
+    """
     ids = tensors.pop("ids")
     if (
         ids.dtype != torch.int64
@@ -77,7 +83,7 @@ def load_rows(
     found = torch.zeros(len(wanted), dtype=torch.bool)
     for name, rank, world in parts(folder, block):
         if (rank - ranks.rank) % math.gcd(world, ranks.world):
-            continue  # row r is on rank r % world: no row is on both
+            continue  # row r is on rank r % world: that file has none of this rank's rows
         tensors = folder.tensors(name)
         with folder.intact(tensors_name(name)):
             ids = _checked(tensors, out)

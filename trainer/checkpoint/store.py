@@ -1,4 +1,4 @@
-"""Where saved folders go: a local folder, or anything that fsspec writes to.
+"""Stores for saved folders: a local folder, or anything that fsspec writes to.
 
 Both write a folder's files first and its manifest last. On a local disk this happens under a
 temporary name that a rename makes the real one; object stores have no rename, so there the manifest
@@ -25,10 +25,10 @@ class Store(Protocol):
     """A folder of saved folders. Paths are relative to it; failures are OSError or the store's."""
 
     poll_seconds: float
-    """How often to look for what another rank wrote."""
+    """How often to look for files of other ranks."""
 
     def part(self, name: str, token: str) -> str:
-        """Where the attempt `token` to save `name` puts its files."""
+        """The folder that the attempt `token` to save `name` writes its files to."""
 
     def begin(self, part: str) -> None:
         """Prepares `part`; every rank calls it, in any order."""
@@ -37,10 +37,10 @@ class Store(Protocol):
         """Writes a file; it is durable when this returns."""
 
     def publish(self, part: str, name: str) -> None:
-        """Gives a `part` that is complete, manifest and all, its `name`."""
+        """Gives a complete `part`, which has its manifest, its final `name`."""
 
     def replace(self, path: str, content: bytes) -> None:
-        """Replaces a small file as a whole."""
+        """Replaces a small file atomically."""
 
     def read(self, path: str) -> bytes | None:
         """A small file's content, or None where there is no such file."""
@@ -55,11 +55,11 @@ class Store(Protocol):
         """Deletes a file or folder, if it is there; the store itself for an empty path."""
 
     def sweep(self, name: str, living: str | None = None) -> None:
-        """Deletes what attempts to save `name` (a glob) left, but for tokens with `living`."""
+        """Deletes remains of attempts to save `name` (a glob), except of tokens with `living`."""
 
 
 class LocalStore:
-    """A folder of this machine, or one that all machines mount."""
+    """A local folder, or one that all machines mount."""
 
     poll_seconds = 0.02
 
@@ -67,55 +67,55 @@ class LocalStore:
         self._root = root
 
     def part(self, name: str, token: str) -> str:
-        """A hidden sibling."""
+        """A hidden sibling of the final folder, so that it can be renamed to it."""
         return f".{name}.{token}.part"
 
     def begin(self, part: str) -> None:
-        """Makes the folder."""
+        """Creates the folder."""
         (self._root / part).mkdir(parents=True, exist_ok=True)
 
     def write(self, path: str, blocks: Iterable[memoryview]) -> None:
-        """Writes and flushes to the disk."""
+        """Writes the file and flushes it to the disk."""
         descriptor = os.open(self._root / path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             for block in blocks:
-                while block:
+                while block:  # os.write may write less than it is given
                     block = block[os.write(descriptor, block) :]
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
     def publish(self, part: str, name: str) -> None:
-        """Renames."""
+        """Renames the part, whose files and entries are on the disk by then."""
         fsync(self._root / part)
-        self.remove(name)
+        self.remove(name)  # a folder cannot be renamed onto another that is not empty
         (self._root / part).rename(self._root / name)
         fsync(self._root)
 
     def replace(self, path: str, content: bytes) -> None:
-        """Writes beside it and renames."""
+        """Writes a temporary file beside it and renames that."""
         self.write(f".{path}.part", [memoryview(content)])
         (self._root / f".{path}.part").rename(self._root / path)
         fsync(self._root)
 
     def read(self, path: str) -> bytes | None:
-        """Reads."""
+        """Reads the file, None if there is none."""
         try:
             return (self._root / path).read_bytes()
         except FileNotFoundError:
             return None
 
     def saved(self) -> list[int]:
-        """Lists."""
+        """The numbers among the folder's entries."""
         names = [p.name for p in self._root.iterdir()] if self._root.exists() else []
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def folder(self, name: str) -> Folder:
-        """Opens."""
+        """The saved folder, on the local file system."""
         return Folder(LocalFileSystem(), str((self._root / name).absolute()))
 
     def remove(self, path: str) -> None:
-        """Deletes; a folder under a hidden name, so that no half of it looks like a saved one."""
+        """Deletes a file, or a folder after renaming it: partly deleted it must not look saved."""
         target = self._root / path
         if target.is_dir():
             hidden = target
@@ -128,7 +128,7 @@ class LocalStore:
             target.unlink(missing_ok=True)
 
     def sweep(self, name: str, living: str | None = None) -> None:
-        """Deletes hidden siblings."""
+        """Deletes the hidden folders of attempts and of deletions that were cut short."""
         for part in self._root.glob(f".{name}.*.part"):
             if living is None or living not in part.name:
                 shutil.rmtree(part, ignore_errors=True)
@@ -143,16 +143,16 @@ class RemoteStore:
         self._files, self._root = files, root.rstrip("/")
 
     def part(self, name: str, token: str) -> str:
-        """The final place."""
+        """The final folder: object stores have no rename."""
         return name
 
     def begin(self, part: str) -> None:
-        """Takes away an earlier attempt's manifest: it does not speak of the files to come."""
+        """Deletes an earlier attempt's manifest, which would describe other files."""
         self._files.makedirs(f"{self._root}/{part}", exist_ok=True)
         self.remove(f"{part}/{MANIFEST}")
 
     def write(self, path: str, blocks: Iterable[memoryview]) -> None:
-        """Puts; closing the file is what makes it durable."""
+        """Uploads the file; it is durable once closed."""
         with self._files.open(f"{self._root}/{path}", "wb") as file:
             for block in blocks:
                 file.write(block)
@@ -161,11 +161,11 @@ class RemoteStore:
         """Nothing to do: the manifest is there."""
 
     def replace(self, path: str, content: bytes) -> None:
-        """Puts."""
+        """Uploads the file."""
         self._files.pipe_file(f"{self._root}/{path}", content)
 
     def read(self, path: str) -> bytes | None:
-        """Gets."""
+        """Downloads the file, None if there is none."""
         try:
             content: bytes = self._files.cat_file(f"{self._root}/{path}")
         except FileNotFoundError:
@@ -173,7 +173,7 @@ class RemoteStore:
         return content
 
     def saved(self) -> list[int]:
-        """Lists, past any cache: other ranks write here, too."""
+        """The numbers among the entries, past fsspec's cache: other ranks write here, too."""
         self._files.invalidate_cache()
         try:
             names = [p.rstrip("/").rsplit("/", 1)[-1] for p in self._files.ls(self._root, False)]
@@ -182,11 +182,11 @@ class RemoteStore:
         return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
 
     def folder(self, name: str) -> Folder:
-        """Opens."""
+        """The saved folder, on the store's file system."""
         return Folder(self._files, f"{self._root}/{name}")
 
     def remove(self, path: str) -> None:
-        """Deletes, a folder's manifest first: what is half deleted must not look complete."""
+        """Deletes the manifest first: a folder that is partly deleted must not look complete."""
         target = f"{self._root}/{path}".rstrip("/")
         self._files.invalidate_cache()
         for victim in (f"{target}/{MANIFEST}", target):
@@ -194,11 +194,11 @@ class RemoteStore:
                 self._files.rm(victim, recursive=True)
 
     def sweep(self, name: str, living: str | None = None) -> None:
-        """Nothing to do: the next attempt of that name overwrites it."""
+        """Nothing to do: the next attempt at that name overwrites the files."""
 
 
 def open_store(location: str | Path) -> Store:
     """The store at a path or fsspec URL. Raises InputError for a URL that nothing can open."""
     files, path = file_system(location)
-    # not its subclasses: what they do is theirs
+    # not subclasses of LocalFileSystem, which may do something else
     return LocalStore(Path(path)) if type(files) is LocalFileSystem else RemoteStore(files, path)

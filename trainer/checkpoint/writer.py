@@ -1,7 +1,7 @@
-"""Saving a folder: every rank writes its files, rank 0 waits for all of them and publishes.
+"""Saves a folder: every rank writes its files, rank 0 waits for all of them and publishes it.
 
-The ranks tell each other through small files beside the parts, not through collectives: those
-belong to the training loop, which goes on meanwhile.
+The ranks communicate through small files beside the parts, not through collectives: these belong to
+the training loop, which continues meanwhile.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ PATIENCE_SECONDS = 600.0
 """How long rank 0 waits for the other ranks' files."""
 
 Files = Mapping[str, Mapping[str, torch.Tensor]]
-"""What a rank saves: tensors by name, by the name of their file."""
+"""A rank's tensors by file name and tensor name."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class Save:
     store: Store
     name: str
     token: str
-    """The same on every rank, and of this attempt only: an earlier one's markers do not count."""
+    """Names the attempt, equal on all ranks, so that markers of an earlier attempt do not count."""
     files: Files
-    """This rank's; names differ from rank to rank."""
+    """Those of this rank; no two ranks have files of one name."""
     card: dict[str, Any]
-    """Rank 0's is written."""
+    """Only rank 0's is written."""
     rank: int
     world: int
 
     def run(self) -> None:
         """Writes this rank's files; on rank 0 returns when the folder is complete and published.
 
-        Raises whatever the store raises, and OSError when another rank failed or is not heard of.
+        Raises the store's errors, and OSError when another rank failed or wrote nothing in time.
         """
         part = self.store.part(self.name, self.token)
         try:
@@ -98,7 +98,10 @@ class Save:
         return digest.hexdigest()
 
     def _await(self, part: str, rank: int) -> dict[str, str]:
-        """The hashes of another rank's files, as soon as they are all written."""
+        """Waits until all files of another rank are written, and returns their hashes.
+
+        Raises OSError when that rank failed, or after `PATIENCE_SECONDS`.
+        """
         deadline = time.monotonic() + PATIENCE_SECONDS
         done, failed = (self._marker(part, rank, what) for what in ("done", "failed"))
         while time.monotonic() < deadline:
@@ -117,7 +120,10 @@ class Save:
 def save_folder(
     folder: Path, files: Files, card: dict[str, Any], ranks: Ranks, fence: Fence = unfenced
 ) -> None:
-    """Saves `folder` on a local disk now. Raises OSError on every rank when any could not write."""
+    """Saves `folder` on a local disk, in the foreground.
+
+    A collective call. Raises OSError on every rank when any could not write.
+    """
     fence()
     store = FencedStore(LocalStore(folder.parent), fence)
     if ranks.rank == 0:
@@ -127,7 +133,7 @@ def save_folder(
     failure: Exception | None = None
     try:
         Save(store, folder.name, token, host, card, ranks.rank, ranks.world).run()
-    except Exception as error:  # raised below, when all ranks know of it
+    except Exception as error:  # raised below: all ranks must take part in the sum
         failure = error
     if ranks.sum(torch.tensor(float(failure is not None))).item():
         if failure is None:
@@ -136,7 +142,7 @@ def save_folder(
 
 
 class HostCopies:
-    """Copies of tensors in host memory, which is used again from one save to the next."""
+    """Copies of tensors in host memory, which is reused by the next save."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], torch.Tensor] = {}
@@ -155,6 +161,7 @@ class HostCopies:
                 taken[file][name] = held[file, name] = copy
                 copy.copy_(tensor.detach(), non_blocking=True)
         self._held = held
+        # the copies are asynchronous, and training would change the tensors under them
         if any(tensor.is_cuda for tensor in _all(files)):
             torch.cuda.synchronize()
         return taken

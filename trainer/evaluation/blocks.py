@@ -1,4 +1,4 @@
-"""Scores of queries against a gallery, block by block, so that memory stays bounded.
+"""Scores of queries against a gallery, computed in blocks so that memory stays bounded.
 
 Every block of scores comes from a matrix product of one fixed shape, padded with zeros: the score
 of a pair then depends neither on the numbers of queries and gallery vectors nor on who computes it,

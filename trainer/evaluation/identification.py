@@ -32,8 +32,8 @@ class Identification:
 def ranks(block: slice, probe: Vectors, identity: Ids, distractors: Vectors) -> tuple[Ids, int]:
     """The ranks of the trials of one block of probes, and how many probes make none.
 
-    `probe` is [p, d] with their `identity` [p]; `block` (of `query_blocks(p, p)`) says whose
-    trials. A unit of work.
+    `probe` is [p, d] with their `identity` [p]; `block` is one of `query_blocks(p, p)`. A unit of
+    work.
     """
     query = probe[block]
     mates = [np.flatnonzero(identity == who) for who in identity[block].tolist()]

@@ -93,5 +93,5 @@ def average_forgetting(accuracy: Floats) -> Floats:
 
 
 def forgetting_rate(accuracy: Floats) -> float:
-    """Mnemonics' forgetting: what the first task's accuracy fell by from first model to last."""
+    """Mnemonics' forgetting: the first task's accuracy under the first model minus the last."""
     return float(accuracy[0, 0] - accuracy[-1, 0])

@@ -1,4 +1,4 @@
-"""Open-set identification: searches that may have nobody to find (IJB 1:N).
+"""Open-set identification: searches for identities that may not be in the gallery (IJB 1:N).
 
 With threshold t, over one gallery:
 
@@ -26,7 +26,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Best:
-    """The best scores of a block of probes ([p]): of their mate, and of anybody else."""
+    """The best scores of a block of probes ([p]): of their mate, and of any other identity."""
 
     mate: NDArray[np.floating]
     """Minus infinity for a probe without a mate."""

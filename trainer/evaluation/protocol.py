@@ -21,7 +21,7 @@ _DEPTH = 50  # ranks that the CMC curve reaches
 
 
 def samples_to_embed(benchmark: Benchmark) -> Ids:
-    """Every sample that some test looks at, ascending."""
+    """The samples that any test uses, ascending."""
     parts = [benchmark.query, benchmark.gallery, benchmark.seen_query, benchmark.seen_gallery]
     return np.unique(np.concatenate([*parts, *benchmark.classified]))
 
@@ -52,8 +52,8 @@ def evaluate(
     ``top1``, ``map``, ``minp`` and ``cmc`` on identities never trained on; ``verification``,
     10-fold, and the ``roc`` of the same pairs; ``seen_top1``, the share of held-out images of
     step 0's identities whose nearest image among that step's training images shows the same
-    identity (Table 2 of the CRL paper measures accuracy on them, too). What the benchmark has no
-    images for is left out.
+    identity (Table 2 of the CRL paper measures accuracy on them, too). Measurements for which the
+    benchmark has no images are left out.
     """
     embedded = Embedded(samples, embeddings, settings.distance)
     measured: dict[str, Any] = {}
@@ -126,9 +126,9 @@ def search_examples(
     embeddings: NDArray[np.float32],
     settings: EvaluationSettings,
 ) -> list[dict[str, Any]]:
-    """Some queries, evenly spaced, each with its nearest gallery images, as the report shows.
+    """Some queries, evenly spaced, with their nearest gallery images, for the report.
 
-    Of the benchmark's queries, or of the held-out images of step 0 where it has none.
+    They are the benchmark's queries, or the held-out images of step 0 where it has none.
     """
     queries, gallery = benchmark.query, benchmark.gallery
     if not len(queries):
@@ -150,6 +150,6 @@ def search_examples(
 
 
 def picture(dataset: ShardDataset, sample: int) -> dict[str, str]:
-    """An image and whom it shows, for the report: JPEG bytes in base64."""
+    """An image and its identity, for the report: JPEG bytes in base64."""
     jpeg = base64.b64encode(dataset.image(sample)).decode()
     return {"identity": str(dataset.names[dataset.identity[sample]]), "jpeg": jpeg}

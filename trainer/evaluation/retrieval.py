@@ -1,7 +1,7 @@
 """Search: each query ranks the gallery. CMC, mAP and mINP with the camera rule of re-id.
 
-A query's hits are ranked by counting the gallery images nearer than each of them, so nothing is
-sorted but scores, and nothing is kept of a query but three numbers.
+A query's hits are ranked by counting the gallery images nearer than each of them: scores are sorted
+by value, no order of the gallery is stored, and three numbers are kept of each query.
 """
 
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class Retrieval:
 
 @dataclass(frozen=True)
 class Hits:
-    """What a block of queries found, query by query ([q])."""
+    """The results of a block of queries ([q] each)."""
 
     first: Ids
     """Rank of the nearest hit, from 1; 0 for a query with nothing to find."""
@@ -47,7 +47,7 @@ class Hits:
 
 
 class Labels:
-    """Whom and by which camera the gallery shows, for look-up by identity."""
+    """The gallery's identities and cameras, for look-up by identity."""
 
     def __init__(self, identity: Ids, camera: Ids) -> None:
         self._order = np.argsort(identity, kind="stable")
@@ -55,7 +55,7 @@ class Labels:
         self._camera = camera
 
     def own(self, identity: int, camera: int) -> tuple[Ids, Ids]:
-        """Gallery rows of `identity`, ascending: by other cameras, and by this one."""
+        """The gallery rows of `identity`, ascending: those of other cameras, and of `camera`."""
         bounds = np.searchsorted(self._sorted, [identity, identity + 1])
         rows = self._order[slice(*bounds)]
         same = self._camera[rows] == camera
@@ -95,7 +95,7 @@ def _ranks(scores: NDArray[np.floating], hits: Ids) -> Ids:
 def search(
     block: slice, query: Vectors, identity: Ids, camera: Ids, gallery: Vectors, labels: Labels
 ) -> Hits:
-    """What one block (of `query_blocks`) of the queries ([q, d]) finds: a unit of work.
+    """Searches for one block (of `query_blocks`) of the queries ([q, d]): a unit of work.
 
     `identity` and `camera` are the queries', `labels` the gallery's.
     """
@@ -106,7 +106,7 @@ def search(
         hits, dropped = labels.own(int(identity[asked]), int(camera[asked]))
         if not len(hits):
             return 0, 0.0, 0.0, len(dropped)
-        row[dropped] = -np.inf
+        row[dropped] = -np.inf  # last, which is as good as removed: ranks count better scores
         ranks = _ranks(row, hits)
         found = np.arange(1, len(hits) + 1)
         precision, penalty = float(np.mean(found / ranks)), len(hits) / int(ranks[-1])

@@ -19,10 +19,10 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Roc:
-    """What the thresholds at n genuine scores accept, from the strictest."""
+    """Accepted scores at the thresholds of n genuine scores, from the strictest."""
 
     false: Counts
-    """[n] impostor scores that each accepts. The i-th accepts i genuine scores, from 1; of several
+    """[n] impostor scores accepted at each. The i-th, from 1, accepts i genuine scores; of several
     equal scores the last counts."""
     genuine: int
     """Genuine trials in all."""
@@ -38,7 +38,7 @@ class Roc:
         return place / self.genuine
 
     def measured(self, rates: Iterable[float] = FALSE_ACCEPT_RATES) -> dict[str, float]:
-        """`at`, by rate, of the rates that are at least one impostor: others cannot be told."""
+        """`at` by rate, for rates of at least one impostor: smaller ones cannot be measured."""
         able = [rate for rate in rates if rate * self.impostors * (1 + 1e-12) >= 1]
         return {f"{rate:g}": float(v) for rate, v in zip(able, self.at(able), strict=True)}
 

@@ -14,12 +14,12 @@ _BLOCK = 8192
 def template_vectors(
     vectors: Vectors, template: Ids, medium: Ids
 ) -> tuple[Ids, NDArray[np.float32]]:
-    """The templates, ascending, and a vector of length 1 of each ([t, d]).
+    """The templates, ascending, and a vector of length 1 for each ([t, d]).
 
-    Row i of `vectors` [n, d] shows `template` i in `medium` i (a photograph, or all frames of one
-    video), of the length that the model gave it: as in IJB's usual evaluation, an image with a
-    longer embedding weighs more. A template's vector is the mean over each medium's images, summed
-    over its media, L2-normalised. Raises InputError for NaN, and for a template of length 0.
+    Row i of `vectors` [n, d] belongs to `template` i and `medium` i (a photograph, or all frames of
+    one video). It is not normalised: as in IJB's usual evaluation, an image with a longer embedding
+    weighs more. A template's vector is the mean over each medium's images, summed over its media,
+    L2-normalised. Raises InputError for NaN, and for a template of length 0.
     """
     names, own = np.unique(template, return_inverse=True)
     media = np.stack([own, medium])

@@ -1,4 +1,4 @@
-"""Embeddings in a file, read in slices: what does not fit in memory is not in memory."""
+"""Embeddings in a file, read in slices, so that they need not fit in memory."""
 
 from pathlib import Path
 
@@ -10,15 +10,16 @@ Ids = NDArray[np.int64]
 
 
 class StoredVectors:
-    """Vectors of chosen samples, in the order chosen, out of a file of one row [d] a sample.
+    """Vectors of chosen samples, in a chosen order, from a file with one row [d] a sample.
 
-    A slice is a tensor [n, d]; only what is sliced is read. Small enough to send to a process.
+    A slice is a tensor [n, d]; only sliced rows are read. The object holds no vectors and no open
+    file, so it is small enough to be sent to another process.
     """
 
     def __init__(self, file: Path, samples: Ids, normalised: bool) -> None:
-        """`file` is .npy, fp32 [s, d]; its rows are of `samples` [s], ascending.
+        """`file` is .npy, fp32 [s, d]; its rows belong to `samples` [s], ascending.
 
-        `normalised` makes every vector's length 1 when it is read.
+        With `normalised`, vectors are scaled to length 1 when they are read.
         """
         self._file, self._samples, self._normalised = file, samples, normalised
         self._rows = np.arange(len(samples))

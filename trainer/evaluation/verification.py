@@ -22,7 +22,7 @@ def squared_distances(left: Vectors, right: Vectors) -> NDArray[np.float64]:
 
 
 def best_threshold(distance: NDArray[np.float64], same: NDArray[np.bool_]) -> float:
-    """The threshold t that most pairs are on the right side of, same where distance < t.
+    """The threshold t with the highest accuracy, where a pair is accepted if distance < t.
 
     Halfway between two neighbouring distances; the lowest of several equally good ones.
     """

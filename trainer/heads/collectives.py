@@ -24,7 +24,8 @@ class Ranks:
     exchanging: Callable[[], AbstractContextManager[Any]] = field(
         default=nullcontext, compare=False
     )
-    """Entered for as long as a collective takes, waiting for the others included."""
+    """Context entered during each collective, including the time spent waiting for other ranks:
+    to find stragglers, that time must not count as a rank's own work."""
 
     @classmethod
     def default(cls) -> "Ranks":
@@ -69,7 +70,7 @@ class Ranks:
                 dist.barrier(group=self.group)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's value, on every rank. For small control messages, not for tensors."""
+        """Returns rank 0's value on every rank. For small control messages, not for tensors."""
         if self.world == 1:
             return value
         box = [value]

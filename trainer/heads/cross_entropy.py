@@ -154,21 +154,20 @@ class _CrossEntropy(torch.autograd.Function):
                 rows_grad.addcmul_(rows, along[:, None], value=-1)
             if shard.update is not None:
                 valid, (optimizer, rate) = shard.part(start, len(rows)), shard.update
-                optimizer.update(index, rows_grad, rate, valid)
+                copy = None if shard.chosen is None else rows
+                optimizer.update(index, rows_grad, rate, valid, rows=copy)
             elif gradient is not None:
                 gradient[start : start + len(rows)] = rows_grad
         if gradient is not None and shard.chosen is not None:
-            gradient = sparse_rows(shard.chosen, gradient, shard.weight)
+            gradient = sparse_rows(shard.chosen, gradient, shard.weight.shape)
         return shard.ranks.sum(grad_inputs), gradient, None
 
 
-def cross_entropy(
-    inputs: torch.Tensor, weight: torch.nn.Parameter, shard: RankRows
-) -> torch.Tensor:
+def cross_entropy(inputs: torch.Tensor, weight: torch.Tensor, shard: RankRows) -> torch.Tensor:
     """Softmax cross-entropy of each sample over the rows of all ranks (CRL paper, Eq. 1): [B].
 
     `inputs` [B, d] are equal on every rank: embeddings, or for normalised rows unit embeddings
-    times the scale. `weight` is the parameter behind `shard`. With `shard.update`, backward leaves
-    no gradient: the rows are already updated.
+    times the scale. `weight` is the parameter behind `shard`, or a part of it. With
+    `shard.update`, backward leaves no gradient: the rows are already updated.
     """
     return _CrossEntropy.apply(inputs, weight, shard)

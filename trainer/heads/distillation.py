@@ -1,4 +1,4 @@
-"""Distillation over all old rows, which no rank holds whole."""
+"""Distillation over all old rows, which are distributed over the ranks."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def _log_partition(logits: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     lowest = torch.finfo(logits.dtype).min
     if logits.shape[1]:
         top = logits.max(dim=1).values
-    else:
+    else:  # a rank may own no row
         top = logits.new_full((len(logits),), lowest)
     top = ranks.max(top)
     total = ranks.sum((logits - top[:, None]).exp().sum(dim=1))
@@ -34,7 +34,9 @@ class _Distillation(torch.autograd.Function):
         log_q = student - _log_partition(student, ranks)[:, None]
         log_p = teacher - _log_partition(teacher, ranks)[:, None]
         p = log_p.exp()
+        # one collective for both sums
         sums = ranks.sum(torch.stack([(p * log_q).sum(dim=1), (p * log_p).sum(dim=1)]))
+        # the gradient by the logits is q - p: one [B, own] matrix is kept, in log_q's memory
         ctx.save_for_backward(embeddings, weight, log_q.exp_().sub_(p))
         ctx.temperature, ctx.ranks = temperature, ranks
         divergence_from_entropy, entropy = -sums[0], -sums[1]

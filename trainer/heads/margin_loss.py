@@ -80,12 +80,15 @@ class MarginLoss:
         iteration: int = 0,
         update: Update | None = None,
         part: Part | None = None,
+        *,
+        observe: bool = True,
     ) -> torch.Tensor:
         """Each sample's softmax cross-entropy with the margin, over the rows of all ranks: [B].
 
         `embeddings` [B, d] and `labels` [B] int64 (global row ids within `rows`) are equal on every
         rank. Rows that require no gradient get none, and cost none. Where they are a `part` of the
-        batch, the rows drawn are those of the whole batch. Raises ValueError for a label beyond
+        batch, the rows drawn are those of the whole batch. Running statistics move by the batch
+        unless `observe` is false or the rows are frozen. Raises ValueError for a label beyond
         `rows`; on a GPU, when the device gets there.
         """
         check_labels(labels, rows)
@@ -103,7 +106,7 @@ class MarginLoss:
 
         else:
             norms = torch.linalg.vector_norm(embeddings.detach(), dim=1)
-            if rows.weight.requires_grad:  # a finished model's statistics stay
+            if observe and rows.weight.requires_grad:  # a finished model's statistics stay
                 self._observe(norms, part)
             assert scale is not None
 

@@ -1,7 +1,7 @@
-"""Margins of softmax losses: what the target's logit becomes, and its slope.
+"""Margins of softmax losses: the target's logit with its margin, and the derivative.
 
-Only the target's logit has a margin, so a margin is a function of [B] numbers: it costs nothing
-beside the products, whichever one is chosen.
+Only the target's logit has a margin, so a margin is a function of [B] numbers: whichever is chosen,
+it costs nothing beside the matrix products.
 """
 
 import math
@@ -13,7 +13,7 @@ from pydantic import Field
 from data_shards.settings import Settings
 
 _NEAREST = 1e-3
-"""Angles nearer to 0 or pi, in radians, are taken as this far: acos has no slope there."""
+"""Radians that angles keep from 0 and pi, where the derivative of acos is infinite."""
 
 
 def monotonic_cosine(
@@ -21,9 +21,11 @@ def monotonic_cosine(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """psi(factor·theta + shift) with theta = acos(`cosine`), and d psi / d cosine: [B], [B].
 
-    psi(x) = (-1)^k cos x - 2k with k = floor(x / pi) goes on falling beyond pi, where the cosine
+    psi(x) = (-1)^k cos x - 2k with k = floor(x / pi) continues to fall beyond pi, where the cosine
     would rise again and the loss pull a far embedding further away (A-Softmax, Liu et al. 2017,
-    Eq. 7, for any margin and not only whole factors). Negative x counts as 0, as in AdaFace's code.
+    Eq. 7, for any margin and not only integer factors). The usual fix for ArcFace, cos theta -
+    m sin m beyond pi - m, jumps there and exists for that margin only. Negative x counts as 0, as
+    in AdaFace's code.
     """
     theta = cosine.clamp(-1, 1).acos().clamp(_NEAREST, math.pi - _NEAREST)
     x = factor * theta + shift
@@ -55,18 +57,19 @@ class _Angular(Settings):
     def target(
         self, cosine: torch.Tensor, norms: torch.Tensor, running: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The targets' cosines with their margin, and the slope against the cosine: [B], [B].
+        """The targets' cosines with their margin, and its derivative by the cosine: [B], [B].
 
-        `norms` [B] are the embeddings' lengths, `running` the statistics of `initial`.
+        `cosine` [B] are the targets', `norms` [B] the embeddings' lengths, `running` the statistics
+        that `initial` began.
         """
         raise NotImplementedError
 
     def initial(self) -> dict[str, torch.Tensor]:
-        """Running statistics as they are before training; most margins have none."""
+        """The running statistics before training; most margins have none."""
         return {}
 
     def observe(self, norms: torch.Tensor, running: dict[str, torch.Tensor]) -> None:
-        """Moves the running statistics by the global batch's `norms` [B]."""
+        """Updates the running statistics with the global batch's `norms` [B]."""
 
 
 class NormSoftmax(_Angular):
@@ -129,9 +132,10 @@ class Combined(_Angular):
 
 
 class AdaFace(_Angular):
-    """A margin that follows image quality, read off the embedding's norm (Kim et al. 2022, Eq. 9).
+    """A margin that depends on image quality, measured by the embedding's norm (Kim et al. 2022,
+    Eq. 9).
 
-    Norms are compared with a running mean and deviation of the global batches; no gradient flows
+    Norms are standardised by a running mean and deviation of the global batches; no gradient flows
     through them.
     """
 
@@ -149,10 +153,10 @@ class AdaFace(_Angular):
         return {"norm_mean": torch.tensor(20.0), "norm_deviation": torch.tensor(100.0)}
 
     def observe(self, norms: torch.Tensor, running: dict[str, torch.Tensor]) -> None:
-        """A batch whose norms are not finite leaves the statistics as they are."""
-        if len(norms) < 2:
+        """Updates mean and deviation, unless the batch's norms are not finite."""
+        if len(norms) < 2:  # a single norm has no deviation
             return
-        norms = norms.clamp(1e-3, 100)
+        norms = norms.clamp(1e-3, 100)  # as AdaFace's code does
         for name, seen in (("norm_mean", norms.mean()), ("norm_deviation", norms.std())):
             held = running[name]
             held.copy_(torch.where(seen.isfinite(), held.lerp(seen.to(held), self.momentum), held))

@@ -1,4 +1,4 @@
-"""The K old identities nearest to an image: choosing them, and the trained model's activations."""
+"""The K old identities nearest to an image: selection, and the trained model's activations."""
 
 from typing import Any
 
@@ -19,11 +19,13 @@ def top_k(
     k = min(k, len(ids))
     values, columns = activations.topk(k, dim=1)
     if k and k < len(ids):
+        # topk takes any of equal values: rows where some of them were left out are sorted again
         edge = values[:, -1:]
         tied = (activations == edge).sum(dim=1) > (values == edge).sum(dim=1)
         for row in tied.nonzero()[:, 0].tolist():
             order = activations[row].sort(descending=True, stable=True)
             values[row], columns[row] = order.values[:k], order.indices[:k]
+    # by id, and then stably by value: equal values are in the order of their ids
     columns, by_id = columns.sort(dim=1)
     values = values.gather(1, by_id)
     values, by_value = values.sort(dim=1, descending=True, stable=True)
@@ -35,7 +37,8 @@ def sharded_top_k(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`top_k` over rows that are spread over the ranks: ids and activations, [B, min(k, C)].
 
-    Each rank offers its k best; the same merge runs on every rank.
+    `gathered` [B, d] is equal on every rank. Each rank contributes its k best, and every rank
+    merges all of them.
     """
     ranks = rows.ranks
     count = rows.last - rows.first
@@ -72,6 +75,7 @@ class _Activations(torch.autograd.Function):
         normalised: bool,
     ) -> torch.Tensor:
         sample, place = owned.nonzero(as_tuple=True)
+        # each row once: its norm is computed once, and the sparse gradient has no repeated index
         touched, pair = index[sample, place].unique(return_inverse=True)
         rows = weight[touched]
         inverse = rows.new_ones(len(rows))
@@ -81,7 +85,7 @@ class _Activations(torch.autograd.Function):
         out = inputs.new_zeros(index.shape)
         out[sample, place] = (inputs[sample] * directions[pair]).sum(dim=1)
         ctx.save_for_backward(inputs, directions, inverse, touched, sample, place, pair)
-        ctx.ranks, ctx.normalised, ctx.like = ranks, normalised, weight
+        ctx.ranks, ctx.normalised, ctx.shape = ranks, normalised, weight.shape
         return ranks.sum(out)
 
     @staticmethod
@@ -93,9 +97,10 @@ class _Activations(torch.autograd.Function):
         grad_rows = torch.zeros_like(directions)
         grad_rows.index_add_(0, pair, pull * inputs[sample])
         if ctx.normalised:
+            # a change along the row does not turn it
             along = (grad_rows * directions).sum(dim=1, keepdim=True)
             grad_rows = (grad_rows - along * directions) * inverse[:, None]
-        sparse = sparse_rows(touched, grad_rows, ctx.like)
+        sparse = sparse_rows(touched, grad_rows, ctx.shape)
         return ctx.ranks.sum(grad_inputs), sparse, None, None, None, None
 
 

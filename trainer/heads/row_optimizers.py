@@ -37,9 +37,9 @@ class RowOptimizer:
 
     @property
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything it remembers, by name; the first dimension of each tensor is this rank's rows.
+        """The optimiser's state by name; the first dimension of each tensor is this rank's rows.
 
-        These are the tensors themselves: copy into them to put a saved state back.
+        The tensors are not copies: a saved state is restored by copying into them.
         """
         held = {
             f"{name}{part}": tensor
@@ -49,7 +49,10 @@ class RowOptimizer:
         return {**held, "updates": self._counts}
 
     def step(self, rate: float) -> None:
-        """Uses up the rows' gradient, dense or sparse, at learning rate `rate`."""
+        """Updates the rows by their gradient, dense or sparse, at learning rate `rate`.
+
+        The gradient is overwritten and released.
+        """
         gradient = self.rows.weight.grad
         self.rows.weight.grad = None
         if gradient is None:
@@ -69,13 +72,15 @@ class RowOptimizer:
         gradient: torch.Tensor,
         rate: float,
         valid: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
     ) -> None:
         """Moves some rows by their `gradient` [n, d], which is overwritten.
 
         Rows that are not `valid` [n] are left alone (a GPU cannot shorten `index` without waiting).
+        A caller that has a copy of the `rows` [n, d] spares reading them again; it is overwritten.
         """
         settings, weight = self._settings, self.rows.weight.data
-        values = rows_at(weight, index)
+        values = rows_at(weight, index) if rows is None else rows
         if settings.weight_decay and settings.optimizer != "adamw":
             gradient = gradient.add_(values, alpha=settings.weight_decay)
         counts = rows_at(self._counts, index) + 1
@@ -104,7 +109,7 @@ class RowOptimizer:
         square = second.read(touched.index).mul_(keep_second)
         square.addcmul_(gradient, gradient, value=1 - keep_second)
         first.write(touched, mean)
-        second.write(touched, square, salt=2**20)
+        second.write(touched, square, salt=2**20)  # other noise than the first moment's
         # 1 - beta^count without the cancellation
         of_first, of_second = (
             -torch.expm1(touched.counts * math.log(keep))[:, None] for keep in ADAM_BETAS

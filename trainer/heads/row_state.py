@@ -17,9 +17,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}
 
 
 def rows_at(held: torch.Tensor, index: Index) -> torch.Tensor:
-    """Some rows of `held` [own, ...]: [n, ...], for a range the storage itself.
+    """Some rows of `held` [own, ...]: [n, ...]; for a range a view, otherwise a copy.
 
-    `held[index]` copies rows on a CPU a third as fast as `index_select`.
+    On a CPU `held[index]` copies rows at a third of `index_select`'s speed, which was 30 % of an
+    iteration with sampled rows.
     """
     return held[index] if isinstance(index, slice) else held.index_select(0, index)
 
@@ -47,26 +48,29 @@ class Touched:
     counts: torch.Tensor
     """[n] their updates, this one included."""
     valid: torch.Tensor | None = None
-    """[n] which of them really are; none: all."""
+    """[n] which of them are updated; none: all."""
 
     def put(self, held: torch.Tensor, values: torch.Tensor) -> None:
-        """Writes `values` [n, ...] to these rows of `held`; what is not valid stays.
+        """Writes `values` [n, ...] to these rows of `held`; rows that are not valid stay.
 
-        Does nothing where `values` are a view of `held`, changed in place.
+        Does nothing if `values` are a view of `held`, as they were changed in place.
         """
         if self.valid is not None:
             kept = self.valid.view(-1, *[1] * (values.dim() - 1))
             values = torch.where(kept, values, rows_at(held, self.index))
         elif values._base is held:
             return
-        held[self.index] = values
+        if isinstance(self.index, slice):
+            held[self.index] = values
+        else:  # writes rows faster than `held[index]`
+            held.index_copy_(0, self.index, values)
 
 
 class Moment:
-    """One number a weight, [own, d], kept as `precision` says; read and written as float32.
+    """One number a weight, [own, d], stored in `precision`; read and written as float32.
 
-    int8 keeps a scale a row; a `positive` moment is kept as its square root, and what is not
-    zero never becomes zero, because it divides.
+    int8 has one scale a row. A `positive` moment is stored as its square root, and a nonzero value
+    is never rounded to zero, because Adam divides by it.
     """
 
     def __init__(self, like: torch.Tensor, precision: Precision, positive: bool) -> None:
@@ -77,7 +81,7 @@ class Moment:
             self.tensors[".scale"] = like.new_zeros(len(like))
 
     def read(self, index: Index) -> torch.Tensor:
-        """The float32 values of some rows, [n, d]: in fp32 and for a range, the storage itself."""
+        """The float32 values of some rows, [n, d]; a view if stored in fp32 and for a range."""
         values = rows_at(self.tensors[""], index)
         if self._precision != "int8":
             return values.float()
@@ -85,13 +89,15 @@ class Moment:
         return values.square_() if self._positive else values
 
     def write(self, touched: "Touched", values: torch.Tensor, salt: int = 0) -> None:
-        """Keeps the `values` [n, d] of some rows; other `salt`, other rounding."""
+        """Stores the `values` [n, d] of some rows; `salt` varies the noise of the rounding."""
         kept = self.tensors[""]
         if self._precision == "fp32":
             touched.put(kept, values)
             return
         drawn = noise(touched.ids, touched.counts + salt, values.shape[1])
         if self._precision == "bf16":
+            # 16 random bits are added to those that bf16 lacks, before these are cut off: the value
+            # is rounded up as often as its remainder is large
             bits = values.contiguous().view(torch.int32)
             touched.put(kept, ((bits + drawn) & -65536).view(torch.float32).bfloat16())
             return

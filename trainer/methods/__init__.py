@@ -1,6 +1,6 @@
-"""The methods: one file a paper, each giving a `Recipe`."""
+"""The methods: one file a paper, each giving a `Recipe`. `METHODS` lists them, and nothing else."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
@@ -11,13 +11,12 @@ from trainer.methods.bct import (
     PseudoLabels,
     SynthesisedClassifier,
 )
-from trainer.methods.combination import Combination, Single
+from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.lfl import LessForgetting
 from trainer.methods.plain import Baseline, Finetune, Joint
 from trainer.methods.recipe import MethodSettings
 
-Method = Annotated[Single | Combination, Field(discriminator="kind")]
 METHODS: dict[str, type[MethodSettings]] = {
     "baseline": Baseline,
     "finetune": Finetune,
@@ -32,3 +31,19 @@ METHODS: dict[str, type[MethodSettings]] = {
     "l2": MatchOldEmbeddings,
     "combination": Combination,
 }
+"""By the `kind` that configurations choose them with."""
+
+
+def _one_of(*methods: type[MethodSettings]) -> Any:
+    """The type of fields that hold the settings of one of `methods`."""
+    return Annotated[Union[methods], Field(discriminator="kind")]  # noqa: UP007
+
+
+if TYPE_CHECKING:
+    Method = MethodSettings
+else:
+    Method = _one_of(*METHODS.values())
+
+# combinations do not nest
+_SINGLE = [method for method in METHODS.values() if method is not Combination]
+Combination.model_rebuild(_types_namespace={"Single": _one_of(*_SINGLE)})

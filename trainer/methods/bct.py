@@ -9,8 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from trainer.methods.images import AllImages
 from trainer.methods.influence import Influence
-from trainer.methods.recipe import Anchor, MethodSettings, Recipe, Retrained
+from trainer.methods.recipe import FROM_SCRATCH, Anchor, MethodSettings, Recipe, Retrained, Start
 from trainer.methods.terms import Classify, MatchEmbeddings
 
 
@@ -25,7 +26,7 @@ class BackwardCompatible(Retrained):
 
     def recipe(self) -> Recipe:
         terms = (Classify(), Influence(self.weight, "skip"))
-        return Recipe(start="scratch", data="all", terms=terms, anchor=self.anchor)
+        return Recipe(start=FROM_SCRATCH, images=(AllImages(),), terms=terms, anchor=self.anchor)
 
 
 class SynthesisedClassifier(Retrained):
@@ -39,7 +40,7 @@ class SynthesisedClassifier(Retrained):
 
     def recipe(self) -> Recipe:
         terms = (Classify(), Influence(self.weight, "synthesise"))
-        return Recipe(start="scratch", data="all", terms=terms, anchor=self.anchor)
+        return Recipe(start=FROM_SCRATCH, images=(AllImages(),), terms=terms, anchor=self.anchor)
 
 
 class DistilledInfluence(Retrained):
@@ -53,7 +54,7 @@ class DistilledInfluence(Retrained):
 
     def recipe(self) -> Recipe:
         terms = (Classify(), Influence(self.weight, "distil", temperature=self.temperature))
-        return Recipe(start="scratch", data="all", terms=terms)
+        return Recipe(start=FROM_SCRATCH, images=(AllImages(),), terms=terms)
 
 
 class PseudoLabels(MethodSettings):
@@ -69,7 +70,7 @@ class PseudoLabels(MethodSettings):
         distil = Influence(
             self.weight, "distil", classify_known=False, temperature=self.temperature
         )
-        return Recipe(start="scratch", data="current", terms=(Classify(), distil))
+        return Recipe(start=Start(embedder="scratch"), terms=(Classify(), distil))
 
 
 class MatchOldEmbeddings(Retrained):
@@ -81,4 +82,4 @@ class MatchOldEmbeddings(Retrained):
 
     def recipe(self) -> Recipe:
         match = MatchEmbeddings(self.weight, known_only=True)
-        return Recipe(start="scratch", data="all", terms=(Classify(), match))
+        return Recipe(start=FROM_SCRATCH, images=(AllImages(),), terms=(Classify(), match))

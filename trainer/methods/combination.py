@@ -1,43 +1,23 @@
 """Several methods at once: the Terms of all of them."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from trainer.methods.bct import (
-    BackwardCompatible,
-    DistilledInfluence,
-    MatchOldEmbeddings,
-    PseudoLabels,
-    SynthesisedClassifier,
-)
-from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
-from trainer.methods.lfl import LessForgetting
-from trainer.methods.plain import Baseline, Finetune, Joint
-from trainer.methods.recipe import MethodSettings, Recipe
+from trainer.methods.images import AllImages, NewImages
+from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Start
+from trainer.methods.wants import FrozenRows
 
-Single = Annotated[
-    Baseline
-    | Finetune
-    | Joint
-    | LessForgetting
-    | LearningWithoutForgetting
-    | FlexibleDistillation
-    | BackwardCompatible
-    | SynthesisedClassifier
-    | DistilledInfluence
-    | PseudoLabels
-    | MatchOldEmbeddings,
-    Field(discriminator="kind"),
-]
+if TYPE_CHECKING:
+    Single = MethodSettings
 
 
 class Combination(MethodSettings):
     """The losses of several methods added up, such as FKD's and BCT-sys's."""
 
     kind: Literal["combination"] = "combination"
-    of: dict[str, Single] = Field(min_length=2)
+    of: dict[str, "Single"] = Field(min_length=2)  # any other method: filled in beside METHODS
     """The methods by their kinds, such as {fkd: {neighbours: 100}, bct-sys: {}}."""
     start: Literal["scratch", "previous"] = "previous"
     """Where the embedder and rows start, whatever the methods do by themselves."""
@@ -58,6 +38,14 @@ class Combination(MethodSettings):
         kinds = [type(term).__name__ for term in terms]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"{' and '.join(self.of)} are of one kind of loss: leave out one")
-        anchors = {recipe.anchor for recipe in recipes if recipe.needs.classifier}
-        anchor = anchors.pop() if anchors else "previous"
-        return Recipe(self.start, self.data, terms, anchor)
+        anchors = {recipe.anchor for recipe in recipes if recipe.want(FrozenRows) is not None}
+        start = Start(embedder=self.start)
+        if self.start == "scratch" and self.data == "all":
+            # old identities' rows are learned from their images; without these they are kept
+            start = FROM_SCRATCH
+        return Recipe(
+            start=start,
+            images=(AllImages(),) if self.data == "all" else (NewImages(),),
+            terms=terms,
+            anchor=anchors.pop() if anchors else "previous",
+        )

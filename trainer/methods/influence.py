@@ -1,7 +1,7 @@
 """The Term of backward-compatible training: the frozen old classifier judges the new embedding."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -9,8 +9,9 @@ from trainer.heads.distillation import distillation
 from trainer.heads.margin_loss import Part
 from trainer.heads.precision import product
 from trainer.losses import leading
-from trainer.methods.recipe import Forward, Needs, OldClassifier, Teacher
-from trainer.methods.spelling import renamed
+from trainer.methods.recipe import Forward, OldClassifier, Over, Teacher
+from trainer.methods.spelling import renamed, unspelled
+from trainer.methods.wants import Answers, ClassMeans, FrozenRows, Want
 
 Unknown = Literal["skip", "synthesise", "distil"]
 """What to do with images of identities that the old classifier lacks: leave them out (BCT), give
@@ -33,14 +34,18 @@ class Influence:
     temperature: float = 1.0
     """What the distilled logits are divided by. At 1 cosines are multiplied by the old classifier's
     scale alone: the "same temperature as in the cosine margin loss" of App. A."""
+    name: str = unspelled("influence")
+    over: ClassVar[Over | None] = None
 
     @property
-    def needs(self) -> Needs:
-        return Needs(
-            embeddings=self.unknown == "distil",
-            classifier=True,
-            class_means=self.unknown == "synthesise",
-        )
+    def wants(self) -> tuple[Want, ...]:
+        """The frozen classifier; to distil, what its model says; to synthesise, class means."""
+        more: dict[Unknown, tuple[Want, ...]] = {
+            "skip": (),
+            "distil": (Answers(embeddings=True),),
+            "synthesise": (ClassMeans(),),
+        }
+        return (FrozenRows(), *more[self.unknown])
 
     def at(self, old_rows: int) -> "Influence":
         return self
@@ -67,7 +72,7 @@ class Influence:
         self, labels: torch.Tensor, forward: Forward, old: OldClassifier
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Which labels [B] have an old row, and that row; its first one for those without."""
-        place = places(labels, forward.current.first, old.num_known)
+        place = places(labels, forward.rows["new"].first, old.num_known)
         has_row = place < old.rows.last
         return has_row, torch.where(has_row, place, old.rows.first)
 

@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from trainer.methods.recipe import MethodSettings, Recipe, Retrained
+from trainer.methods.images import AllImages
+from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Retrained, Start
 from trainer.methods.terms import Classify
 
 
@@ -12,7 +13,7 @@ class Baseline(MethodSettings):
     kind: Literal["baseline"] = "baseline"
 
     def recipe(self) -> Recipe:
-        return Recipe(start="scratch", terms=(Classify(),))
+        return Recipe(start=Start(embedder="scratch"), terms=(Classify(),))
 
 
 class Finetune(MethodSettings):
@@ -30,4 +31,4 @@ class Joint(Retrained):
     kind: Literal["joint"] = "joint"
 
     def recipe(self) -> Recipe:
-        return Recipe(start="scratch", data="all", terms=(Classify(),))
+        return Recipe(start=FROM_SCRATCH, images=(AllImages(),), terms=(Classify(),))

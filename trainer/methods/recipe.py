@@ -1,19 +1,28 @@
 """What a continual-learning method is: data, not a subclass."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from data_shards.files import fingerprint
 from data_shards.settings import Settings
+from data_shards.splits.benchmark import Benchmark
 from trainer.backbones import EmbedderSettings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.spelling import renamed, spelled
+from trainer.methods.images import AllImages, ImageSource, NewImages
+from trainer.methods.spelling import spelled, spelled_needs
+from trainer.methods.wants import Want, merged
 
 Anchor = Literal["previous", "first"]
+Over = Literal["old", "new", "all"]
+"""Whose classifier rows: of identities from before the step, of those whose images it trains on
+(everybody's, where a recipe sees all images), or of every identity so far."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +46,7 @@ class OldClassifier:
     """The classifier of a finished model, frozen."""
 
     rows: ShardedRows
-    """As its logits see them; for Terms that ask for class means, followed by one row for each
+    """As its logits see them; for Terms that want class means, followed by one row for each
     identity trained on now that it does not know."""
     classifier: MarginLoss
     """Its margin and running statistics."""
@@ -56,7 +65,7 @@ class OldClassifier:
         return Teacher(rows=self.rows, num_known=self.num_known, **said)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Forward:
     """Everything a Term may look at in one iteration."""
 
@@ -65,17 +74,23 @@ class Forward:
     autograd."""
     labels: torch.Tensor
     """[B] int64 classifier rows."""
-    current: ShardedRows
-    """The rows of this step's identities (of all identities, when a recipe trains on all data)."""
-    previous: ShardedRows | None
-    """The trained copy of the old identities' rows."""
-    teacher: Teacher
+    rows: Mapping[Over, ShardedRows]
+    """The rows of old identities, of those whose images are trained on, and of all; see
+    `trainer.row_layout.rows_over`. Only those that a Term of the recipe is over are sure to be
+    there."""
     classifier: MarginLoss
+    teacher: Teacher = Teacher()
+    """What the previous model says, for Terms that want `Answers`."""
+    loaded: Mapping[type[Want], Any] = field(default_factory=dict)
+    """What earlier phases prepared for other wants, by the want's class (`Want.load`)."""
+    parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """The embedder's trainable parameters by name, with autograd, equal on every rank."""
     iteration: int = 0
     update: Update | None = None
-    """Update the current rows in the backward pass; none: leave their gradient."""
+    """For the one Term that is over the current rows: it may update them in the backward pass;
+    none: leave their gradient."""
     anchor: OldClassifier | None = None
-    """Of the model to stay compatible with, for Terms that ask for a classifier."""
+    """Of the model to stay compatible with, for Terms that want `FrozenRows`."""
     part: Part | None = None
     """Where this is a part of the global batch only."""
 
@@ -84,43 +99,38 @@ class Forward:
         """The labels of the whole global batch, of which `labels` may be a part."""
         return self.labels if self.part is None else self.part.labels
 
+    def once(self, penalty: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """What a Term returns for a `penalty` that is no sum over samples, such as one on
+        `parameters`: a scalar, on every rank the same.
 
-@dataclass(frozen=True)
-class Needs:
-    """What a Term asks of old models; nothing, for a Term that works at step 0 too."""
-
-    embeddings: bool = False
-    neighbours: int | None = None
-    """K."""
-    trained_rows: bool = False
-    """The old identities' rows are trained along."""
-    classifier: bool = False
-    """The classifier of the recipe's anchor with its rows, frozen."""
-    class_means: bool = renamed("prototypes", default=False)
-    """Rows for the identities that the anchor does not know: the means of its embeddings of their
-    images."""
-
-    @property
-    def answers(self) -> bool:
-        """Whether the previous model must be run on each training image."""
-        return self.embeddings or self.neighbours is not None
-
-    @property
-    def any(self) -> bool:
-        """Whether there must be a previous model at all."""
-        return self.answers or self.trained_rows or self.classifier or self.class_means
+        It counts once an update. A batch that goes through in parts meets it in each of them, with
+        the same parameters, so each part takes the share of the batch's samples that it has.
+        """
+        return penalty * len(self.labels), len(self.every)
 
 
 class Term(Protocol):
     """One weighted loss."""
 
     @property
+    def name(self) -> str:
+        """What its mean is called in records and metrics. Two Terms of a recipe differ in it."""
+
+    @property
     def weight(self) -> float:
         """What the loss is multiplied by."""
 
     @property
-    def needs(self) -> Needs:
-        """What it asks of the previous model."""
+    def over(self) -> Over | None:
+        """Whose rows it trains; none: it trains no rows.
+
+        Which rows a step has follows from that, and whether they can be updated in the backward
+        pass.
+        """
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        """What it wants of earlier models; nothing, for a Term that works at step 0 too."""
 
     def at(self, old_rows: int) -> "Term":
         """The Term to use when there are `old_rows` old identities."""
@@ -131,48 +141,106 @@ class Term(Protocol):
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How one learning step is trained."""
+class Start:
+    """What a learning step begins with. New identities' rows are random."""
 
-    start: Literal["scratch", "previous"] = "previous"
-    """Where the embedder and rows start."""
-    data: Literal["current", "all"] = "current"
-    """Train on this step's images, or on those of every step so far (upper bound)."""
-    terms: tuple[Term, ...] = field(default=())
+    embedder: Literal["scratch", "previous"] = "previous"
+    """Random, or the previous model's, with the running statistics of its margin."""
+    old_rows: Literal["scratch", "previous"] = "previous"
+    """Old identities' rows: random, or the previous model's. A model keeps a row for every
+    identity so far, so they are held even where nothing trains them."""
+
+    def spelled(self, sees_all: bool) -> str:
+        """In fingerprints. When recipes could not say where old rows start, those of a new
+        embedder that saw every image started from scratch, all others from the previous model."""
+        usual = "scratch" if self.embedder == "scratch" and sees_all else "previous"
+        rows = "" if self.old_rows == usual else f", old rows {self.old_rows}"
+        return f"{self.embedder}{rows}"
+
+
+FROM_SCRATCH = Start(embedder="scratch", old_rows="scratch")
+"""Nothing of the previous model."""
+
+_RELEASED_IMAGES: dict[tuple[ImageSource, ...], str] = {
+    (NewImages(),): "current",
+    (AllImages(),): "all",
+}
+
+_W = TypeVar("_W", bound=Want)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one learning step is trained. Raises ValueError for Terms that do not go together."""
+
+    start: Start = Start()
+    images: tuple[ImageSource, ...] = (NewImages(),)
+    """What it trains on, all of them together."""
+    terms: tuple[Term, ...] = ()
     anchor: Anchor = "previous"
     """The model to stay compatible with: that of the step before, or that of step 0."""
 
     def __post_init__(self) -> None:
-        sizes = {k for k in (term.needs.neighbours for term in self.terms) if k is not None}
-        if len(sizes) > 1:
-            raise ValueError(f"one recipe cannot select neighbourhoods of several sizes: {sizes}")
+        merged(want for term in self.terms for want in term.wants)
+        owner: dict[str, Term] = {}
+        for term in self.terms:
+            if term.name == "loss":
+                raise ValueError(f"{term} is called loss, as the sum of all is: name it otherwise")
+            if term.name in owner:
+                raise ValueError(
+                    f"{owner[term.name]} and {term} are both called {term.name}, and one's metric "
+                    "would overwrite the other's: give one of them another name"
+                )
+            owner[term.name] = term
 
     @property
-    def needs(self) -> Needs:
-        """What all Terms together ask of the previous model."""
-        every = [term.needs for term in self.terms]
-        return Needs(
-            embeddings=any(n.embeddings for n in every),
-            neighbours=next((n.neighbours for n in every if n.neighbours is not None), None),
-            trained_rows=any(n.trained_rows for n in every),
-            classifier=any(n.classifier for n in every),
-            class_means=any(n.class_means for n in every),
-        )
+    def wants(self) -> tuple[Want, ...]:
+        """What all Terms together want of earlier models, one of each class."""
+        return merged(want for term in self.terms for want in term.wants)
+
+    def want(self, kind: type[_W]) -> _W | None:
+        """The want of that class; None where no Term has it."""
+        return next((want for want in self.wants if isinstance(want, kind)), None)
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether it trains on all images of every identity so far."""
+        return any(source.every_identity for source in self.images)
+
+    def samples(self, benchmark: Benchmark, step: int) -> NDArray[np.int64]:
+        """The dataset rows [n] that learning step `step` trains on."""
+        return np.concatenate([source.samples(benchmark, step) for source in self.images])
+
+    def count(self, images: Sequence[int], step: int) -> int:
+        """How many `samples` there are, where learning step t brings images[t] new ones."""
+        return sum(source.count(images, step) for source in self.images)
 
     def at(self, step: int, old_rows: int) -> "Recipe":
         """This recipe as it applies at learning step `step`, with `old_rows` = C_old.
 
-        Step 0 has no previous model: it starts from scratch, without the Terms that need one. A
-        neighbourhood of K >= C_old is all old rows, and is computed as such.
+        Step 0 has no previous model: it starts from scratch, without the Terms that want one or
+        train old identities' rows. A neighbourhood of K >= C_old is all old rows, and is computed
+        as such.
         """
         if step == 0:
-            return Recipe("scratch", "current", tuple(t for t in self.terms if not t.needs.any))
+            # the same for all methods, so that a run trains step 0 once a seed
+            terms = tuple(t.at(0) for t in self.terms if not t.wants and t.over != "old")
+            return Recipe(start=Start(embedder="scratch"), terms=terms)
         return replace(self, terms=tuple(t.at(old_rows) for t in self.terms))
+
+    def spelled_images(self) -> str | list[str]:
+        """The images in fingerprints."""
+        return _RELEASED_IMAGES.get(self.images) or [spelled(source) for source in self.images]
+
+    def spelled_needs(self) -> str:
+        """What is wanted of earlier models, in the fingerprint of the previous one's answers."""
+        return spelled_needs(self.wants, any(term.over == "old" for term in self.terms))
 
     def fingerprint(self) -> str:
         """Equal for recipes that train alike."""
         terms = [[type(term).__name__, spelled(term)] for term in self.terms]
-        return fingerprint([self.start, self.data, self.anchor, terms])
+        start = self.start.spelled(self.sees_all)
+        return fingerprint([start, self.spelled_images(), self.anchor, terms])
 
 
 class MethodSettings(Settings):

@@ -6,33 +6,60 @@ from typing import ClassVar, Literal
 import torch
 
 from trainer.heads.distillation import distillation
+from trainer.heads.margin_loss import Part
 from trainer.heads.neighbourhood import activations
 from trainer.losses import embedding_distance, leading, neighbourhood_distillation, relaxed
-from trainer.methods.recipe import Forward, Needs
-from trainer.methods.spelling import renamed, spelled
+from trainer.methods.recipe import Forward, Over
+from trainer.methods.spelling import added, renamed, spelled_needs, unspelled
+from trainer.methods.wants import Answers, Want
 
 
 @dataclass(frozen=True)
 class Classify:
-    """Softmax cross-entropy over the current rows, with the classifier's margin (CRL, Eq. 1)."""
+    """Softmax cross-entropy with the classifier's margin (CRL paper, Eq. 1)."""
 
     weight: float = 1.0
-    needs: ClassVar[Needs] = Needs()
-    spelled_end: ClassVar = f"needs={spelled(needs)}"
+    over: Over = added("new")
+    """The rows of the softmax, and of the samples that count. new: all samples, over the rows of
+    the identities that are trained on. all: all samples, over everybody's rows. old: samples of
+    old identities, over old rows."""
+    name: str = unspelled("classify")
+    wants: ClassVar[tuple[Want, ...]] = ()
+    spelled_end: ClassVar = f"needs={spelled_needs()}"
 
     def at(self, old_rows: int) -> "Classify":
-        return self
+        """Without old rows, all rows are the new ones."""
+        return self if old_rows or self.over == "old" else replace(self, over="new")
 
-    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
+        if self.over == "old":
+            return self._of_old_identities(forward)
         losses = forward.classifier.losses(
             forward.embeddings,
             forward.labels,
-            forward.current,
+            forward.rows[self.over],
             forward.iteration,
             forward.update,
             forward.part,
         )
         return losses.sum(), len(forward.every)
+
+    def _of_old_identities(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = forward.rows["old"]
+        is_old, every_is_old = forward.labels < rows.last, forward.every < rows.last
+        # samples of new identities stay in the batch, labelled as the first row's, and weigh
+        # nothing: leaving them out would make shapes depend on data, for which a GPU waits
+        target = torch.where(is_old, forward.labels, rows.first)
+        every_target = torch.where(every_is_old, forward.every, rows.first)
+        losses = forward.classifier.losses(
+            forward.embeddings,
+            target,
+            rows,
+            forward.iteration,
+            part=forward.part and Part(forward.part.number, every_target),
+            observe=False,  # the margin's statistics move with the Term that classifies all samples
+        )
+        return (losses * is_old).sum(), every_is_old.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -44,8 +71,10 @@ class MatchEmbeddings:
 
     weight: float
     known_only: bool = renamed("known", default=False)
-    needs: ClassVar[Needs] = Needs(embeddings=True)
-    spelled_end: ClassVar = f"needs={spelled(needs)}"
+    name: str = unspelled("matchembeddings")
+    over: ClassVar[Over | None] = None
+    wants: ClassVar[tuple[Want, ...]] = (Answers(embeddings=True),)
+    spelled_end: ClassVar = f"needs={spelled_needs(wants)}"
 
     def at(self, old_rows: int) -> "MatchEmbeddings":
         return self
@@ -73,12 +102,12 @@ class Distill:
     """beta, share of the teacher's entropy left free."""
     temperature: float
     divergence: Literal["kl", "cross_entropy"] = "kl"
+    name: str = unspelled("distill")
+    over: ClassVar[Over | None] = "old"
 
     @property
-    def needs(self) -> Needs:
-        if self.neighbours is None:
-            return Needs(embeddings=True, trained_rows=True)
-        return Needs(neighbours=self.neighbours, trained_rows=True)
+    def wants(self) -> tuple[Want, ...]:
+        return (Answers(embeddings=self.neighbours is None, top_k=self.neighbours),)
 
     def at(self, old_rows: int) -> "Distill":
         """K >= C_old is all old rows: a matrix product, and bit for bit the same as Basic."""
@@ -86,8 +115,7 @@ class Distill:
         return replace(self, neighbours=None) if whole else self
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
-        student, teacher = forward.previous, forward.teacher
-        assert student is not None
+        student, teacher = forward.rows["old"], forward.teacher
         logits = forward.classifier.settings
         inputs = logits.inputs(forward.embeddings)
         if self.neighbours is None:

@@ -1,6 +1,6 @@
 """Compatibility: may a new model's queries be compared with an old model's gallery?
 
-Here are the settings; the pure functions are in the modules beside this one.
+This module has the settings, the modules beside it the pure functions.
 """
 
 from pydantic import Field, field_validator

@@ -33,7 +33,7 @@ _SEEDS = 5  # random orders
 
 
 def gallery_identities(trials: Trials) -> Ids:
-    """Who is in the gallery, or on the right side of pairs, ascending."""
+    """The identities in the gallery or on the right side of pairs, ascending."""
     asked = [] if trials.search is None else [trials.search.gallery_identity]
     asked += [] if trials.pairs is None else [trials.pairs.right_identity]
     return np.unique(np.concatenate(asked))
@@ -76,11 +76,12 @@ def curves(
 
 
 def isolated_first(trials: Trials, old: Embedded) -> Ids:
-    """The gallery's identities, farthest from everybody else's stored vectors first.
+    """The gallery's identities, farthest from all others' stored vectors first.
 
-    A new query scores higher with new vectors than with old ones, whoever they show: what is
-    re-embedded outranks mates that are not yet. Who is far from everybody does that to the fewest.
-    Of the old model's gallery vectors alone: it can be worked out before anything is re-embedded.
+    A new query scores higher with new vectors than with old ones, whomever they show, so vectors
+    that are re-embedded outrank mates that are not yet. Identities far from all others do so to the
+    fewest queries. Only the old model's vectors are needed: the order can be computed before
+    anything is re-embedded.
     """
     number, identity = _stored(trials)
     vectors = trials.vectors(old, old.dimension).of(number)
@@ -94,7 +95,7 @@ def isolated_first(trials: Trials, old: Embedded) -> Ids:
 
 
 def _stored(trials: Trials) -> tuple[Ids, Ids]:
-    """The images or templates of the gallery, ascending, and whom each shows."""
+    """The images or templates of the gallery, ascending, and the identity of each."""
     search, pairs = trials.search, trials.pairs
     sides = [] if search is None else [(search.gallery, search.gallery_identity)]
     sides += [] if pairs is None else [(pairs.right, pairs.right_identity)]
@@ -106,9 +107,9 @@ def _stored(trials: Trials) -> tuple[Ids, Ids]:
 def mixtures(
     trials: Trials, old: Embedded, new: Embedded, points: Sequence[Point], orders: Sequence[Ids]
 ) -> list[list[Outcome]]:
-    """What new queries find when the first of each order's identities are re-embedded.
+    """The outcomes of new queries when a leading part of each order's identities is re-embedded.
 
-    A list an order, with an outcome for each of `SHARES`.
+    One list for each order, with an outcome for each of `SHARES`.
     """
     before, after = measure(trials, new, old, points), measure(trials, new, new, points)
     people = gallery_identities(trials)
@@ -131,7 +132,7 @@ def mixtures(
 
 
 def _turn(people: Ids, order: Ids) -> Floats:
-    """[n] the share at which each of `people` is still to be re-embedded under `order`."""
+    """[n] the share of re-embedded identities above which each of `people` is among them."""
     turn = np.empty(len(people))
     turn[np.searchsorted(people, order)] = (np.arange(len(order)) + 0.5) / len(order)
     return turn
@@ -140,7 +141,10 @@ def _turn(people: Ids, order: Ids) -> Floats:
 def _mixed_searches(
     trials: Trials, old: Embedded, new: Embedded, turns: Sequence[Floats]
 ) -> list[list[Best]]:
-    """Best scores in galleries whose groups whose `turns` [G] are below a share are new."""
+    """Best scores in mixed galleries: a group is new at the shares above its turn (`turns` [G]).
+
+    One list for each of `turns`, with the scores at each of `SHARES`.
+    """
     search = trials.search
     assert search is not None
     dimension = min(old.dimension, new.dimension)
@@ -179,6 +183,8 @@ def _mixed_block(
         first, last = np.searchsorted(search.group_part, [part, part + 1])
         order = first + np.argsort(turn[first:last], kind="stable")
         done = np.searchsorted(turn[order], SHARES)  # groups re-embedded at each share
+        # the first `done` groups of the order are new and the others old: running maxima from the
+        # front and from the back give the best score at every share at once
         nobody = np.full((len(mate), 1), -np.inf, dtype=mate.dtype)
         new = np.maximum.accumulate(np.hstack([nobody, after[1][:, order]]), axis=1)
         old = np.maximum.accumulate(np.hstack([nobody, before[1][:, order[::-1]]]), axis=1)

@@ -1,4 +1,4 @@
-"""Whether a new model's queries may meet an old model's gallery, and what that gains or harms."""
+"""Compares two models: does the compatibility criterion hold, and what does the update change?"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,9 +30,9 @@ def compare(
     """M(old, old), M(new, old), M(new, new) and the paragon's M at each operating point; the
     criterion (Eq. 2 of the BCT paper), gains with intervals, negative flips, backfill curves.
 
-    ``old_new`` is the way back: queries of the old model in a gallery of the new one. `names` are
-    the identities', by number; `backfill` asks for the curves. Raises InputError for an operating
-    point that `trials` cannot tell, and for embeddings that are NaN.
+    ``old_new`` is the opposite direction: queries of the old model in a gallery of the new one.
+    `names` are the identities' by number; `backfill` includes the curves. Raises InputError for an
+    operating point that `trials` cannot measure, and for embeddings that are NaN.
     """
     points = trials.points(settings.at)
     pairs = {
@@ -71,7 +71,7 @@ def compare(
 def judge(
     figures: dict[str, Figure], drawn: NDArray[np.int64], confidence: float
 ) -> dict[str, Any]:
-    """The figures, the gains and whether the criterion holds, by resamples `drawn` [r, n].
+    """The figures, the gains and whether the criterion holds, from resamples `drawn` [r, n].
 
     The criterion holds where the lower bound of M(new, old) - M(old, old) is above 0; the update
     gain, [M(new, old) - M(old, old)] / [M(paragon, paragon) - M(old, old)], is given only there
@@ -93,6 +93,6 @@ def judge(
 
 
 def _with_interval(values: Floats, confidence: float) -> dict[str, float]:
-    """The estimate, which comes first, and the interval of the resamples behind it."""
+    """The estimate, which is the first of `values`, and the interval of the resamples after it."""
     low, high = interval(values[1:], confidence)
     return {"value": float(values[0]), "low": low, "high": high}

@@ -1,4 +1,4 @@
-"""Figures of a test under weights of its identities: one form for the estimate and its bootstrap.
+"""Figures of a test as functions of weights on its identities: for the estimate and its bootstrap.
 
 `weights` are [r, n]: how often each of n query identities is drawn in each of r resamples; a row of
 ones gives the figure itself. Every trial belongs to the identity of its query.
@@ -18,7 +18,7 @@ _HELD = 2**22  # weights of single trials held at once
 
 
 class Figure(Protocol):
-    """A number between 0 and 1 that says how good a model is."""
+    """A measure of a model between 0 and 1, larger being better."""
 
     def values(self, weights: Weights) -> Floats:
         """[r] its value under each row of `weights` [r, n]; NaN where no trial has any weight."""
@@ -27,12 +27,12 @@ class Figure(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """The mean of a number of every trial: rank-1, mAP."""
+    """The mean of a value of each trial: rank-1, mAP."""
 
     identity: Ids
-    """[k] whose trial each is."""
+    """[k] the identity that each trial belongs to."""
     value: NDArray[np.generic]
-    """[k]"""
+    """[k] the value of each trial."""
 
     def values(self, weights: Weights) -> Floats:
         n = weights.shape[1]
@@ -59,7 +59,11 @@ class Accepted:
     rate: float
 
     def thresholds(self, weights: Weights) -> Floats:
-        """[r] genuine scores *above* it are accepted: the best impostor score that is too many."""
+        """[r] the best impostor score that is one too many: genuine scores *above* it are accepted.
+
+        Only few impostors decide a threshold, so the best are sorted, and twice as many where these
+        do not suffice.
+        """
         count = np.bincount(self.impostor_identity, minlength=weights.shape[1])
         allowed = (weights @ count) * (self.rate * (1 + 1e-12))  # as `Roc.at` has it
         held = 100 + int(2 * self.rate * len(self.impostor))
@@ -91,6 +95,8 @@ class Accepted:
         n = weights.shape[1]
         threshold = self.thresholds(weights)
         count = np.bincount(self.genuine_identity, minlength=n)
+        # above the highest threshold all resamples accept a score, below the lowest none does: only
+        # scores in between are compared with each
         sure = self.genuine > threshold.max()
         accepted = weights @ np.bincount(self.genuine_identity[sure], minlength=n)
         unsure = np.flatnonzero(~sure & (self.genuine > threshold.min()))
@@ -105,7 +111,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class MeanOf:
-    """The mean of several figures: one a gallery."""
+    """The mean of several figures, one for each gallery."""
 
     figures: Sequence[Figure]
 

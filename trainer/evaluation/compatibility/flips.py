@@ -1,6 +1,7 @@
-"""Negative flips: trials that the old model got right and the new one, on old vectors, does not.
+"""Negative flips: trials that the old model got right and the new one, on old vectors, gets wrong.
 
-The mean may rise while some identities get worse; these are whom an operator is called about.
+The mean may rise while some identities get worse; these are the ones that an operator gets calls
+about.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 WORST = 20
-"""Identities named."""
+"""Most identities that are named."""
 
 
 def flips(

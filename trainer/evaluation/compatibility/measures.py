@@ -1,4 +1,4 @@
-"""M(query model, gallery model): what a test finds when two models share its work."""
+"""M(query model, gallery model): a test whose queries and gallery are embedded by two models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What every trial of a test gave, for one model of the queries and one of the gallery."""
+    """The results of all trials of a test, for one model of the queries and one of the gallery."""
 
     trials: Trials
     best: Best | None
-    """Of the searches."""
+    """Best scores of the searches."""
     precision: NDArray[np.float64] | None
-    """[q] each query's average precision, where it is asked for."""
+    """[q] each query's average precision, if needed."""
     score: NDArray[np.float64] | None
     """[p] minus the squared distance of each pair."""
 
@@ -62,10 +62,10 @@ class Outcome:
         return Accepted(self.score[same], identity[same], self.score[~same], identity[~same], rate)
 
     def rights(self, points: Sequence[Point]) -> tuple[Ids, NDArray[np.bool_]]:
-        """Whose trial each is (rows of `Trials.identities`), and whether it went right.
+        """The identity of each trial (rows of `Trials.identities`), and whether it is right.
 
-        Searches where there are any (rank 1); else pairs, at the threshold of the first of
-        `points`.
+        Trials are the searches, if there are any, at rank 1; otherwise pairs, at the threshold of
+        the first of `points`.
         """
         found, best = self.trials.search, self.best
         if found is not None and best is not None:
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def measure(trials: Trials, query: Embedded, gallery: Embedded, points: Sequence[Point]) -> Outcome:
-    """Puts two models to the test, as far as `points` ask: M(query, gallery)."""
+    """Tests a model of the queries and one of the gallery, as far as `points` need."""
     dimension = min(query.dimension, gallery.dimension)
     asking, asked = (trials.vectors(model, dimension) for model in (query, gallery))
     kinds = {point.kind for point in points}

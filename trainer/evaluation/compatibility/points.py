@@ -1,4 +1,4 @@
-"""Operating points: the figures that a user asks for, by the names they are written with."""
+"""Operating points: the figures to measure, and their names in configurations and commands."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from data_shards.settings import InputError
 
 _PLAIN, _AT_RATE = ("top1", "map"), ("tar", "tpir")
 DEFAULT = ("top1", "tar@1e-2")
-"""Where none is asked for, those of these that the test can tell."""
+"""Used if none is given, as far as the test can measure them."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Point:
 
     @classmethod
     def parse(cls, name: str) -> "Point":
-        """The point that `name` says, such as top1 or tar@1e-3. Raises InputError."""
+        """Parses a name such as top1 or tar@1e-3. Raises InputError."""
         kind, at, rate = name.partition("@")
         if kind in _PLAIN and not at:
             return cls(name, kind)

@@ -23,9 +23,9 @@ _NOBODY = -np.inf
 
 @dataclass(frozen=True)
 class Search:
-    """Queries ([q]) and a gallery ([g]): numbers of images or templates, whom they show, by whom.
+    """Queries ([q]) and a gallery ([g]): numbers of images or templates, identities and cameras.
 
-    The gallery is ordered by `gallery_part` and, within, by identity.
+    The gallery is ordered by `gallery_part`, then by identity.
     """
 
     query: Ids
@@ -48,8 +48,8 @@ class Search:
     ) -> "Search":
         """A search, of (number, identity, camera) of the queries and of the gallery.
 
-        Without `part` the gallery's identities are halved at random, always alike: every query is
-        then mated in one half only, as in IJB-C's two galleries.
+        Without `part` the gallery's identities are split into two random halves, always the same:
+        every query is then mated in one half only, as in IJB-C's two galleries.
         """
         halved = part is None
         if part is None:
@@ -67,7 +67,7 @@ class Search:
 
     @property
     def group_identity(self) -> Ids:
-        """[G] whom each group shows."""
+        """[G] the identity of each group."""
         return self.gallery_identity[self.starts]
 
     @cached_property
@@ -77,7 +77,7 @@ class Search:
 
     @property
     def parts(self) -> int:
-        """P."""
+        """P, the number of parts."""
         return int(self.group_part[-1]) + 1
 
     @cached_property
@@ -94,7 +94,7 @@ class Search:
 
     @cached_property
     def dropped(self) -> tuple[Ids, Ids]:
-        """(query, gallery row) of every pair by one camera of one identity, ascending by query."""
+        """(query, gallery row) of every pair of one identity and camera, ascending by query."""
         sizes = np.diff(self.starts, append=len(self.gallery))
         queries, rows = [], []
         for part in range(self.parts):
@@ -111,7 +111,7 @@ class Search:
 
     @cached_property
     def mated(self) -> NDArray[np.bool_]:
-        """[q, P] which queries have an image to find in which part."""
+        """[q, P] whether a query has an image to find in a part."""
         sizes = np.diff(self.starts, append=len(self.gallery))
         query, row = self.dropped
         lost = np.zeros_like(self.own)
@@ -120,7 +120,7 @@ class Search:
 
     @property
     def unmated(self) -> NDArray[np.bool_]:
-        """[q, P] which queries' identities are not in which part at all."""
+        """[q, P] whether a query's identity is not in a part at all."""
         return self.own < 0
 
 
@@ -149,7 +149,7 @@ class Best:
     other: Scores
 
     def right(self, search: Search) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which trials found their mate first, and which are trials at all.
+        """Whether each trial found its mate at rank 1, and which are trials at all.
 
         [q, 1] over the whole of a halved gallery, else [q, P]. A tie with another is a miss.
         """

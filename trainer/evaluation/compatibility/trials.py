@@ -1,4 +1,4 @@
-"""What a compatibility test asks: searches, pairs, or both, of images or of templates."""
+"""The trials of a compatibility test: searches, pairs or both, of images or of templates."""
 
 import math
 from collections.abc import Iterable
@@ -44,15 +44,15 @@ class Templates:
 
 @dataclass(frozen=True)
 class Trials:
-    """A test of two models. Queries and pairs speak of images, or of `templates` if there are."""
+    """A test of two models. Queries and pairs refer to images, or to `templates` if given."""
 
     search: Search | None
     pairs: Pairs | None
     templates: Templates | None
     normalised: bool
-    """Whether vectors of length 1 are compared."""
+    """Whether vectors are normalised to length 1 before they are compared."""
     what: str
-    """Names the test in errors."""
+    """The test's name in errors."""
     refused: int = 0
     """Pairs left out because an image of theirs was refused at import."""
 
@@ -73,19 +73,19 @@ class Trials:
         return np.unique(np.concatenate(asked))
 
     def vectors(self, model: Embedded, dimension: int) -> Embedded:
-        """The model's vectors of what is compared, `dimension` elements long."""
+        """The model's vectors of the images or templates, with the first `dimension` elements."""
         own = self.samples if self.templates is None else self.templates.sample
         if self.templates is None:
             found = comparable(model.of(own), dimension, self.normalised)
             return Embedded(own, found.numpy())
-        # a template's length 1 comes last: leading elements of the sum are the sum of theirs
+        # templates are normalised last: their leading elements are sums of the images' leading ones
         images = comparable(model.of(own), dimension, normalised=False)
         return Embedded(*template_vectors(images, self.templates.template, self.templates.medium))
 
     def points(self, asked: Iterable[str]) -> list[Point]:
-        """The operating points of these names; none: those of `DEFAULT` that it can tell.
+        """The operating points of these names; without any, those of `DEFAULT` it can measure.
 
-        Raises InputError for one that it cannot tell, naming the smallest rate that it can.
+        Raises InputError for one that it cannot measure, naming the smallest rate that it can.
         """
         points = [Point.parse(name) for name in asked]
         if points:
@@ -100,13 +100,13 @@ class Trials:
         return points
 
     def left_out(self, asked: Iterable[str]) -> list[str]:
-        """What a comparison at these points does without, in words."""
+        """Lines on what a comparison at these points leaves out."""
         untold = [] if list(asked) else [self._why_not(name) for name in DEFAULT]
         refused = f"{self.refused:,} pairs have an image that was refused at import"
         return [why for why in untold if why] + ([refused] if self.refused else [])
 
     def _why_not(self, name: str) -> str | None:
-        """Why the operating point `name` cannot be told, if it cannot."""
+        """Why the operating point `name` cannot be measured, or None if it can."""
         try:
             self._check(Point.parse(name))
         except InputError as error:
@@ -114,7 +114,7 @@ class Trials:
         return None
 
     def _check(self, point: Point) -> None:
-        """Raises InputError where `point` cannot be told."""
+        """Raises InputError if `point` cannot be measured."""
         if point.kind == "tar":
             if self.pairs is None:
                 raise InputError(f"{self.what} has no pairs, which {point.name} needs")
@@ -139,7 +139,7 @@ class Trials:
 
 
 def _smallest(impostors: int) -> str:
-    """The smallest rate that so many impostors can tell, rounded up to two digits."""
+    """The smallest rate that so many impostors can measure, rounded up to two digits."""
     power = 10 ** (math.floor(math.log10(1 / impostors)) - 1)
     return f"{math.ceil(1 / impostors / power - 1e-9) * power:.2g}"
 
@@ -159,9 +159,9 @@ def of_benchmark(dataset: ShardDataset, benchmark: Benchmark, distance: str, wha
 
 
 def of_dataset(dataset: ShardDataset) -> Trials:
-    """The tests that a dataset's tables and roles describe, of vectors of length 1.
+    """The trials that a dataset's tables and roles define, of vectors of length 1.
 
-    Raises InputError for none.
+    Raises InputError when it defines none.
     """
     held, what = set(dataset.manifest.get("tables", ())), dataset.location
     if "templates" in held:
@@ -189,7 +189,7 @@ def _search(
 ) -> Search:
     """A search in `gallery`, whose images show the identities `shown`; none: the dataset's own.
 
-    With `apart` every image counts as one of a camera of its own.
+    With `apart` every image counts as taken by a camera of its own.
     """
     shown = dataset.identity[gallery] if shown is None else shown
     return Search.of(

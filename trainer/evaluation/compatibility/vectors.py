@@ -1,4 +1,4 @@
-"""Vectors of two models made comparable: the rule for different lengths, and the distance."""
+"""Makes the vectors of two models comparable: the rule for different dimensions, and the norm."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a model gave for some samples."""
+    """A model's embeddings of some samples."""
 
     samples: Ids
     """[n] dataset rows, ascending."""
@@ -22,7 +22,7 @@ class Embedded:
 
     @property
     def dimension(self) -> int:
-        """d."""
+        """d, the length of a vector."""
         return self.vectors.shape[1]
 
     def of(self, samples: Ids) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Test sets of their own: which images each protocol looks at, and what it measures on them."""
+"""Protocols of separate test sets: the images that each uses, and its measurements."""
 
 from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation import Distance, TestSetSettings
@@ -15,7 +15,7 @@ def open_protocol(
     dataset: ShardDataset,
     distractors: ShardDataset | None = None,
 ) -> TestSetProtocol:
-    """The protocol of a test over its datasets. Raises InputError for what they lack."""
+    """The protocol of a test over its datasets. Raises InputError if they lack a table or role."""
     match test.protocol:
         case "verification":
             return Verification(dataset)

@@ -1,4 +1,4 @@
-"""What every test set's protocol shares."""
+"""The interface of test set protocols, and helpers that they share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from trainer.evaluation.vectors import StoredVectors
 
 Ids = NDArray[np.int64]
 Spread = Callable[[Sequence[tuple[Any, ...]]], list[Any]]
-"""Calls each (function, *arguments), wherever there is room, and returns the results in order."""
+"""Calls each (function, *arguments), in any process, and returns the results in order."""
 DEPTH = 50
 """Ranks that CMC curves reach."""
 
@@ -49,11 +49,11 @@ def with_role(dataset: ShardDataset, role: str) -> Ids:
 
 
 def searched(dataset: ShardDataset) -> tuple[Ids, Ids]:
-    """The gallery of retrieval, ascending, and whom each of its images shows: [g], [g].
+    """The gallery of retrieval, ascending, and the identity of each of its images: [g], [g].
 
-    Images with role distractor belong to it (Market-1501's identity 0000): every query searches
-    them and none asks for them, so each shows somebody of its own, numbered behind the dataset's
-    identities. Raises InputError when no image has role gallery.
+    Images with role distractor belong to it (Market-1501's identity 0000). No query matches them,
+    so each gets an identity of its own, numbered behind the dataset's. Raises InputError when no
+    image has role gallery.
     """
     with_role(dataset, "gallery")
     apart = dataset.role == ROLES.index("distractor")
@@ -63,7 +63,7 @@ def searched(dataset: ShardDataset) -> tuple[Ids, Ids]:
 
 
 def columns(table: pa.Table, *names: str) -> list[NDArray[Any]]:
-    """Columns of a table as arrays. Raises InputError when there is none of a name."""
+    """Columns of a table as arrays. Raises InputError when one is missing."""
     for name in names:
         if name not in table.column_names:
             raise InputError(f"a table of the dataset has no column {name}: import it again")

@@ -1,4 +1,4 @@
-"""Every image's mates among distractors: MegaFace."""
+"""The protocol identification (MegaFace): every image's mates are searched among distractors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ from trainer.evaluation.vectors import StoredVectors
 class Identification:
     """Rank-k of every ordered pair of an identity's images, among distractors.
 
-    Where a table `noisy` lists the samples that the customary cleaned lists call mislabelled, the
-    results are there twice: `raw` with every image, and `cleaned` without those.
+    If a table `noisy` lists mislabelled samples, as the customary cleaned lists do, the results are
+    given twice: `raw` with all images, and `cleaned` without these.
     """
 
     normalised = True

@@ -1,6 +1,6 @@
-"""Images with role query searched for in the gallery: person re-identification.
+"""The protocol retrieval (person re-identification): images with role query search the gallery.
 
-The gallery is the images with role gallery or distractor.
+The gallery are the images with role gallery or distractor.
 """
 
 from collections.abc import Mapping

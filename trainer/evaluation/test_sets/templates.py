@@ -1,4 +1,4 @@
-"""The tables `templates`, and `template_pairs` (1:1) or `search` (1:N) or both: IJB."""
+"""The protocol templates (IJB): pairs (table `template_pairs`, 1:1), searches (`search`, 1:N)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -71,7 +71,7 @@ class Templates:
 
 
 def _check(dataset: ShardDataset, subject: Ids, part: NDArray[Any]) -> None:
-    """Raises InputError unless every gallery has probes with a mate there, and without."""
+    """Raises InputError unless every gallery has probes with a mate in it and probes without."""
     wanted = subject[part == "probe"]
     galleries = sorted(set(part.tolist()) - {"probe"})
     mated = [np.isin(wanted, subject[part == gallery]) for gallery in galleries]
@@ -96,6 +96,7 @@ def _search(
         calls = [(best_scores, b, probe, wanted, gallery, there) for b in blocks]
         curves.append(merge(spread(calls), wanted, there))
         mated = np.isin(wanted, there)
+        # different cameras of probes and gallery: re-id's camera rule does not apply
         apart = np.zeros(mated.sum(), dtype=np.int64), np.ones(len(there), dtype=np.int64)
         found = retrieve(probe[mated], gallery, wanted[mated], there, *apart, depth=DEPTH)
         cmcs.append(found.cmc)

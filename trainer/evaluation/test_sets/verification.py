@@ -1,4 +1,4 @@
-"""The table `pairs`: LFW and its relatives."""
+"""The protocol verification (LFW and its relatives): the pairs of the table `pairs`."""
 
 from collections.abc import Mapping
 from typing import Any
