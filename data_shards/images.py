@@ -91,7 +91,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
     """Decodes `image` completely and returns what to store for it, or why it is refused.
 
-    A grey or RGB JPEG that is upright, well-formed and of the asked size stays byte for byte;
+    A grey or RGB JPEG that is upright, well-formed and of the set size stays byte for byte;
     everything else that Pillow decodes becomes an RGB JPEG.
     """
     if not image:

@@ -77,6 +77,7 @@ def readable(
     if len(quarantine.suspects):
         move(np.isin(samples, quarantine.suspects), 0)
     jpegs: list[Any] = dataset.images(samples)
+    # one by one: each replacement may be damaged, too
     for i in [i for i, jpeg in enumerate(jpegs) if jpeg is None]:
         this = np.arange(len(samples)) == i
         while jpegs[i] is None:

@@ -34,6 +34,7 @@ def class_means(parts: Iterable[Sums], first: int, last: int) -> NDArray[np.floa
 
     Raises InputError for a row without an image.
     """
+    # in the order of `parts`: sums in another order would round differently
     total, counts = None, np.zeros(last - first, dtype=np.int64)
     for rows, sums, numbers in parts:
         if total is None:

@@ -42,6 +42,7 @@ def converted(kind: Kind, file: Path, size: tuple[int, int]) -> bytes:
     """
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory(prefix="perennial-") as made:
+        # a new environment, as this process's may hold credentials
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         own = {"HOME": made, "TMPDIR": made, "PYTHONPATH": str(root), "PYTHONUTF8": "1"}
         command = [sys.executable, "-m", "trainer.conversion", kind, str(file.absolute())]

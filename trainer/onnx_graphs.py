@@ -91,6 +91,7 @@ def checked(content: bytes, name: str) -> bytes:
             f"{name} is refused: {reason}; export the bare network, as standard operators and "
             "with its weights in the same file"
         )
+    # what was not checked must not reach onnxruntime, which reads options from metadata
     model.DiscardUnknownFields()
     for described in (model, model.graph, *model.graph.node):
         del described.metadata_props[:]

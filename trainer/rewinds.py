@@ -18,6 +18,7 @@ class Rewinds:
 
     def __init__(self, path: Path, ranks: Ranks, fence: Fence = unfenced) -> None:
         self._path, self._ranks, self._fence = path, ranks, fence
+        # rank 0's view on every rank: all must leave out the same samples
         lines = None
         if ranks.rank == 0:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

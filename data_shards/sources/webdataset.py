@@ -85,6 +85,7 @@ def _matches(name: str) -> list[str]:
 
 def tar_files(pattern: str) -> list[Path]:
     """The tars that a pattern names. Raises InputError for a missing one, and for URLs."""
+    # the library webdataset would run a ``pipe:`` URL as a command
     if re.match(r"[a-z0-9+.-]+:", pattern):
         why = "would run a command" if pattern.startswith("pipe:") else "is not read from"
         raise InputError(f"{pattern!r} {why}: give a path, glob or brace pattern of local tars")

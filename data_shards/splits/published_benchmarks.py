@@ -105,6 +105,7 @@ def class_incremental(dataset: ShardDataset, tasks: int) -> BenchmarkFile:
     """
     trained = _trained(dataset)
     by_name = trained[np.argsort(dataset.names[trained].astype(str), kind="stable")]
+    # not `counter_rng`: published results use this very order
     order = by_name[np.random.RandomState(ORDER_SEED).permutation(len(by_name))]
     half = len(order) // 2
     parts = [order[:half], *np.array_split(order[half:], tasks)]

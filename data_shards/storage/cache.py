@@ -47,10 +47,11 @@ class Cache:
         return file
 
     def _fetch(self, remote: RemoteFile, path: Path, roomed: Callable[[], None]) -> bool:
-        """Downloads `remote` to `path`, unless somebody else just has."""
+        """Downloads `remote` to `path`, unless another process just has; returns whether it did."""
         part, claim = (path.with_name(f".{path.name}.{kind}") for kind in ("part", "claim"))
         with claim.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
+            # whoever held the lock before may have fetched the copy, and deleted this claim
             if not _still(file, claim) or path.exists():
                 return False
             try:
@@ -94,7 +95,7 @@ class Cache:
         return claimed + sum(_size(path) for path in self._folder.glob("[!.]*"))
 
     def _evict(self, path: Path) -> int:
-        """Deletes a copy that nobody holds; returns the bytes."""
+        """Deletes a copy, unless it is locked; returns the bytes that this frees."""
         with _attempt(path) as ours:
             if not ours:
                 return 0

@@ -100,7 +100,7 @@ def download(
     count: Count = ignore,
     remedy: str = _REMEDY,
 ) -> None:
-    """Fetches `remote` to `path` and verifies it, trying again as `settings` say.
+    """Fetches `remote` to `path` and verifies it, with the retries of `settings`.
 
     Raises InputError naming the file, what was wrong, and the `remedy`.
     """

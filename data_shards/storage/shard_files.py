@@ -110,6 +110,7 @@ class RemoteShards:
         if wanted == self._needed:
             return
         sizes = [file.bytes for file in self._files]
+        # refused here, rather than waiting in vain for room
         room = sum(sizes[shard] for shard in set(wanted))
         if len(wanted) < len(self._files):  # processes are not all at the same place
             room += max(_SPARE, len(wanted) // 2) * max(sizes)

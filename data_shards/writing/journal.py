@@ -155,12 +155,3 @@ class Journal:
     def close(self) -> None:
         """Releases the lock, so that another process can write here."""
         self._lock.close()
-
-
-def _says(path: Path, deciding: dict[str, Any]) -> bool:
-    """Whether the record at `path` of what an import depends on equals `deciding`."""
-    try:
-        begun = parse_json(read_bytes(path, _BYTES))
-    except (OSError, ValueError):
-        return False
-    return bool(begun == json.loads(json.dumps(deciding)))

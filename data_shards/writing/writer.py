@@ -164,6 +164,7 @@ def _finish(
         "files": files,
     }
     place.keep("refused.jsonl", sha256(out / "refused.jsonl"))
+    # last: with it the folder is a dataset
     write_json(out / "manifest.json", manifest)
     place.keep("manifest.json", sha256(out / "manifest.json"))
     journal.delete()

@@ -1,4 +1,4 @@
-"""The packages that this product runs with, and whether another machine has the same ones."""
+"""The installed packages that this product needs, and their comparison with another machine's."""
 
 import sys
 from importlib.metadata import PackageNotFoundError, distribution, version
@@ -13,7 +13,7 @@ _SHOWN = 5
 
 
 def installed(root: str = DISTRIBUTION) -> dict[str, str]:
-    """Exact versions of everything that `root` needs here, by name, `root` itself left out."""
+    """The installed version of every package that `root` needs, directly or not, by name."""
     found: dict[str, str] = {}
     waiting: list[tuple[str, frozenset[str]]] = [(root, frozenset())]
     seen = set(waiting)
@@ -38,7 +38,7 @@ def installed(root: str = DISTRIBUTION) -> dict[str, str]:
 
 
 def own_version() -> str:
-    """Of this product, as it was installed; empty where it runs from its folder alone."""
+    """The installed version of this product; empty if it runs from its folder."""
     try:
         return version(DISTRIBUTION)
     except PackageNotFoundError:
@@ -46,7 +46,7 @@ def own_version() -> str:
 
 
 def differences(wanted: dict[str, str]) -> list[str]:
-    """What is here of other packages than those `wanted`, in words."""
+    """Lines on the packages whose installed version is not the one of `wanted`."""
     found = []
     for name, exact in wanted.items():
         try:
@@ -66,7 +66,7 @@ def write_lock(path: Path) -> None:
 
 
 def check_lock(path: Path) -> None:
-    """Raises InputError where this machine has other packages than `path` names."""
+    """Raises InputError if this machine has other versions of packages than `path` lists."""
     lines = (line.partition("==") for line in path.read_text(encoding="utf-8").split())
     odd = differences({name: exact for name, _, exact in lines})
     if odd:
@@ -78,7 +78,7 @@ def check_lock(path: Path) -> None:
 
 
 def main() -> None:
-    """Checks the lock file that is named on the command line; exits with 2 if it does not hold."""
+    """Checks the lock file named on the command line; exits with status 2 if packages differ."""
     try:
         check_lock(Path(sys.argv[1]))
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Kubernetes manifests of one run: those of k8s/, with its name, configuration and sizes."""
+"""Kubernetes manifests of a run: those of k8s/ with its name, configuration and sizes filled in."""
 
 import copy
 import json
@@ -22,18 +22,18 @@ Files = dict[str, list[Any]]
 
 _MI, _GI = 2**20, 2**30
 _PROCESS = 2 * _GI
-"""Bytes that a process holds before any model: torch, DeepSpeed and DALI on a CPU, rounded up."""
+"""Bytes of a process without any model: torch, DeepSpeed and DALI on a CPU, rounded up."""
 _POD = 3 * _GI
-"""Bytes beside the processes: Ray's own, and what lies in /dev/shm."""
+"""Bytes of a pod beside the processes: Ray's own, and /dev/shm."""
 _SAVED_PER_SECOND = 100e6
-"""Bytes a second that the run's volume takes at least; assumed."""
+"""Bytes a second at which the run's volume can be written, at least; an assumption."""
 _GRACE = 60
-"""Seconds to end in, beside saving."""
+"""Seconds for ending, beside saving."""
 _ROOM = 1.25
-"""Times what the plan says, on the volume."""
+"""Size of the volume as a multiple of the plan's bytes."""
 _METRICS_PORT = 9400
 _MOST_RANKS = 8
-"""In a pod: as many ports are let through to Prometheus."""
+"""Most ranks of a pod: the manifests open so many ports to Prometheus."""
 _THREADS = 4
 _SCRATCH = 10 * _GI
 _RUNS, _CONFIG = "/perennial/runs", "/perennial/config/run.yaml"
@@ -46,7 +46,7 @@ _NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the pods of a run ask for. Bytes and seconds."""
+    """The resource requests of a run's pods, in bytes and seconds."""
 
     trainers: int
     """Pods, with ``ranks`` training workers each."""
@@ -55,16 +55,16 @@ class Sizes:
     """CPUs of a training worker."""
     trainer_memory: int
     actors: int
-    """Pods at most, with ``slots`` CPU actors each, of one CPU."""
+    """Most pods, with ``slots`` CPU actors each, of one CPU."""
     slots: int
     actor_memory: int
     rank_memory: int
-    """Of a pod of ``ranks`` without Ray: an old model, or training, at a time."""
+    """Memory of a pod of ``ranks`` without Ray, which hold either an old model or training."""
     scratch: int
-    """Of each pod: kernels, logs, and the cache of a remote dataset."""
+    """Disk of each pod: kernels, logs, and the cache of a remote dataset."""
     volume: int
     grace: int
-    """From SIGTERM to SIGKILL: longer than the longest save."""
+    """Seconds from SIGTERM to SIGKILL: longer than the longest save."""
 
 
 def sizes(config: RunConfig, plan: Plan, ranks: int) -> Sizes:
@@ -117,7 +117,7 @@ def on_cluster(config: RunConfig, size: Sizes) -> dict[str, Any]:
 
 
 def read_manifests(folder: Path = MANIFESTS) -> Files:
-    """Every YAML file of a folder of manifests."""
+    """Reads every YAML file of a folder of manifests."""
     return {
         str(path.relative_to(folder)): _plain(list(yaml_documents(path.read_bytes(), str(path))))
         for path in sorted(folder.rglob("*.yaml"))
@@ -125,7 +125,7 @@ def read_manifests(folder: Path = MANIFESTS) -> Files:
 
 
 def write_manifests(files: Files, folder: Path) -> None:
-    """Writes them, to be given to ``kubectl apply -k``."""
+    """Writes manifests to a folder for ``kubectl apply -k``."""
     for name, documents in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +164,7 @@ def render(files: Files, config: RunConfig, size: Sizes, name: str, image: str) 
 
 
 def _fill_in(node: dict[str, Any], name: str, image: str) -> None:
-    """Puts the run's name and image where they belong in any mapping of a manifest."""
+    """Replaces the placeholders of name and image in one mapping of a manifest."""
     if node.get("image") == _PLACEHOLDER_IMAGE:
         node["image"] = image
     if _INSTANCE in node:
@@ -197,7 +197,7 @@ def _size_job(job: dict[str, Any], size: Sizes) -> None:
 
 
 def _size_ranks(jobset: dict[str, Any], gpu: bool, size: Sizes, name: str) -> None:
-    """The variant without Ray: as many pods as trainers, which do the CPU phases, too."""
+    """Sizes the variant without Ray: as many pods as trainers, which also run the CPU phases."""
     jobset["metadata"]["name"] = name
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     job["completions"] = job["parallelism"] = size.trainers
@@ -225,7 +225,7 @@ def _size_ranks(jobset: dict[str, Any], gpu: bool, size: Sizes, name: str) -> No
 
 
 def _ports(ports: list[dict[str, Any]], size: Sizes) -> list[dict[str, Any]]:
-    """A container's ports: the ranks' for metrics, if it has any, and the driver's after those."""
+    """A container's metrics ports: those of its ranks, if it has any, and then the driver's."""
     driver = {"name": "driver", "containerPort": _METRICS_PORT + size.trainers * size.ranks}
     others = [driver if p["name"] == "driver" else p for p in ports if p["name"] != "trainer-0"]
     ranks = range(size.ranks if any(p["name"] == "trainer-0" for p in ports) else 0)
@@ -235,12 +235,15 @@ def _ports(ports: list[dict[str, Any]], size: Sizes) -> list[dict[str, Any]]:
 
 
 def _offers(resource: str, number: int) -> dict[str, str]:
-    """Ray's start parameters of a pod with room for so many; quoted once more for a shell."""
+    """Ray's start parameters of a pod that offers `number` of a resource.
+
+    Quoted once more than for YAML, as they pass through a shell.
+    """
     return {"num-cpus": str(number), "resources": f"'{json.dumps({resource: number})}'"}
 
 
 def _ask(container: dict[str, Any], cpus: int, memory: int) -> None:
-    """Requests and limits alike."""
+    """Sets a container's requests and limits, to the same values."""
     for kind in ("requests", "limits"):
         container["resources"][kind] |= {
             "cpu": str(cpus),
@@ -249,7 +252,7 @@ def _ask(container: dict[str, Any], cpus: int, memory: int) -> None:
 
 
 def _give_scratch(spec: dict[str, Any], scratch: int) -> None:
-    """Room on the node's disk for a pod."""
+    """Sets the size of a pod's room on the node's disk."""
     amount = f"{math.ceil(scratch / _GI)}Gi"
     for volume in spec["volumes"]:
         if volume["name"] == "scratch":
@@ -278,6 +281,6 @@ def _mappings(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def _plain(documents: list[Any]) -> list[Any]:
-    """Without YAML's shared nodes, of which a change to one would change all."""
+    """A copy of `documents` without nodes shared by aliases: changing one would change all."""
     plain: list[Any] = json.loads(json.dumps(documents))
     return plain

@@ -1,4 +1,4 @@
-"""Runs on a Ray cluster elsewhere: sent there as jobs, followed, left alone and found again."""
+"""Runs as jobs of a remote Ray cluster: submitting, following, stopping and their status."""
 
 import asyncio
 import os
@@ -35,17 +35,18 @@ _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,299}")
 _WEB = re.compile(r"https?://[^/?#\s]+/?")
 _PACKAGES = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STOP_SECONDS = 900
-"""Ray kills a job that was asked to stop so long ago; a run saves a checkpoint in that time."""
+"""Time after a request to stop at which Ray kills a job; a run saves a checkpoint in it."""
 _RETRY_SECONDS = 2.0
 
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
-    """Ray's client for jobs, with the token that Ray finds. Raises InputError for its errors."""
+    """Ray's client for jobs, with the user's token. Turns Ray's errors into InputError."""
     check_address(address)
+    # before Ray is imported, which reads it then
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     check_token()
-    from ray.exceptions import RayError  # Ray reads RAY_AUTH_MODE when it is imported
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     try:
@@ -69,10 +70,11 @@ def check_address(address: str) -> None:
 
 
 def send(config: RunConfig, folder: Path, address: str, console: Console) -> str:
-    """Sends a run to a cluster, with this code and the names of its packages; returns the job.
+    """Submits a run to a cluster, with this code and its packages' versions; returns the job.
 
-    `folder` and the dataset must mean the same there: a shared file system, or URLs. The address
-    is remembered outside of `folder` (`launch.runs.remembered`). Raises InputError.
+    `folder` and the dataset must be the same there: on a shared file system, or URLs. The address
+    is stored outside of `folder` (`launch.runs.remembered`), which others may write to. Raises
+    InputError.
     """
     name = re.sub(r"[^A-Za-z0-9+_.-]", "-", folder.name)[:100]
     job = f"perennial-{name}-{uuid.uuid4().hex[:8]}"
@@ -98,7 +100,7 @@ def send(config: RunConfig, folder: Path, address: str, console: Console) -> str
 
 
 def pack(config: RunConfig, folder: Path) -> None:
-    """Puts what travels into `folder`: the code, its packages' versions, the configuration."""
+    """Writes the code, its packages' versions and the configuration to `folder`, to be sent."""
     here = ROOT
     for package in _PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
@@ -110,15 +112,15 @@ def pack(config: RunConfig, folder: Path) -> None:
 
 
 def entrypoint(folder: Path) -> str:
-    """What the job runs, in a folder that `pack` has filled."""
+    """The job's command, for a folder that `pack` has filled."""
     run = shlex.join(["python", "-m", "launch.cli", "run", "run.yaml", "--out", str(folder)])
     return f"python -m launch.clusters.environment packages.lock && exec {run}"
 
 
 def follow(folder: Path, console: Console, address: str | None = None) -> int:
-    """Prints what the run's job prints until it ends; returns its exit status.
+    """Prints the output of the run's job until it ends; returns its exit status.
 
-    Raises InputError; KeyboardInterrupt leaves the job alone.
+    Raises InputError. A KeyboardInterrupt does not affect the job.
     """
     printed = 0
     with _job(folder, address) as (client, job):
@@ -137,7 +139,10 @@ def follow(folder: Path, console: Console, address: str | None = None) -> int:
 
 
 async def _tail(client: Any, job: str, printed: int) -> int:
-    """Prints a job's output beyond so many characters as it comes; returns how many there are."""
+    """Prints a job's output as it comes, from character `printed` on; returns its length.
+
+    After a broken connection Ray sends the whole output again.
+    """
     seen = 0
     async for text in client.tail_job_logs(job):
         say(text[max(0, printed - seen) :], end="")
@@ -161,7 +166,7 @@ def status(folder: Path, address: str | None = None) -> str:
 
 
 def known(folder: Path) -> bool:
-    """Whether this user sent the run in `folder` away, so that its cluster may be asked."""
+    """Whether this user submitted the run in `folder`, so that its cluster may be contacted."""
     return remembered(folder).job == _named(folder)
 
 
@@ -169,8 +174,8 @@ def known(folder: Path) -> bool:
 def _job(folder: Path, address: str | None) -> Iterator[tuple[Any, str]]:
     """A client of the cluster that the run in `folder` was sent to, and its job there.
 
-    Only an `address` that the user gives, now or when he sent the run, is asked: the folder may be
-    a stranger's. So may the job that it names be another run's. Raises InputError.
+    The folder may be a stranger's. So only an `address` that the user gave, now or on submission,
+    is contacted, and the job that the folder names must belong to it. Raises InputError.
     """
     job = _named(folder)
     if address is None:
@@ -190,7 +195,7 @@ def _job(folder: Path, address: str | None) -> Iterator[tuple[Any, str]]:
 
 
 def _named(folder: Path) -> str:
-    """The job that a run folder names. Raises InputError."""
+    """The job named in a run folder. Raises InputError."""
     try:
         job = parse_json(read_bytes(folder / JOB_FILE, _BYTES, folder))["job"]
         if not isinstance(job, str) or not _JOB.fullmatch(job):

@@ -62,7 +62,7 @@ exit $code
 
 @dataclass(frozen=True)
 class Job:
-    """What a batch job is made of."""
+    """The parameters of a batch job."""
 
     name: str
     nodes: int
@@ -79,13 +79,13 @@ class Job:
     words: Sequence[str]
     """The configuration's path and overrides, as `perennial run` takes them."""
     directory: Path
-    """Where the command is given."""
+    """The working directory of the command."""
     options: Sequence[str] = ()
-    """Of sbatch, for the site: --partition=..., --time=..., --gres=..."""
+    """Options of sbatch for the site: --partition=..., --time=..., --gres=..."""
 
 
 def script(job: Job) -> str:
-    """The batch script. Raises InputError for a number of nodes or an option that cannot be."""
+    """The batch script. Raises InputError for an impossible number of nodes or option."""
     if job.workers % job.nodes or not job.workers:
         raise InputError(f"--nodes {job.nodes}: must divide cluster.workers = {job.workers}")
     if odd := next((option for option in job.options if not _WORD.fullmatch(option)), None):
@@ -127,7 +127,7 @@ def script(job: Job) -> str:
 
 
 def submit(text: str, run: Path) -> str:
-    """Hands a script to Slurm; returns the job's number. Raises InputError."""
+    """Submits a script to Slurm; returns the job's number. Raises InputError."""
     run.mkdir(parents=True, exist_ok=True)
     command = ["sbatch", "--parsable", f"--output={run.absolute()}/slurm-%j.log"]
     try:

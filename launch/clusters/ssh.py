@@ -1,6 +1,8 @@
 """A run on several hosts by ssh: Ray on each of them, the driver on the first.
 
-What is started on a host lives as long as the standard input of its connection is open.
+Processes on a host end when the standard input of their connection closes. So a launcher that is
+killed leaves nothing behind, and nothing has to be stopped by name: `ray stop` would also end other
+people's clusters.
 """
 
 import contextlib
@@ -31,20 +33,20 @@ class Host:
     """A line of the hosts file."""
 
     name: str
-    """What ssh is given: a name of its configuration, or USER@HOST."""
+    """The argument of ssh: a name of its configuration, or USER@HOST."""
     address: str | None = None
-    """What the other hosts reach it by; none: Ray finds out, and they take the name."""
+    """Address for the other hosts; none: Ray finds its own, and they use the name."""
     cpus: int | None = None
-    """Offered to Ray; none: all."""
+    """CPUs offered to Ray; none: all."""
     gpus: int | None = None
 
     @property
     def reached_by(self) -> str:
-        """What the other hosts know it by."""
+        """The address that the other hosts use."""
         return self.address or self.name.rpartition("@")[2]
 
     def options(self) -> list[str]:
-        """What `launch.clusters.ssh_host node` is told of it."""
+        """The options of `launch.clusters.ssh_host node` for it."""
         given = {"address": self.address, "cpus": self.cpus, "gpus": self.gpus}
         return [f"--{key}={value}" for key, value in given.items() if value is not None]
 
@@ -80,14 +82,14 @@ def _host(words: list[str], where: str) -> Host:
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a run on `hosts`."""
+    """The parameters of a run on `hosts`, and its start."""
 
     hosts: list[Host]
     directory: str
-    """Where the code lies on every host; commands are executed there."""
+    """The code's folder on every host, in which commands are executed."""
     python: str
     port: int
-    """Ray's, on the head."""
+    """Ray's port on the head."""
     ssh_options: tuple[str, ...] = ()
 
     def _ssh(self, host: Host, *words: str) -> list[str]:
@@ -106,7 +108,7 @@ class Launch:
         return self._ssh(self.hosts[0], "driver", "--", words[0], address, *words[1:])
 
     def commands(self, words: Sequence[str]) -> Iterator[str]:
-        """What `run` executes, for people: configuration, overrides and options are `words`."""
+        """The commands that `run` executes, to be shown. `words` as for `run`."""
         for host in self.hosts:
             yield shlex.join(self._ssh(host, "facts", words[0]))
         yield "# each of the following reads the run's token as the first line of its input"
@@ -115,13 +117,16 @@ class Launch:
         yield shlex.join(self._driver(words))
 
     def run(self, words: Sequence[str], console: Console) -> int:
-        """Runs, and ends what it started; returns the exit status of `perennial run`.
+        """Starts Ray on all hosts and the run on the first, and ends Ray after it.
 
-        Raises InputError when a host cannot be reached, differs from the others or does not start.
+        `words` are the configuration's path, overrides and options of `perennial run`, whose exit
+        status is returned. Raises InputError when a host cannot be reached, differs from the others
+        or does not start.
         """
         self._check(words[0])
         token = secrets.token_hex(32)
         with contextlib.ExitStack() as started:
+            # one after the other: of two `ray start` at once on one machine, one times out
             for host in self.hosts:
                 node = started.enter_context(_session(self._node(host), token, capture=True))
                 _await_ready(node, host)
@@ -135,7 +140,7 @@ class Launch:
                     return _INTERRUPTED
 
     def _check(self, config: str) -> None:
-        """Raises InputError unless all hosts answer, and have the same of all that counts."""
+        """Raises InputError unless all hosts answer and have the same code and packages."""
         asked = [
             subprocess.Popen(
                 self._ssh(host, "facts", config),
@@ -167,14 +172,14 @@ class Launch:
 
 @contextmanager
 def _session(command: list[str], token: str, capture: bool = False) -> Iterator[subprocess.Popen]:
-    """A connection that is given the token; at its end what runs there is asked to end."""
+    """A connection, over whose input the token is sent; closing it ends the remote processes."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if capture else None,
         encoding="utf-8",
         errors="replace",
-        start_new_session=True,  # Ctrl-C is for this process alone
+        start_new_session=True,  # Ctrl-C must not reach ssh: this process ends the run in order
     )
     assert process.stdin is not None
     try:
@@ -193,7 +198,7 @@ def _session(command: list[str], token: str, capture: bool = False) -> Iterator[
 
 
 def _await_ready(node: subprocess.Popen, host: Host) -> None:
-    """Raises InputError when Ray does not run on the host."""
+    """Waits until Ray runs on the host. Raises InputError when it does not."""
     assert node.stdout is not None
     timer = threading.Timer(_READY_SECONDS, node.kill)
     timer.start()
@@ -206,7 +211,7 @@ def _await_ready(node: subprocess.Popen, host: Host) -> None:
 
 
 def _watch(node: subprocess.Popen, host: Host, console: Console) -> None:
-    """Says so when a host is lost while the run goes on."""
+    """Prints a line when a host is lost during the run."""
 
     def wait() -> None:
         if node.wait() != 0:

@@ -1,7 +1,7 @@
-"""What `perennial launch ssh` executes on each host, for as long as its connection lasts.
+"""The commands that `perennial launch ssh` executes on each host.
 
-The first line of standard input is the token; its end is the end of everything started here, so
-that nothing outlives the launcher, however that ends.
+The first line of standard input is the token. When the input ends, everything started here is
+ended, so that nothing outlives the launcher, however that ends.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ LOCK = ROOT / "requirements.lock"
 _CODE = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STARTED = "Ray runtime started"
 _PATIENCE_SECONDS = 20.0
-"""How long Ray may take to end in peace."""
+"""How long Ray may take to end before it is killed."""
 
 remote = typer.Typer(add_completion=False)
 
 
 def facts_of(config: Path) -> dict[str, str]:
-    """What must be the same on all hosts of a run, by name."""
+    """The versions and hashes that must be the same on all hosts of a run, by name."""
     sources = sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py"))
     code = hashlib.sha256()
     for path in sources:
@@ -78,6 +78,7 @@ def node(
     given = {"node-ip-address": address, "num-cpus": cpus, "num-gpus": gpus}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     ray = Path(sys.executable).with_name("ray")
+    # a folder within the private one: Ray opens the one that it is given to everybody (0777)
     process = subprocess.Popen(
         [ray, "start", *role, *options, f"--temp-dir={folder / 'ray'}", "--block"],
         env=environment,
@@ -116,7 +117,7 @@ def driver(words: list[str]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the token from its input and the code that it is made of."""
+    """This process's environment, with the token read from its input and the path of this code."""
     token = sys.stdin.readline().strip()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
@@ -126,9 +127,9 @@ def _environment() -> dict[str, str]:
 def _end_with_input(
     process: subprocess.Popen, politely: signal.Signals
 ) -> tuple[threading.Event, threading.Event]:
-    """Ends a process and all that it started when there is no more input.
+    """Ends a process and its descendants when standard input ends.
 
-    The first event says that there is none, the second that everything has ended.
+    The first event is set at the end of the input, the second when everything has ended.
     """
     asked, ended = threading.Event(), threading.Event()
 
@@ -136,6 +137,7 @@ def _end_with_input(
         sys.stdin.read()
         asked.set()
         family = []
+        # listed before the signal: children of a process that has ended are no longer found
         with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself just now
             family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(politely)
@@ -153,7 +155,7 @@ def _end_with_input(
 
 
 def check_same(facts: Sequence[tuple[str, dict[str, str]]]) -> list[str]:
-    """Lines that say how hosts, each with its `facts_of`, differ from the first of them."""
+    """Lines on how hosts, given with their `facts_of`, differ from the first of them."""
     (first, expected), *others = facts
     return [
         f"{name} has {fact} {found.get(fact, 'missing')}, {first} has {value}"

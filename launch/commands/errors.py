@@ -1,4 +1,4 @@
-"""How a command ends: one line for what the user can mend, and an exit status for scripts."""
+"""The end of a command: one line for errors that a user can correct, and the exit status."""
 
 import contextlib
 import os
@@ -15,9 +15,10 @@ _INTERRUPTED = 130
 
 
 def report_errors(command: Callable[[], None]) -> None:
-    """Errors that the user can mend are one line, Ctrl-C and SIGTERM say how to go on.
+    """Runs `command` and ends the process by its outcome.
 
-    Of others the stack trace is printed, without the passwords of URLs.
+    InputError, Ctrl-C and SIGTERM print one line; other exceptions a stack trace, without the
+    passwords of URLs.
     """
     prepare_output()
     try:
@@ -32,13 +33,13 @@ def report_errors(command: Callable[[], None]) -> None:
         print(redacted(printable(traceback.format_exc(), keep="\n")), file=sys.stderr)
         sys.exit(1)
     except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this
+        if ended.code == _INTERRUPTED:  # Typer turns Ctrl-C into this, without an exception
             _stop("\ninterrupted: the same command goes on where this one stopped", _INTERRUPTED)
         raise
 
 
 def _stop(message: str, code: int) -> None:
-    """Ends at once: a Ray Train thread may still be waiting for its workers."""
+    """Ends without waiting for threads: one of Ray Train may still be waiting for its workers."""
     with contextlib.suppress(BrokenPipeError):
         print(printable(message, keep="\n"), file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Imports and describes datasets on a terminal: progress, what was refused, what is held."""
+"""Imports and describes datasets on a terminal: progress, refusals, contents."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
@@ -21,7 +21,7 @@ from launch.terminal.progress import progress
 
 
 def refusal_table(out: Path) -> Table | None:
-    """What an import did not take, by reason; None when it took everything."""
+    """A table of an import's refusals by reason; None if there are none."""
     counts = refusals(out)
     if not counts:
         return None
@@ -42,7 +42,7 @@ def run_import(
     processes: int,
     console: Console,
 ) -> None:
-    """Imports a source into a `place` and says what came of it. Raises InputError."""
+    """Imports a source into a `place` and prints the result. Raises InputError."""
     out = place.name
     if finished(place, description(name, settings, image)):
         place.leave()
@@ -84,7 +84,7 @@ def run_import(
 
 
 def unlike_published(dataset: ShardDataset, published: Mapping[str, int]) -> list[str]:
-    """A line for each number of images that is not the published one (`Source.published`)."""
+    """A line for each number of images that differs from the published one (`Source.published`)."""
     counts = np.bincount(dataset.role, minlength=len(ROLES)).tolist()
     lines = []
     for roles, wanted in published.items():
@@ -99,7 +99,7 @@ _PARTS |= {"probe", "probes", "distractors", *ROLES}
 
 
 def parts_as_identities(names: Sequence[str]) -> Iterator[str]:
-    """A line where identities are called as the parts of a split are: their folders lie deeper."""
+    """A line if identities have names of a split's parts: their real folders then lie deeper."""
     parts = [name for name in names if name.rpartition("/")[2].lower() in _PARTS]
     if parts and set(parts) <= set(ROLES):
         yield f"identities are called {', '.join(parts)}: was roles=folders meant?"
@@ -112,7 +112,7 @@ def parts_as_identities(names: Sequence[str]) -> Iterator[str]:
 
 
 def _histogram(counts: np.ndarray) -> str:
-    """How many identities have how many images, in classes that double."""
+    """The number of identities by number of images, in classes whose width doubles."""
     edges = 2 ** np.arange(0, int(counts.max()).bit_length() + 1)
     numbers, _ = np.histogram(counts, edges)
     spans = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in pairwise(edges)]
@@ -120,7 +120,7 @@ def _histogram(counts: np.ndarray) -> str:
 
 
 def describe(dataset: ShardDataset) -> dict[str, Any]:
-    """What a dataset holds, as a table's rows."""
+    """A description of a dataset, as the rows of a table."""
     manifest = dataset.manifest
     counts = np.bincount(dataset.identity, minlength=manifest["identities"])
     roles = np.bincount(dataset.role, minlength=len(ROLES)).tolist()

@@ -9,7 +9,7 @@ from trainer.checkpoint.inspection import Inspection
 
 
 def inspection_tables(found: Inspection) -> Iterator[Table]:
-    """What the card says, and every file."""
+    """A table of the card's facts, and one of the files."""
     facts = Table(title=str(found.folder), title_justify="left", show_header=False)
     for key, value in found.facts.items():
         facts.add_row(key, value)

@@ -236,7 +236,10 @@ def compat(
 def _opened(
     model: Path, shards: str, size: str | None, actors: int | None, address: str | None
 ) -> tuple[Any, Any, Any]:
-    """The model, the images it is to embed, and what spreads the work. Raises InputError."""
+    """The model, the images to embed, and the function that distributes the work.
+
+    Raises InputError.
+    """
     from launch.config.cluster import ClusterSettings
     from launch.models.embed import Images, with_actors
     from trainer.model import Model

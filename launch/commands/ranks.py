@@ -23,7 +23,7 @@ from trainer.heads.collectives import Ranks
 
 
 def drive(config: RunConfig, folder: Path, word: Ranks) -> None:
-    """The run as rank 0 drives it. Raises what `execute` does."""
+    """Drives the run on rank 0. Raises what `execute` does."""
     executors: list[TorchrunExecutor] = []
 
     def opened(run: Run, progress: RunProgress, stop: threading.Event) -> TorchrunExecutor:
@@ -33,6 +33,8 @@ def drive(config: RunConfig, folder: Path, word: Ranks) -> None:
     try:
         execute(config, folder, console, lambda _: nullcontext(opened))
     finally:
+        # not amid an order: the others are then in another collective, which gloo would pair with
+        # this one; the process ends, and torchrun ends the rest
         if not any(one.amid for one in executors):
             word.broadcast_object(END)
 

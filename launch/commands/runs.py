@@ -1,4 +1,4 @@
-"""Commands on runs: begun, followed, ended, compared, planned, and what they are configured by."""
+"""Commands on runs: starting, following, stopping, comparing, planning, and configuration keys."""
 
 import time
 from pathlib import Path

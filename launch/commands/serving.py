@@ -1,4 +1,4 @@
-"""``perennial serve``: the live page over a folder of runs."""
+"""``perennial serve``: the live page of a folder of runs."""
 
 import asyncio
 import os
@@ -16,7 +16,10 @@ _VARIABLE = "PERENNIAL_SERVE_TOKEN"
 
 
 def token_for(host: str, given: str | None) -> tuple[str | None, bool]:
-    """The token to ask for, if any, and whether it was made up here. Raises InputError."""
+    """The token that the page requires, if any, and whether it was generated here.
+
+    Beyond localhost there is always one. Raises InputError for a given token that is too weak.
+    """
     if given:
         if len(given) < TOKEN_CHARACTERS or not (given.isascii() and given.isprintable()):
             raise InputError(
@@ -48,7 +51,7 @@ def serve_runs(
     name = f"[{host}]" if ":" in host else host
 
     def ready(bound: int) -> None:
-        # a token of the user's own is not repeated: it would be in terminals and logs
+        # a token that the user gave is not printed: it would be in terminals and logs
         suffix = f"/?token={token}" if made else "/"
         say(f"{folder}: http://{name}:{bound}{suffix}")
         if token is not None and not made:

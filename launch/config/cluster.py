@@ -1,4 +1,4 @@
-"""What a configuration says of processes, threads and machines."""
+"""The configuration of processes, threads and machines."""
 
 import re
 from typing import Any, Literal
@@ -54,7 +54,7 @@ class ClusterSettings(Settings):
     @field_validator("address")
     @classmethod
     def _is_an_address(cls, address: str | None) -> str | None:
-        """Ray imports a module that any other scheme names."""
+        """Refuses other schemes: Ray imports the module that they name."""
         if address is not None and not _ADDRESS.fullmatch(address):
             raise ValueError("must be HOST:PORT, ray://HOST:PORT or auto")
         return address
@@ -78,7 +78,7 @@ class ClusterSettings(Settings):
         return self.metrics_endpoint(max(1, self.workers))
 
     def allocated(self, where: Literal["actors", "ranks", "driver"]) -> dict[str, int]:
-        """CPU cores and GPUs set aside for a phase whose work is done there."""
+        """The CPU cores and GPUs reserved during a phase that runs `where`."""
         if where == "ranks":
             workers = max(1, self.workers)
             return {"cpus": workers * self.worker_threads(), "gpus": workers if self.gpu else 0}
@@ -89,12 +89,12 @@ class ClusterSettings(Settings):
         return max(1, cores() // self.actor_count())
 
     def trainer_resources(self) -> dict[str, float]:
-        """What Ray sets aside for each training worker."""
+        """The resources that Ray reserves for each training worker."""
         unit = {"GPU": 1.0} if self.gpu else {"CPU": 1.0}
         return {**unit, "trainer": 1.0} if self.worker_groups else unit
 
     def actor_resources(self) -> dict[str, float]:
-        """What Ray sets aside for each CPU actor, beside a CPU."""
+        """The resources that Ray reserves for each CPU actor, beside a CPU."""
         return {"actor": 1.0} if self.worker_groups else {}
 
     def worker_threads(self) -> int:

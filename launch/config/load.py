@@ -1,4 +1,4 @@
-"""Reads a run's configuration: one YAML file, dotted overrides, clear errors."""
+"""Reads a run's configuration: one YAML file and dotted overrides; errors name the key."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from untrusted.text import printable
 from untrusted.yaml_text import parse_yaml, read_yaml
 
 _SHOWN = 120
-"""Characters of a wrong value that an error repeats."""
+"""Most characters of a wrong value that an error repeats."""
 
 
 def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
@@ -39,13 +39,13 @@ def fields(model: type[Settings] = RunConfig, prefix: str = "") -> Iterable[tupl
 
 
 def _settings_within(annotation: Any) -> list[type[Settings]]:
-    """The settings that a field may hold: several, where a `kind` tells them apart."""
+    """The settings models that a field may hold; several if they are told apart by a `kind`."""
     candidates = [annotation, *getattr(annotation, "__args__", ())]
     return [c for c in candidates if isinstance(c, type) and issubclass(c, Settings)]
 
 
 def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> str:
-    """A hint at the key that was probably meant, beside the unknown one."""
+    """A hint at the key that was probably meant by the `unknown` one below `parents`."""
     model = METHODS[kind] if kind else RunConfig
     prefix = (4 if "of" in parents else 2) if kind else 0  # methods.NAME, methods.NAME.of.KIND
     above = parents[prefix:]
@@ -64,7 +64,7 @@ def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> st
 
 def explain(error: ValidationError, source: str) -> InputError:
     """The first problem of a configuration, as one line."""
-    every = error.errors()  # a key that is missing may only be misspelt
+    every = error.errors()  # unknown keys first: a missing key may only be misspelt
     first = next((e for e in every if e["type"] == "extra_forbidden"), every[0])
     location, kind = tuple(map(str, first["loc"])), None
     if location[:1] == ("methods",) and len(location) > 2:  # pydantic puts the kind behind the name
@@ -131,7 +131,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def kept_config(folder: Path) -> RunConfig:
-    """The configuration that a run folder was made by. Raises InputError."""
+    """The configuration stored in a run folder. Raises InputError."""
     path = folder / CONFIG_FILE
     try:
         return RunConfig.model_validate(read_yaml(path))

@@ -1,4 +1,4 @@
-"""Everything that decides a run, as a model of its configuration's keys."""
+"""The model of a run's configuration: every key that decides its results."""
 
 import difflib
 import re
@@ -95,7 +95,7 @@ class RunConfig(Settings):
         return anywhere(self.dataset)
 
     def placed(self) -> dict[str, Any]:
-        """Plain values with every location as it is known in any working directory."""
+        """Plain values with absolute locations: workers run in other working directories."""
         values = _placed(self.model_dump())
         values["dataset"] = anywhere(self.dataset)
         for test in values["evaluation"]["tests"].values():
@@ -104,7 +104,7 @@ class RunConfig(Settings):
         return values
 
     def dataset_is_there(self) -> bool:
-        """Whether a dataset was built; a remote one is taken to be."""
+        """Whether the dataset exists; of a remote one it is assumed."""
         return is_remote(self.dataset) or (Path(self.dataset) / "manifest.json").exists()
 
     @field_validator("methods", mode="before")
@@ -137,7 +137,7 @@ class RunConfig(Settings):
 
     @property
     def learning_steps(self) -> int:
-        """Learning steps, with the one that another run learned."""
+        """The number of learning steps, including the one that `continues` begins with."""
         return self.benchmark.steps + (self.continues is not None)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Folders that nobody else may enter, wherever this machine has room for one."""
+"""Temporary folders that no other user may enter."""
 
 import os
 import shutil
@@ -11,16 +11,16 @@ from pathlib import Path
 from data_shards.settings import InputError
 
 _SOCKET_BYTES = 107
-"""The longest path of a Unix socket."""
+"""The longest path of a Unix socket, on Linux."""
 _BELOW = "/ray/session_2000-01-01_00-00-00_000000_0000000/sockets/plasma_store"
-"""The longest that a socket of Ray adds to a private folder."""
+"""The longest path of a socket that Ray makes within a private folder."""
 RAY_BYTES = _SOCKET_BYTES - len(_BELOW)
 """The longest path of a private folder that Ray can work in."""
 _MADE = len("/perennial-xxxxxxxx")
 
 
 def places() -> list[Path]:
-    """Where temporary files may go, the best first: TMPDIR where it is set."""
+    """Folders for temporary files in order of preference, TMPDIR first if it is set."""
     named = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
     named += ["/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm"]
     return [Path(place).absolute() for place in dict.fromkeys(named) if place]
@@ -29,7 +29,7 @@ def places() -> list[Path]:
 def make_private(longest: int | None = None) -> Path:
     """Makes a folder of mode 0700, with a path of at most `longest` bytes.
 
-    Raises InputError where no place has room for it.
+    Raises InputError if it can be made nowhere.
     """
     refused = []
     for place in places():
@@ -49,7 +49,7 @@ def make_private(longest: int | None = None) -> Path:
 
 @contextmanager
 def private_folder(longest: int | None = None) -> Iterator[Path]:
-    """`make_private` for as long as the context lasts."""
+    """A folder of `make_private` that is deleted at the end of the context."""
     folder = make_private(longest)
     try:
         yield folder
@@ -58,9 +58,10 @@ def private_folder(longest: int | None = None) -> Iterator[Path]:
 
 
 def kept_private() -> Path:
-    """A folder of mode 0700 that this user's later commands find again; or else a new one.
+    """A folder of mode 0700 that later commands of this user find again, or a new one.
 
-    A folder of its name that somebody else made, or may enter, is not used.
+    A folder of that name that another user made or may enter is not used: anybody can make one in
+    /tmp.
     """
     for place in places():
         folder = place / f"perennial-{os.geteuid()}"

@@ -11,15 +11,15 @@ _TOKEN = "RAY_AUTH_TOKEN"
 
 
 def own_token() -> None:
-    """Gives this process, and what it starts, a token for a cluster of its own.
+    """Sets a token for a cluster of this process's own, in its environment.
 
-    It is in no file: Ray would write one that everybody on the machine can read.
+    Not in a file: Ray would write one of mode 0644, which every user of the machine can read.
     """
     os.environ.setdefault(_TOKEN, secrets.token_hex(32))
 
 
 def check_token() -> None:
-    """Raises InputError where others can read the file that Ray takes its token from."""
+    """Raises InputError if other users can read the file that Ray takes its token from."""
     if os.environ.get(_TOKEN):
         return
     given = os.environ.get("RAY_AUTH_TOKEN_PATH")

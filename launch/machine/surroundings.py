@@ -1,4 +1,4 @@
-"""What the machine lacks, put right in this process's environment before a library looks for it."""
+"""Completes this process's environment, before libraries read it: user, home, caches, threads."""
 
 import getpass
 import os
@@ -14,15 +14,15 @@ _CACHES = {
     "TRITON_CACHE_DIR": (".triton/cache",),
     "MPLCONFIGDIR": (".config/matplotlib",),
 }
-"""Variables that say where libraries write, where they do without, below HOME, and what of it
-somebody else may have made, such as root when an image was built."""
+"""Variables that name folders which libraries write to. For each the default below HOME, and
+folders within it that another user may have made, such as root when an image was built."""
 _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def prepare_environment() -> None:
-    """Fills in what the user's environment leaves out; says so where a folder is replaced.
+    """Sets variables that the user's environment lacks; prints a line if a folder is replaced.
 
-    To be called before torch is imported: its thread library reads the environment only then.
+    To be called before torch is imported, when its thread library reads the environment.
     """
     _name_the_user()
     _find_room_for_caches()
@@ -30,19 +30,20 @@ def prepare_environment() -> None:
 
 
 def thread_variables() -> dict[str, str]:
-    """How threads wait for each other, where the user does not say it, and how many there are.
+    """Variables for how threads wait, unless the user sets it, and how many there are.
 
-    Threads that wait by spinning take the cores from whoever they wait for, beside other work.
+    A thread that waits by spinning takes the core from the one that it waits for: on two cores,
+    several processes of two threads each are ten times slower than with one thread each.
     """
     spinning = next((name for name in _SPINNING if name in os.environ), None)
     found = {spinning: os.environ[spinning]} if spinning else {"OMP_WAIT_POLICY": "PASSIVE"}
-    if cores() < len(os.sched_getaffinity(0)):  # a quota, which OpenMP does not ask for
+    if cores() < len(os.sched_getaffinity(0)):  # by a container's quota, which OpenMP ignores
         found["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(cores()))
     return found
 
 
 def _name_the_user() -> None:
-    """Gives a name and a home to a user whom this machine's list does not know."""
+    """Sets a name and a home for a user without an entry in the machine's user database."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
@@ -54,7 +55,7 @@ def _name_the_user() -> None:
 
 
 def _find_room_for_caches() -> None:
-    """Moves caches to a private folder where they cannot be written to."""
+    """Moves caches that cannot be written to to a private folder."""
     home = Path.home()
     moved = [
         name
@@ -70,7 +71,7 @@ def _find_room_for_caches() -> None:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Whether files can be made in `folder`, or in what it would be made in."""
+    """Whether files can be made in `folder`, or in the folder that it would be made in."""
     try:
         there = next(place for place in (folder, *folder.parents) if place.exists())
         with tempfile.TemporaryFile(dir=there):

@@ -1,4 +1,4 @@
-"""Adopts a model from outside: what was given on the command line becomes a model folder."""
+"""Adopts a model trained elsewhere: writes a model folder from the command's arguments."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,13 @@ from untrusted.yaml_text import parse_yaml
 
 @dataclass(frozen=True)
 class Outside:
-    """The files of a model from outside."""
+    """The files of a model trained elsewhere."""
 
     file: Path
     architecture: str | None
-    """Of weights: the torchvision network."""
+    """The torchvision network, if the file holds weights."""
     layer: str | None
-    """Its layer to leave out."""
+    """The network's layer to leave out."""
     classifier: Path | None
     names: Path | None
 
@@ -41,10 +41,10 @@ def run_adopt(
     console: Console,
     trust: bool = False,
 ) -> None:
-    """Writes the model folder `out` and says what it holds. Raises InputError.
+    """Writes the model folder `out` and prints a line on it. Raises InputError.
 
-    `scale` is the mean and the standard deviation, for pixels from 0 to 1 if `unit`, else 255.
-    With `trust` a program may be run, once, to be converted.
+    `scale` is the mean and the standard deviation, of pixels from 0 to 1 if `unit`, else to 255.
+    With `trust` a program may be run, once, to convert it.
     """
     if out.exists():
         raise InputError(f"--out {out} exists: give another folder")
@@ -65,7 +65,10 @@ def run_adopt(
 
 
 def _channels(option: str, text: str, unit: bool) -> Triple:
-    """One number a channel, on the scale 0 to 255. Raises InputError for what cannot be meant."""
+    """One number a channel, on the scale 0 to 255.
+
+    Raises InputError for text that is no numbers, or numbers on the other scale.
+    """
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
@@ -95,7 +98,7 @@ def _margin(text: str) -> ClassifierSettings:
 def _classifier(
     file: Path | None, names: Path | None, dimension: int
 ) -> tuple[torch.Tensor, list[str]]:
-    """The rows [C, d] and their names; none where there is no file. Raises InputError."""
+    """The rows [C, d] and their names; no rows without a file. Raises InputError."""
     if (file is None) != (names is None):
         raise InputError("--classifier and --names go together: give both, or neither")
     if file is None or names is None:

@@ -1,4 +1,4 @@
-"""Upgrades a gallery to another model, as many images at a time as there is a budget for."""
+"""Upgrades a gallery to another model, within a budget of images at a time."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ from trainer.gallery import Gallery, Ids, Order, chosen, upgraded
 from trainer.model import Model
 
 WORK = "upgrade"
-"""Folder of a gallery that holds what an upgrade has embedded so far."""
+"""Subfolder of a gallery with the vectors that an unfinished upgrade has embedded so far."""
 SAMPLES, PLAN = "samples.safetensors", "plan.json"
 
 
@@ -30,10 +30,10 @@ def run_backfill(
 ) -> None:
     """Replaces up to `budget` of the gallery's vectors by `model`'s of the same `images`.
 
-    The gallery is the old one or the new one at any moment; an upgrade that was stopped is gone on
-    with by the same call. Raises InputError.
+    Atomic: at any moment the gallery is the old or the new one. The same call resumes an
+    interrupted upgrade. Raises InputError.
     """
-    Gallery.open(folder)
+    Gallery.open(folder)  # before `locked`, which would make a missing folder
     with locked(folder):
         gallery = Gallery.open(folder)
         _check(gallery, images, model)
@@ -43,14 +43,14 @@ def run_backfill(
             files = embed_shards(images, model, samples, work, gallery.generation + 1, spread)
             apply(gallery, model.fingerprint, files)
         gallery = Gallery.open(folder)
-        gallery.sweep()
-        (folder / WORK / PLAN).unlink()  # first: what is left of the folder then says nothing
+        gallery.sweep()  # after the index was replaced: until then the old files count
+        (folder / WORK / PLAN).unlink()  # first: without it the rest of the folder does not count
         shutil.rmtree(folder / WORK)
         _tell(gallery, model, console)
 
 
 def apply(gallery: Gallery, model: str, files: dict[int, Path]) -> None:
-    """Replaces vectors by those of `model` in `files`, by shard: all at once."""
+    """Replaces vectors by those of `model` in `files`, by shard, atomically."""
     dimension = read_embeddings(next(iter(files.values())), model)[1].shape[1]
     fresh = ((shard, *read_embeddings(file, model)) for shard, file in files.items())
     after = upgraded(gallery, model, dimension, fresh)
@@ -58,7 +58,7 @@ def apply(gallery: Gallery, model: str, files: dict[int, Path]) -> None:
 
 
 def _check(gallery: Gallery, images: Images, model: Model) -> None:
-    """Raises InputError when the gallery is of other images, or of two other models."""
+    """Raises InputError when the gallery has other images, or vectors of two other models."""
     if gallery.dataset != images.dataset.fingerprint:
         raise InputError(
             f"{gallery.folder} is of dataset {gallery.dataset}, not {images.dataset.fingerprint}: "
@@ -73,19 +73,20 @@ def _check(gallery: Gallery, images: Images, model: Model) -> None:
 
 
 def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: Order) -> Ids:
-    """The samples [n] to embed now: what an upgrade that was stopped had chosen, or a new choice.
+    """The samples [n] to embed now: those chosen by an interrupted upgrade, or newly chosen ones.
 
-    None when the stopped one had ended but for its work folder. Raises InputError when it was
-    another one.
+    Empty if the interrupted upgrade is complete but for deleting its work folder. Raises InputError
+    when it was another upgrade.
     """
     work = gallery.folder / WORK
     plan = {**images.plan(model), "budget": budget, "order": order}
     if not (work / PLAN).exists():
         samples = chosen(gallery, model.fingerprint, images.dataset.identity, budget, order)
         write_arrays(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
-        write_json(work / PLAN, plan)
+        write_json(work / PLAN, plan)  # last: it makes the choice valid
         return samples
     check_same_plan(work / PLAN, plan, "finish it first, by the same command as before")
+    # chosen from another gallery than today's: the upgrade was applied before it was interrupted
     if stored_model(work / SAMPLES) != gallery.fingerprint:
         return np.empty(0, np.int64)
     begun, count = read_arrays(work / SAMPLES).get("samples"), len(images.dataset)

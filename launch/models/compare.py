@@ -1,4 +1,4 @@
-"""`perennial compat`: may a new model's queries meet an old model's gallery?"""
+"""`perennial compat`: may a new model's queries be compared with an old model's gallery?"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,18 +32,21 @@ from trainer.teacher import TeacherSettings
 
 @dataclass(frozen=True)
 class TwoModelTest:
-    """Where two models are compared, and how its images are read."""
+    """The dataset and trials that two models are compared on, and how its images are read."""
 
     dataset: ShardDataset
     trials: Trials
     data: PipelineSettings
     settings: CompatibilitySettings
     stored: str | None
-    """Location of the dataset, where the embeddings that runs keep of it may be used."""
+    """The dataset's location, if embeddings of it that runs have stored may be used."""
 
     @classmethod
     def open(cls, benchmark: str, size: tuple[int, int] | None) -> "TwoModelTest":
-        """A run's configuration (.yaml), or a dataset's folder or URL. Raises InputError."""
+        """Opens the test in a run's configuration (.yaml), or in a dataset's folder or URL.
+
+        Raises InputError.
+        """
         if not benchmark.endswith((".yaml", ".yml")):
             dataset, data = ShardDataset.open(benchmark), PipelineSettings(image_size=size)
             return cls(dataset, of_dataset(dataset), data, CompatibilitySettings(), None)
@@ -56,9 +59,9 @@ class TwoModelTest:
         return cls(dataset, trials, data, settings, config.dataset_location())
 
     def embedded(self, model: Model, progress: Callable[..., None]) -> Embedded:
-        """The model's embeddings of what is compared: those its run keeps, or made now.
+        """The model's embeddings of the test's images: those stored by its run, or computed now.
 
-        `progress` hears the images `completed` and in `total`.
+        `progress` is called with the number of images `completed` and in `total`.
         """
         samples = self.trials.samples
         if (kept := self._kept(model)) is not None:
@@ -74,7 +77,7 @@ class TwoModelTest:
         return Embedded(samples, np.concatenate(parts))
 
     def _kept(self, model: Model) -> Embedded | None:
-        """What the model's run keeps of this dataset, read in the same way, if it does."""
+        """The embeddings that the model's run has stored, if of all these images and size."""
         beside, run = model.folder / ".." / EMBEDDINGS_FILE, run_of_model(model.folder)
         if self.stored is None or run is None or not beside.exists():
             return None
@@ -87,7 +90,7 @@ class TwoModelTest:
             return None
         try:
             kept = Embedded(*read_embeddings(beside, model.fingerprint))
-        except InputError:  # of a model that was there before
+        except InputError:  # of an earlier model in the same folder
             return None
         return kept if np.isin(self.trials.samples, kept.samples).all() else None
 
@@ -101,7 +104,7 @@ def compatibility(
     size: tuple[int, int] | None,
     console: Console,
 ) -> dict[str, Any]:
-    """What `compare` finds of the models in these folders, with `changes` to its settings.
+    """The results of `compare` for the models in these folders, with `changes` to its settings.
 
     Raises InputError.
     """

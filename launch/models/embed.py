@@ -1,4 +1,4 @@
-"""Embeds all images of a dataset with a model, a shard a unit of work, going on after a kill."""
+"""Embeds all images of a dataset with a model, shard by shard, resuming after an interruption."""
 
 import json
 import os
@@ -38,7 +38,7 @@ from untrusted.text import tsv_cells, tsv_line
 Ids = NDArray[np.int64]
 FLAT = (".npy", ".safetensors")
 FEATURES = "features.json"
-"""What a folder of feature files was made of."""
+"""File with the plan that a folder of feature files was made by."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,15 @@ class Images:
 
     dataset: ShardDataset
     location: str
-    """Where every process finds the dataset."""
+    """The dataset's path or URL for every process."""
     data: PipelineSettings
 
     @classmethod
     def open(cls, location: str, size: tuple[int, int] | None, model: Model) -> "Images":
-        """Opens a dataset, whose images are resized to `size`, or to what `model` was trained on.
+        """Opens a dataset; images are resized to `size`, or to the size `model` was trained on.
 
-        Those that differ in size are made what an adopted `model` expects. Raises InputError.
+        For an adopted `model`, images of different sizes are resized to the size that it expects.
+        Raises InputError.
         """
         dataset = ShardDataset.open(location)
         varied = dataset.manifest["image_size"] is None
@@ -66,7 +67,7 @@ class Images:
         return cls(dataset, anywhere(location), data)
 
     def plan(self, model: Model) -> dict[str, Any]:
-        """What decides the vectors that `model` gives."""
+        """The values that the vectors of `model` depend on."""
         return {
             "model": model.fingerprint,
             "dataset": self.dataset.fingerprint,
@@ -78,7 +79,7 @@ class Images:
 Call = tuple[Path, Path, Ids, PipelineSettings, TeacherSettings]
 """The arguments of `embed_part`, after the worker."""
 Spread = Callable[[Images, list[Call], int], None]
-"""Makes these calls, beside so many that are done already."""
+"""Makes these calls, wherever it does; the last argument counts calls that are done already."""
 
 
 def embed_part(
@@ -103,7 +104,7 @@ def embed_part(
     except SampleError as error:
         raise InputError(f"{error}: restore the dataset, or build it anew") from error
     write_atomically(out.with_suffix(".tsv"), "".join(map(tsv_line, rows)).encode())
-    write_embeddings(out, samples, vectors, model.fingerprint)
+    write_embeddings(out, samples, vectors, model.fingerprint)  # last: it marks the unit as done
     return vectors.shape[1]
 
 
@@ -135,9 +136,10 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
 def embed_shards(
     images: Images, model: Model, samples: Ids, folder: Path, generation: int, spread: Spread
 ) -> dict[int, Path]:
-    """Embeds `samples` [n] into a file a shard (`part_file`) in `folder`; what is there stays.
+    """Embeds `samples` [n] into one file for each shard (`part_file`) in `folder`.
 
-    Returns the files by shard, ascending.
+    Existing files are kept, which resumes an interrupted call. Returns the files by shard,
+    ascending.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[int, Path] = {}
@@ -162,8 +164,8 @@ def run_embed(
 ) -> None:
     """Writes `model`'s vectors of all `images` to `out`: a gallery's folder, .npy or .safetensors.
 
-    Or a folder of MegaFace's feature files, their names ending in `features`. Goes on where an
-    earlier attempt was stopped. Raises InputError.
+    With `features`, writes a folder of MegaFace's feature files with that ending. Resumes an
+    interrupted call. Raises InputError.
     """
     _check_name(out)
     plan, work = images.plan(model), out.with_name(f".{out.name}.embedding")
@@ -192,7 +194,7 @@ def run_embed(
 
 
 def _check_name(out: Path) -> None:
-    """Raises InputError for a file's name of a kind that is not written, such as vectors.csv."""
+    """Raises InputError for a file name with an unknown suffix, such as vectors.csv."""
     looks_like_a_file = re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{0,9}", out.suffix)
     if out.suffix not in FLAT and looks_like_a_file and not out.is_dir():
         raise InputError(
@@ -202,7 +204,7 @@ def _check_name(out: Path) -> None:
 
 
 def _check_same(out: Path, plan: dict[str, Any]) -> None:
-    """Raises InputError unless `out` holds just these vectors."""
+    """Raises InputError unless `out` holds exactly these vectors."""
     remedy = "give another --out"
     if "features" in plan:
         card = out / FEATURES
@@ -220,7 +222,7 @@ def _check_same(out: Path, plan: dict[str, Any]) -> None:
 
 
 def _join_lines(files: Iterable[Path], target: Path) -> None:
-    """Writes the ids beside the vectors `files` one after the other."""
+    """Concatenates the ids of the vectors `files` into `target`."""
     with target.open("wb") as joined:
         joined.write(b"key\tidentity\n")
         for file in files:
@@ -230,7 +232,7 @@ def _join_lines(files: Iterable[Path], target: Path) -> None:
 
 
 def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
-    """Makes the folder `part` the gallery `out`."""
+    """Turns the folder `part` into the gallery `out`; the rename comes when it is complete."""
     model = plan["model"]
     rows = {shard: read_embeddings(file, model)[1].shape for shard, file in files.items()}
     parts = tuple(
@@ -247,7 +249,7 @@ def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[s
 
 
 def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
-    """Writes a feature file an image; the folder appears when all are there."""
+    """Writes a feature file for each image; the folder is renamed to `out` when it is complete."""
     tree = part / "features"
     shutil.rmtree(tree, ignore_errors=True)
     for file in files.values():
@@ -257,12 +259,15 @@ def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[
         for key, vector in zip(keys, vectors, strict=True):
             write_feature(tree / feature_name(key, plan["features"]), vector)
     write_json(tree / FEATURES, plan)
-    os.sync()  # at once, instead of a file at a time
+    os.sync()  # once: a million files written atomically would be flushed a million times
     tree.rename(out)
 
 
 def _publish_flat(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
-    """Joins the vectors as one file [n, d], through a memory map; ids and card are there first."""
+    """Joins the vectors into one file [n, d], through a memory map.
+
+    It gets its name last, so that a file that is there has its ids and its card.
+    """
     dimension = read_embeddings(next(iter(files.values())), plan["model"])[1].shape[1]
     card = {**plan, "dimension": dimension}
     joined = part / f"joined{out.suffix}"

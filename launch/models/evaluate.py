@@ -1,4 +1,4 @@
-"""Puts one model, or vectors that another program wrote, to a test set outside of any run."""
+"""Evaluates a model, or vectors of another program, on a test set, independently of any run."""
 
 import shutil
 import tempfile
@@ -34,11 +34,11 @@ from trainer.evaluation import TestSetSettings
 from trainer.model import Model
 from trainer.teacher import TeacherSettings
 
-_BATCH = 1024  # feature files between two movements of the bar
+_BATCH = 1024  # feature files between two updates of the progress bar
 
 
 def settings_of_test(**given: Any) -> TestSetSettings:
-    """A test as the command's options give it. Raises InputError."""
+    """The settings of a test from the command's options. Raises InputError."""
     try:
         return TestSetSettings.model_validate(given)
     except ValidationError as error:
@@ -47,16 +47,19 @@ def settings_of_test(**given: Any) -> TestSetSettings:
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """`Vectors` out of MegaFace's feature files."""
+    """`Vectors` read from MegaFace's feature files."""
 
     folders: dict[str, Path]
-    """Of each part of a test: "dataset" and, maybe, "distractors"."""
+    """The folder of each part of a test: "dataset" and, maybe, "distractors"."""
     ending: str
-    """Of the files' names, after the image's."""
+    """What the files' names append to the image's."""
     console: Console
 
     def __call__(self, test: TestSet, part: str, samples: Ids, target: Path) -> None:
-        """Raises InputError naming a file that is missing, damaged or longer than others."""
+        """Reads the vectors of `samples` into `target`.
+
+        Raises InputError naming a file that is missing, damaged or of another length than others.
+        """
         folder, dimension = self.folders[part], self._dimension(test)
         with (
             progress(self.console, f"reading {folder}", len(samples), "files") as hear,
@@ -76,7 +79,7 @@ class FeatureFiles:
                 hear(begin + len(keys))
 
     def _dimension(self, test: TestSet) -> int:
-        """d of the test's first image."""
+        """d, from the feature file of the test's first image."""
         part, samples = next(iter(test.protocol.samples().items()))
         (key,) = test.datasets[part].keys(samples[:1])
         return len(read_feature(self.folders[part] / feature_name(key, self.ending)))
@@ -90,16 +93,16 @@ def run_evaluate(
     out: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """The results of a test set, written to `out`, too, if given; images are resized to `size`.
+    """The results of a test set, also written to `out`, if given; images are resized to `size`.
 
-    Embeddings of a model are kept beside `out`, or here, until the end: the same call goes on after
-    a kill. Raises InputError, Preempted after SIGTERM.
+    A model's embeddings are stored beside `out`, or in the working directory, until the end, so
+    that the same call resumes an interrupted one. Raises InputError, Preempted after SIGTERM.
     """
     test = open_test(settings, "cosine")
-    what: dict[str, Any] | None = None  # feature files are read again: they may have changed
+    what: dict[str, Any] | None = None  # feature files may have changed, and are read again
     if isinstance(vectors, Model):
         images = Images.open(settings.dataset, size, vectors)
-        # distractors are made as large as the others
+        # distractors are resized to the same size
         size = image_size(images.dataset, images.data)
         of = {"model": vectors.fingerprint, "size": size}
         what = {"test": test.fingerprint, "settings": settings.model_dump(), **of}
@@ -123,7 +126,10 @@ def run_evaluate(
 
 @contextmanager
 def _scratch(where: Path, what: dict[str, Any] | None) -> Iterator[Path]:
-    """A folder in `where` that is deleted at a good end; without `what` it is for, at any end."""
+    """A work folder in `where`, named by a hash of its purpose `what`, and deleted on success.
+
+    Without `what` it is a temporary folder, which is always deleted.
+    """
     if what is None:
         with tempfile.TemporaryDirectory(dir=where, prefix=".evaluating-") as name:
             yield Path(name)
@@ -138,7 +144,7 @@ def _scratch(where: Path, what: dict[str, Any] | None) -> Iterator[Path]:
 def _actors(
     settings: ClusterSettings, dataset: str, folder: Path, console: Console
 ) -> Iterator[Map]:
-    """Calls CPU actors on a Ray cluster, and shows how far they are."""
+    """A map over CPU actors on a Ray cluster that shows its progress."""
     hear: list[Callable[[int], None]] = []
 
     with cluster(settings) as ray, sigterm() as stop:
@@ -162,7 +168,7 @@ def _actors(
 
 
 def results_table(name: str, found: dict[str, Any]) -> Table:
-    """Every figure and count of a test's results, but for the points of curves."""
+    """A table of all figures and counts of a test's results, without the points of curves."""
     table = Table("", "", title=name, title_justify="left", show_header=False)
     table.columns[1].justify = "right"
     for part, results in parts({"tests": {name: found}}).items():

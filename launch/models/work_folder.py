@@ -1,4 +1,4 @@
-"""Folders in which a command goes on after a kill: held, and bound to one plan."""
+"""Work folders from which a command resumes: locked by one process, and bound to one plan."""
 
 import fcntl
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from untrusted.json_text import parse_json
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds a folder against other processes of this machine. Raises InputError."""
+    """Locks a folder against other processes of this machine. Raises InputError."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w", encoding="utf-8", opener=no_link) as file:
         try:
@@ -25,7 +25,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_same_plan(path: Path, plan: dict[str, Any], remedy: str) -> None:
-    """Writes a plan, or checks that the one which was begun here is the same. Raises InputError."""
+    """Writes a plan, or checks that the plan begun here is the same. Raises InputError."""
     if not path.exists():
         write_json(path, plan)
         return

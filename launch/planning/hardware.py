@@ -1,4 +1,4 @@
-"""Machines to plan for: peak rates from data sheets, or this one's as measured."""
+"""Machines to plan for: peak rates from data sheets, or measured on this one."""
 
 import socket
 import threading
@@ -16,7 +16,7 @@ from trainer.processor import multiplies_bf16
 
 @dataclass(frozen=True)
 class Machine:
-    """What one rank has. Times are lower bounds: nothing runs faster than its peak."""
+    """The resources of one rank. Times are lower bounds: nothing runs faster than its peak."""
 
     name: str
     rates: dict[str, float]
@@ -24,7 +24,7 @@ class Machine:
     memory: float
     """Bytes of the rank's memory."""
     bandwidth: float
-    """Bytes a second from that memory."""
+    """Bytes a second that are read from that memory or written to it."""
     link: float
     """Bytes a second that a rank sends to another of its node."""
     network: float
@@ -38,9 +38,9 @@ class Machine:
     """Seconds that a message takes at least; the usual order of magnitude between GPUs."""
 
     def compute_seconds(self, operations: Iterable[Operation], started: bool = True) -> float:
-        """Each operation as fast as products or memory allow, one after the other (a roofline).
+        """The sum of the operations' times, each bounded by products or memory (a roofline).
 
-        `started`: and none faster than a kernel starts.
+        With `started`, each is also bounded by the start of a kernel.
         """
         least = self.kernel if started else 0.0
         return sum(
@@ -49,7 +49,7 @@ class Machine:
         )
 
     def communication_seconds(self, calls: Iterable[Collective], world: int) -> float:
-        """The collectives one after the other, as rings through the slowest link."""
+        """The sum of the collectives' times, as rings through the slowest link."""
         if world == 1:
             return 0.0
         speed = self.link if world <= self.ranks else self.network
@@ -90,9 +90,9 @@ THIS = "this"
 
 
 def machine(name: str, threads: int, workers: int) -> Machine:
-    """The machine called `name`; ``this`` is measured in seconds with `threads` a worker.
+    """The machine called `name`; ``this`` is measured, in seconds, with `threads` a worker.
 
-    Raises InputError for a name that is not known.
+    Raises InputError for an unknown name.
     """
     if name == THIS:
         return measure(threads, workers)
@@ -103,7 +103,7 @@ def machine(name: str, threads: int, workers: int) -> Machine:
 
 
 def measure(threads: int, workers: int) -> Machine:
-    """This machine as `workers` ranks of `threads` CPU threads find it, one of them alone."""
+    """Measures this machine for `workers` ranks of `threads` CPU threads, one rank running."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -129,7 +129,7 @@ def measure(threads: int, workers: int) -> Machine:
 
 
 def _best(work: Callable[[], object], times: int) -> float:
-    """The shortest of several runs of `work` after the first, seconds."""
+    """The shortest of several runs of `work`, seconds; the first, which warms up, is left out."""
     durations = []
     for _ in range(times + 1):
         begun = time.perf_counter()
@@ -154,7 +154,7 @@ def _smallest(times: int = 1000) -> float:
 
 
 def _loopback(size: int = 2**26) -> tuple[float, float]:
-    """Bytes a second, and seconds a small message, between two sockets of this machine."""
+    """Bytes a second, and seconds a small message, between two sockets on this machine."""
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as near,

@@ -1,4 +1,4 @@
-"""What a run would take, worked out without data, GPUs or other machines."""
+"""Plans a run's memory, messages, disk and time, without data, GPUs or other machines."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +39,7 @@ from trainer.row_layout import row_blocks
 
 @dataclass(frozen=True)
 class Split:
-    """How many identities and images each learning step has."""
+    """The numbers of identities and images of each learning step."""
 
     row_ends: tuple[int, ...]
     """Identities learned after each step."""
@@ -48,31 +48,31 @@ class Split:
     size: tuple[int, int]
     """Height and width of the images, pixels."""
     shards: int | None
-    """Bytes of the dataset, where it exists."""
+    """Bytes of the dataset, if it exists."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One learning step of the methods that train it alike. Sizes in bytes, of the fullest rank."""
+    """One learning step of all methods that train it alike. Sizes in bytes, of the fullest rank."""
 
     methods: tuple[str, ...]
     step: int
     old_identities: int
     new_identities: int
     images: int
-    """To train on."""
+    """Training images."""
     iterations: int
     epochs: float
     rows_by_rank: tuple[int, ...]
     images_by_rank: tuple[int, ...]
     """Of each global batch."""
     memory: dict[str, int]
-    """What is held, by what it is; ``peak`` is the most at one time, less than the sum."""
+    """Bytes by kind; ``peak`` is the most at one time, which is less than their sum."""
     calls: dict[str, dict[str, int]]
     """Collectives of an iteration: ``calls`` and ``bytes`` that each rank sends."""
     disk: dict[str, int]
     seconds: dict[str, float] | None
-    """At best: ``compute`` and ``communication`` of an iteration, ``step`` altogether."""
+    """Lower bounds: ``compute`` and ``communication`` of an iteration, ``step`` in all."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Plan:
     steps: list[StepPlan]
 
     def values(self) -> dict[str, Any]:
-        """As plain values."""
+        """The plan as plain values."""
         return asdict(self)
 
 
 def split_of(config: RunConfig, identities: int | None, images: int | None) -> Split:
-    """The split of a dataset of that many `identities` and `images`, or of the one that exists.
+    """The split of a dataset with so many `identities` and `images`, or of the existing dataset.
 
-    Raises InputError when there is neither, or when the benchmark asks for more than there is.
+    Raises InputError when there is neither, or when the benchmark needs more identities.
     """
     if identities is None and images is None:
         if not config.dataset_is_there():
@@ -129,7 +129,7 @@ def _known(size: Any) -> tuple[int, int]:
 
 
 def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
-    """Plans every learning step. Raises InputError for what a run would refuse, too."""
+    """Plans every learning step. Raises InputError for whatever a run would refuse."""
     planner = _Planner(config, split, machine)
     check_steps(split.row_ends, split.images, config.cluster.workers, bool(planner.given))
     steps = [step for number in range(len(split.row_ends)) for step in planner.steps(number)]
@@ -140,17 +140,17 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
 
 @dataclass(frozen=True)
 class _Trained:
-    """What methods that are planned as one have in common."""
+    """The properties by which methods are grouped into one plan."""
 
     recipe: Recipe
     embedder: EmbedderSettings
     old_embedder: EmbedderSettings | AdoptedSettings
-    """Of the model of the step before."""
+    """The network of the model of the step before."""
     classifier: ClassifierSettings
 
 
 def _given(config: RunConfig) -> dict[str, EmbedderSettings | AdoptedSettings]:
-    """The network that each method begins with; none where step 0 is trained."""
+    """The network of step 0 of each method, if it is given; empty if step 0 is trained."""
     if config.adopted is not None:
         return dict.fromkeys(config.methods, Model.open(config.adopted).settings)
     if config.continues is None:
@@ -175,9 +175,9 @@ class _Planner:
             )
 
     def steps(self, step: int) -> Iterator[StepPlan]:
-        """The plans of a learning step, one for each recipe that some methods share.
+        """The plans of a learning step, one for each group of methods that train it alike.
 
-        None where it is not trained but given.
+        There is none for a step 0 that is given.
         """
         if step == 0 and self.given:
             return
@@ -283,7 +283,7 @@ class _Planner:
         checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
         made = [*range(0, training.iterations + 1, training.checkpoint_every)][1:]
         kept = len(made) - len(superfluous(made, training.keep_checkpoints, training.keep_every))
-        # while one is written, all that are kept lie beside it
+        # old ones are deleted after a new one is complete
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
         if wanted is not None and not self._online:

@@ -1,4 +1,4 @@
-"""A plan as tables."""
+"""The tables of `perennial plan`."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -10,9 +10,9 @@ from launch.planning.plan import Plan, StepPlan
 
 
 def plan_tables(plan: Plan) -> Iterator[Any]:
-    """What is asked of each rank, of the wires and of the disk.
+    """Tables of each rank's memory, its messages and the disk.
 
-    Parts are shown for the method that needs most at each step; the plan's values have all.
+    Parts are shown for the method that needs most at each step; the plan's values have all methods.
     """
     yield _steps(plan)
     yield _iterations(plan)
@@ -79,7 +79,7 @@ def _iterations(plan: Plan) -> Table:
 
 
 def _filled(table: Table, plan: Plan, cells: Callable[[StepPlan], tuple[str, ...]]) -> Table:
-    """A line a step and its methods; those with the same cells share one."""
+    """Fills `table` with a line a step and method; methods with the same cells share one."""
     lines: dict[tuple[str, ...], list[str]] = {}
     for step in plan.steps:
         lines.setdefault((f"step {step.step}", *cells(step)), []).extend(step.methods)
@@ -103,7 +103,7 @@ def _parts(
     parts: Callable[[StepPlan], dict[str, int]],
     size: Callable[[dict[str, int]], int],
 ) -> Table:
-    """A line a part, a column a learning step."""
+    """A table with a line for each part and a column for each learning step."""
     steps = sorted({step.step for step in plan.steps})
     most = [
         max((step for step in plan.steps if step.step == number), key=lambda s: size(parts(s)))
@@ -138,7 +138,7 @@ def _remarks(plan: Plan) -> Iterator[str]:
 
 
 def _chains(step: StepPlan) -> int:
-    """Models that a step makes for each seed: step 0 is the same for all methods."""
+    """The number of models of a step for each seed: step 0 is shared by all methods."""
     return len(step.methods) if step.step else 1
 
 
@@ -158,7 +158,7 @@ def size_text(count: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """A duration in the unit that suits it, three digits."""
+    """A duration in a suitable unit, three digits."""
     units = ((1e-3, 1e-6, "µs"), (1, 1e-3, "ms"), (120, 1, "s"), (7200, 60, "min"))
     for limit, length, unit in units:
         if seconds < limit:

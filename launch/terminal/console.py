@@ -1,7 +1,8 @@
-"""Where commands print: a terminal, or a file or pipe, whose lines may be as long as they need.
+"""The output of commands: to a terminal, or to a file or pipe, where lines are wider.
 
-What is printed may hold names out of datasets, run folders and messages of others: it is shown as
-it stands, never read as markup, and no character of it steers the terminal.
+Printed text may contain names from datasets, run folders and messages of others. So it is never
+interpreted as markup, and control characters are escaped; escaping values in each place that prints
+them was forgotten in one place of ten.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ class Terminal(Console):
     """A console whose texts are plain; a leading ✓ or ! is coloured."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Everything that is printed comes here, cells and titles of tables too."""
+        """Rich renders every printed text by this method, including cells and titles of tables."""
         plain = {**options, "markup": False, "emoji": False, "highlight": False}
         shown = super().render_str(printable(text, keep="\n"), **plain)
         if colour := _MARKS.get(text[:2]):
@@ -37,20 +38,21 @@ console = Terminal(highlight=False, width=None if _narrow else _WIDE)
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Prints text of others as it stands, without wrapping it."""
+    """Prints untrusted text, without wrapping it."""
     print(printable(text, keep="\n\t"), end=end, flush=True)
 
 
 def say_json(value: Any, indent: int | None = 1) -> None:
-    """Prints a value as JSON in ASCII, which no terminal, locale or pipe changes."""
+    """Prints a value as JSON in ASCII, so that the locale cannot garble it."""
     print(json.dumps(value, indent=indent), flush=True)
 
 
 def begin_in_utf_8() -> None:
-    """Begins this process anew in Python's UTF-8 mode where the locale is another.
+    """Restarts this process in Python's UTF-8 mode if the locale is another.
 
-    File names, arguments and all processes that it starts are then UTF-8; decoded by ISO-8859-1
-    they would be stored garbled, and decoded by ASCII some could not be printed.
+    File names, arguments and all child processes are then UTF-8; decoded by ISO-8859-1 they would
+    be stored garbled, and decoded by ASCII some could not be printed. It must be a restart: Python
+    decodes arguments and file names before our first line runs.
     """
     os.environ["PYTHONUTF8"] = "1"
     if not sys.flags.utf8_mode and sys.getfilesystemencoding() != "utf-8":
@@ -58,8 +60,8 @@ def begin_in_utf_8() -> None:
 
 
 def prepare_output() -> None:
-    """Makes printing never fail, whatever the locale: what a terminal cannot show is spelled out;
-    files and pipes get UTF-8."""
+    """Makes printing safe in any locale: terminals get escapes for characters that they cannot
+    show, files and pipes get UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # a test's stand-in, or closed
             encoding = locale.getencoding() if stream.isatty() else "utf-8"

@@ -1,4 +1,4 @@
-"""Datasets drawn and verified, with progress."""
+"""Draws and verifies datasets, with progress."""
 
 from rich.console import Console
 from rich.markup import escape

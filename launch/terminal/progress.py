@@ -1,4 +1,4 @@
-"""Progress of commands: a bar on a terminal, elsewhere a line now and then."""
+"""Progress of commands: a bar on a terminal, otherwise a line every half minute."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +34,7 @@ class _Rate(ProgressColumn):
 def progress(
     console: Console, what: str, total: int | None, unit: str = "images"
 ) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, elsewhere a line every half minute."""
+    """Shows the progress of `what`; yields a function to call with the number of items done."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -55,7 +55,7 @@ def progress(
         def hear(done: int) -> None:
             nonlocal shown
             if not first:
-                bar.reset(task, completed=done)  # what was done before says nothing of the rate
+                bar.reset(task, completed=done)  # items done by an earlier call have no rate
                 first.append(done)
             bar.update(task, completed=done)
             now = time.monotonic()

@@ -1,8 +1,8 @@
-"""Checkpoints of a training phase and finished models: saved whole or not at all, and verified.
+"""Checkpoints of a training phase and finished models: saved atomically, and verified.
 
-`format` says what a saved folder is, `store` where it goes, `fence` who may write there, `writer`
-how ranks save one together, `policy` which are kept; `rows` and `optimizer` make their content free
-of the world size.
+`format` defines a saved folder, `store` its place, `fence` the right to write there, `writer` how
+ranks save one together, `policy` which are kept; `rows` and `optimizer` make the content
+independent of the world size.
 """
 
 from trainer.checkpoint.checkpoints import Checkpoints

@@ -48,6 +48,7 @@ class Checkpoints:
         self._fence = fence
         self._settings, self._ranks = settings, ranks
         self._metrics, self._tell = metrics, tell
+        # equal on all ranks, which recognise each other's files by it
         self._token, self._attempts = ranks.broadcast_object(secrets.token_hex(4)), 0
         self._thread: threading.Thread | None = None
         self._host = HostCopies()
@@ -123,6 +124,7 @@ class Checkpoints:
         try:
             save.run()
             if self._ranks.rank == 0:
+                # after the manifest: the pointer must not name what is incomplete
                 self._store.replace(POINTER, save.name.encode())
                 self._metrics.checkpoints_saved.inc()
                 self._metrics.checkpoint_saved_at.set_to_current_time()

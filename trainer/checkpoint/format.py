@@ -177,6 +177,7 @@ class Folder:
                 content = file.read()
         except OSError as error:
             raise self._damage(name) from error
+        # of the bytes that are returned: a second read could find others
         if hashlib.sha256(content).hexdigest() != self.hashes[name]:
             raise self._damage(name)
         return content

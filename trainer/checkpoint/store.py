@@ -86,7 +86,7 @@ class LocalStore:
             os.close(descriptor)
 
     def publish(self, part: str, name: str) -> None:
-        """Renames the part, whose files and entries are on the disk by then."""
+        """Renames the part, after its files and its directory entries are on the disk."""
         fsync(self._root / part)
         self.remove(name)  # a folder cannot be renamed onto another that is not empty
         (self._root / part).rename(self._root / name)

@@ -70,6 +70,7 @@ class Save:
             hashes[CARD] = self._write(f"{part}/{CARD}", encode_json(card))
             for rank in range(1, self.world):
                 hashes |= self._await(part, rank)
+            # last: it makes the folder complete
             self._write(f"{part}/{MANIFEST}", encode_json(hashes))
             self.store.publish(part, self.name)
         except Exception:
@@ -109,7 +110,7 @@ class Save:
             with contextlib.suppress(ValueError):
                 if (content := self.store.read(done)) is not None:
                     hashes: dict[str, str] = json.loads(content)
-                    self.store.remove(done)
+                    self.store.remove(done)  # markers are no part of the folder
                     return hashes
             if self.store.read(failed) is not None:
                 raise OSError(f"rank {rank} could not write its part")

@@ -69,6 +69,8 @@ def tiles(query: torch.Tensor, gallery: Vectors, rows: int) -> Iterator[tuple[in
     nearer. For vectors of length 1 it is 2 cos - 1.
     """
     squared_norms(query, "query")
+    # products of one shape: in another a pair's score could be rounded differently, and equal
+    # vectors would no longer tie
     doubled = _padded(2 * query, rows)
     for start in range(0, len(gallery), TILE):
         part = gallery[start : start + TILE]

@@ -42,6 +42,8 @@ def ranks(block: slice, probe: Vectors, identity: Ids, distractors: Vectors) -> 
     wanted = [scores[a, own] for a, own in enumerate(mates)]
     above = [np.zeros(len(own), dtype=np.int64) for own in mates]
     for _, part in tiles(query, distractors, block_size(len(probe))):
+        # counted from the left of equal scores: a distractor at the mate's distance outranks it, or
+        # a collapsed model would score 100 %
         ordered = np.sort(part.numpy(), axis=1)
         for a, own in enumerate(wanted):
             above[a] += ordered.shape[1] - np.searchsorted(ordered[a], own, side="left")

@@ -90,7 +90,7 @@ class _GatherEmbeddings(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return grad[ctx.own] * ctx.world, None, None
+        return grad[ctx.own] * ctx.world, None, None  # the engine divides by the world size
 
 
 def gather_embeddings(embeddings: torch.Tensor, ranks: Ranks, counts: list[int]) -> torch.Tensor:

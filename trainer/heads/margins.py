@@ -164,6 +164,7 @@ class AdaFace(_Angular):
     def target(
         self, cosine: torch.Tensor, norms: torch.Tensor, running: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        # clamped as in `observe`, which the mean and deviation are of
         above = norms.clamp(1e-3, 100) - running["norm_mean"]
         quality = (above * self.concentration / (running["norm_deviation"] + 1e-3)).clamp(-1, 1)
         value, slope = monotonic_cosine(cosine, 1.0, -self.margin * quality)

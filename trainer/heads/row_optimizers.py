@@ -33,6 +33,8 @@ class RowOptimizer:
         elif settings.momentum:
             self._moments["momentum"] = Moment(weight, precision, positive=False)
         self._ids = rows.own_ids().to(weight.device)
+        # by row: with a global count a row first drawn late would take a first step three times as
+        # long
         self._counts = weight.new_zeros(len(weight), dtype=torch.int32)
 
     @property
@@ -58,6 +60,7 @@ class RowOptimizer:
         if gradient is None:
             return
         if gradient.is_sparse:
+            # old rows in no image's neighbourhood stay as they are: neither decay nor momentum
             gradient = gradient.coalesce()
             self.update(gradient.indices()[0], gradient.values(), rate)
             return
