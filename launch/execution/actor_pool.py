@@ -24,6 +24,7 @@ class ActorPool:
         self,
         ray: Any,
         cluster: ClusterSettings,
+        *,
         dataset: str,
         cache: CacheSettings,
         targets: Path,
@@ -54,11 +55,11 @@ class ActorPool:
                     actor.options(**options).remote(
                         self._dataset,
                         self._cache,
-                        threads,
-                        target,
-                        str(number),
-                        self._fence,
-                        self._cluster.metrics_host,
+                        threads=threads,
+                        target_file=target,
+                        name=str(number),
+                        fence=self._fence,
+                        host=self._cluster.metrics_host,
                     )
                 )
         return self._actors

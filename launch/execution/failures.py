@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from monitoring.run_folder import LOGS_FOLDER
 from untrusted.files import no_link
 
 _LOST = ("closed by peer", "reset by peer", "gloo", "nccl", "timed out waiting", "distbackend")
@@ -130,7 +131,7 @@ def crashes(folder: Path, ranks: int) -> dict[int, str]:
 
 def crash_file(folder: Path, rank: int) -> Path:
     """Where a rank of the run in `folder` leaves word of a crash."""
-    return folder / "logs" / f"trainer-{rank}.crash"
+    return folder / LOGS_FOLDER / f"trainer-{rank}.crash"
 
 
 @contextmanager

@@ -74,7 +74,14 @@ class Heartbeat:
 
     def _beat(self) -> Beat:
         phase, activity = self._at
-        return Beat(phase, self._rank, self._node, os.getpid(), self._born, activity.read())
+        return Beat(
+            phase,
+            rank=self._rank,
+            node=self._node,
+            pid=os.getpid(),
+            born=self._born,
+            doing=activity.read(),
+        )
 
     def _run(self) -> None:
         import ray

@@ -25,6 +25,7 @@ from launch.runs.records import Records
 from launch.runs.run import Run
 from monitoring.metrics import Metrics
 from monitoring.progress import RunProgress
+from monitoring.run_folder import target_file
 from trainer.activity import Activity
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
@@ -75,7 +76,7 @@ class InProcess:
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             self._run.fence.check()
-            beat = Beat(phase, 0, "", os.getpid(), 0.0, activity.read())
+            beat = Beat(phase, rank=0, node="", pid=os.getpid(), born=0.0, doing=activity.read())
             self._progress.ranks(1, 1, beat.doing.turns)
             guilty, why = diagnose([beat], math.inf, cluster.stalled_seconds)
             if guilty and thread.is_alive():
@@ -111,11 +112,11 @@ def shard_worker(config: RunConfig, folder: Path, rank: int, fence: Fence) -> Sh
     return ShardWorker(
         config.dataset_location(),
         config.data.cache,
-        config.cluster.worker_threads(),
-        folder / "targets" / f"actor-{rank}.json",
-        str(rank),
-        fence,
-        config.cluster.metrics_host,
+        threads=config.cluster.worker_threads(),
+        target_file=target_file(folder, f"actor-{rank}"),
+        name=str(rank),
+        fence=fence,
+        host=config.cluster.metrics_host,
     )
 
 

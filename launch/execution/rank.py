@@ -19,6 +19,7 @@ from monitoring.exporter import serving
 from monitoring.logs import LOG, logging_to
 from monitoring.metrics import Metrics
 from monitoring.progress import in_words
+from monitoring.run_folder import target_file
 from trainer.activity import Activity
 from trainer.heads.collectives import Ranks
 
@@ -104,7 +105,7 @@ class RankJobs:
 
         endpoint = serving(
             metrics.registry,
-            run.folder / "targets" / f"trainer-{rank}.json",
+            target_file(run.folder, f"trainer-{rank}"),
             {"job": "trainer", "rank": str(rank)},
             **cluster.metrics_endpoint(local),
         )

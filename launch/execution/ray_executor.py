@@ -20,6 +20,7 @@ from launch.exits import Preempted
 from launch.inference.worker import T, Unit
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
+from monitoring.run_folder import TARGETS_FOLDER
 
 
 class RayExecutor:
@@ -28,9 +29,16 @@ class RayExecutor:
     def __init__(self, ray: Any, run: Run, progress: RunProgress, stop: threading.Event) -> None:
         self._run, self._ray, self._progress, self._stop = run, ray, progress, stop
         config = run.config
-        where = config.dataset_location(), config.data.cache, run.folder / "targets"
         self._pool = ActorPool(
-            ray, config.cluster, *where, stop, progress.units, run.fence, progress.notice
+            ray,
+            config.cluster,
+            dataset=config.dataset_location(),
+            cache=config.data.cache,
+            targets=run.folder / TARGETS_FOLDER,
+            stop=stop,
+            units=progress.units,
+            fence=run.fence,
+            tell=progress.notice,
         )
         self._ranks: RayRanks | None = None
         self._alone = InProcess(run, progress, stop)

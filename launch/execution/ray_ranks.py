@@ -18,6 +18,7 @@ from launch.execution.ray_worker import RankSpec, worker
 from launch.runs.records import Records
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
+from monitoring.run_folder import LOGS_FOLDER
 
 _POLL_SECONDS = 0.2
 _HEARD_SECONDS = 5.0
@@ -209,7 +210,7 @@ class RayRanks:
             if job.repeats.futile(failure, job.furthest):
                 raise InputError(
                     f"{job.phase} fails in the same way whenever it is started, at iteration "
-                    f"{job.furthest}: {why}; see {self._run.folder / 'logs'}"
+                    f"{job.furthest}: {why}; see {self._run.folder / LOGS_FOLDER}"
                 )
         allowed = self._run.config.cluster.max_failures
         if job.failures > allowed and not self._stop.is_set():

@@ -50,6 +50,7 @@ class Rank:
         folder: Path,
         word: Ranks,
         stop: threading.Event,
+        *,
         hear: Callable[[dict[str, Any], int], None] | None = None,
     ) -> None:
         """`word` is a gloo group of all ranks, for what they say to each other.
@@ -124,7 +125,7 @@ class TorchrunExecutor:
         self._word, self._progress, self._stop = word, progress, stop
         self._fence = run.fence
         self._records = Records(run.folder, progress)
-        self._own = Rank(run.config, run.folder, word, stop, self._hear)
+        self._own = Rank(run.config, run.folder, word, stop, hear=self._hear)
         self.amid = False
         """Whether the others do what they were told, and hear no word."""
 

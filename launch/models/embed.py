@@ -119,8 +119,15 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
             sigterm() as stop,  # after Ray, which has a handler of its own
         ):
             hear(done)
-            where = images.location, CacheSettings(), targets
-            pool = ActorPool(ray, settings, *where, stop, lambda more, _: hear(done + more))
+            pool = ActorPool(
+                ray,
+                settings,
+                dataset=images.location,
+                cache=CacheSettings(),
+                targets=targets,
+                stop=stop,
+                units=lambda more, _: hear(done + more),
+            )
             pool.map(embed_part, list(calls))
 
     return spread

@@ -151,11 +151,11 @@ def _actors(
         pool = ActorPool(
             ray,
             settings,
-            anywhere(dataset),
-            CacheSettings(),
-            folder.resolve() / TARGETS_FOLDER,
-            stop,
-            lambda done, _: hear[-1](done),
+            dataset=anywhere(dataset),
+            cache=CacheSettings(),
+            targets=folder.resolve() / TARGETS_FOLDER,
+            stop=stop,
+            units=lambda done, _: hear[-1](done),
         )
 
         def map_(unit: Unit[Any], calls: list[tuple[Any, ...]]) -> list[Any]:

@@ -215,6 +215,26 @@ def test_what_is_needed_first_gets_the_room_first(server, settings, local):
             assert bytes(dataset.files.view(shard)) == bytes(local.files.view(shard))
 
 
+def test_a_dataset_that_rests_keeps_no_room_from_others(server, settings, local):
+    """A rank that waits for its next job. The cache has room for 6 shards."""
+    settings = settings.model_copy(update={"patience": 0.5})
+    rests, other = (ShardDataset.open(server.url, settings) for _ in range(2))
+    ours, others = np.arange(4), np.arange(4, 8)
+
+    def seen(dataset, shards):
+        dataset.files.need(shards)
+        for shard in shards.tolist():
+            assert bytes(dataset.files.view(shard)) == bytes(local.files.view(shard))
+
+    seen(rests, ours)
+    with pytest.raises(InputError, match=r"no room for .*data\.cache\.bytes"):
+        seen(other, others)
+    rests.files.rest()
+    seen(other, others)
+    other.files.rest()
+    seen(rests, ours)
+
+
 def test_a_killed_download_leaves_nothing_behind(server, settings, local):
     server.faults[local.manifest["shards"][0]] = ["hang"]
     context = multiprocessing.get_context("spawn")

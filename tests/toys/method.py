@@ -5,10 +5,10 @@ from typing import Literal
 
 import torch
 from trainer.methods.toy_want import ToyExpert
-from trainer.methods.wants import Want
 
 from trainer.methods.recipe import Forward, MethodSettings, Recipe
 from trainer.methods.terms import Classify
+from trainer.methods.wants import Want
 
 
 @dataclass(frozen=True)

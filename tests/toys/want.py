@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from trainer.methods.wants import Want
 
 from trainer.checkpoint import Folder
 from trainer.heads.collectives import Ranks
+from trainer.methods.wants import Want
 
 
 @dataclass(frozen=True)
