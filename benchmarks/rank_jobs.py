@@ -27,7 +27,7 @@ def trainings(run: Path) -> list[dict[str, Any]]:
     for phase in read_jsonl(run / "ledger.jsonl"):
         name, begun = phase["phase"], phase["started"]
         times = [record["time"] for record in iterations if record["phase"] == name]
-        if phase["kind"] != "train" or not times:
+        if phase["where"] != "ranks" or not times:
             continue
         there = [e["time"] for e in starts if e["event"] == "start" and e["phase"] == name]
         rows.append(

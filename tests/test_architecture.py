@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.phases.registry import KINDS
+
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
     "untrusted": {"untrusted"},
@@ -98,6 +100,32 @@ def test_rooms_import_the_rooms_below_them(package):
 def test_rooms_have_no_circles(package):
     """Each room is above those it imports: some order of building them exists."""
     tuple(TopologicalSorter(ROOMS[package]).static_order())
+
+
+OTHER_MEANINGS = {
+    "launch/commands/benchmark_files.py",  # the parts of a dataset that is split
+    "launch/commands/importing.py",  # folders that are called as parts of a split
+    "launch/commands/runs.py",  # a key of compare --json
+    "monitoring/live/extent.py",  # keys of the configuration
+    "monitoring/run_folder.py",  # a folder of a run
+    "trainer/methods/spelling.py",  # how released fingerprints spell recipes
+}
+"""Where a word that is a kind's name, too, means something else. Roles in data_shards do."""
+
+
+def test_a_kind_of_phase_is_named_in_its_own_file_alone():
+    """So that a new one touches its file and the registry; see tests/integration/test_toy_paper."""
+    names, own = {kind.name for kind in KINDS}, {type(kind).__module__ for kind in KINDS}
+    found = set()
+    for package in ("launch", "monitoring", "trainer", "benchmarks"):
+        for path in (ROOT / package).rglob("*.py"):
+            file = str(path.relative_to(ROOT))
+            if file.removesuffix(".py").replace("/", ".") in own:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and node.value in names:
+                    found.add(file)
+    assert found == OTHER_MEANINGS
 
 
 def _is_text_without_encoding(call):

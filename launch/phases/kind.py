@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from data_shards.files import fingerprint
 from launch.execution.executor import Executor
 from launch.runs.run import Chain, Run
-from monitoring.run_folder import step_name
+from monitoring.run_folder import LABEL, step_name
 from trainer.methods.recipe import Recipe
 
 W = TypeVar("W")
@@ -163,7 +163,10 @@ class Phase:
     @cached_property
     def name(self) -> str:
         """Names it in the ledger."""
-        return f"{self.at.name}/{self.kind.label(self.want)}"
+        label = self.kind.label(self.want)
+        # before any work is done: a ledger that no reader takes would show only after it
+        assert LABEL.fullmatch(label), f"{label!r} is no label of a phase"
+        return f"{self.at.name}/{label}"
 
     @cached_property
     def fingerprint(self) -> str:
