@@ -56,7 +56,7 @@ def saving(rows: int, dimension: int, folder: Path, rounds: int) -> dict[str, An
     embedder = build_embedder(EmbedderSettings(architecture="small", dimension=dimension))
     optimizer = make_optimizer(embedder.parameters(), training)
     engine = build_engine(embedder.train(), optimizer, BATCH, ranks)
-    current = ShardedRows.new(0, rows, dimension, 0, ranks)
+    current = ShardedRows.new(first=0, last=rows, dimension=dimension, seed=0, ranks=ranks)
     row_optimizers = {"current": RowOptimizer(current, training)}
     classifier = MarginLoss(ClassifierSettings(), 0, current.weight.device)
     gradients, guard = Gradients(embedder.parameters()), Guard(training.guard)
@@ -70,7 +70,13 @@ def saving(rows: int, dimension: int, folder: Path, rounds: int) -> dict[str, An
         gradients=gradients,
         guard=guard,
     )
-    step = Stepper(training, Finetune().recipe().at(0, 0), state, NoTeacher(), ranks)
+    step = Stepper(
+        training=training,
+        recipe=Finetune().recipe().at(0, 0),
+        state=state,
+        teacher=NoTeacher(),
+        ranks=ranks,
+    )
     images = torch.randint(0, 256, (BATCH, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     labels = torch.randint(0, rows, (BATCH,))
     batch = Batch(images, labels, np.arange(BATCH), np.zeros(BATCH, dtype=bool))
@@ -92,7 +98,9 @@ def saving(rows: int, dimension: int, folder: Path, rounds: int) -> dict[str, An
 
         return iterations
 
-    with Checkpoints(str(folder), training, ranks, metrics, print) as checkpoints:
+    with Checkpoints(
+        location=str(folder), settings=training, ranks=ranks, metrics=metrics, tell=print
+    ) as checkpoints:
         sides = {
             "without": loop(lambda: None, lambda: None),
             "with": loop(save, checkpoints.wait),  # the next save would wait, too

@@ -40,7 +40,11 @@ def on_ranks(world: int, work: Any, *args: Any) -> Any:
 def times(identities: int, batch: int, modes: list[str], rounds: int) -> dict[str, float]:
     """Median seconds of the products and each mode on this rank, all ranks at once."""
     ranks, cpu = Ranks.default(), torch.device("cpu")
-    sides = {"products": products(identities, DIMENSION, batch, ranks, cpu)}
+    sides = {
+        "products": products(
+            identities=identities, dimension=DIMENSION, batch=batch, ranks=ranks, device=cpu
+        )
+    }
     for mode in modes:
         sides[mode] = ours(MODES[mode], identities, DIMENSION, batch, ranks, cpu)
 
@@ -67,7 +71,13 @@ def peer_times(identities: int, rounds: int) -> dict[str, float]:
 
 def memory(mode: str, identities: int) -> dict[str, float]:
     """Peak bytes of one iteration on this rank, beyond rows and their momentum."""
-    return spent_memory(MODES[mode], identities, DIMENSION, BATCH, Ranks.default())
+    return spent_memory(
+        settings=MODES[mode],
+        identities=identities,
+        dimension=DIMENSION,
+        batch=BATCH,
+        ranks=Ranks.default(),
+    )
 
 
 def main() -> None:

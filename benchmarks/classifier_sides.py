@@ -36,7 +36,9 @@ def ours(
     device: torch.device,
 ) -> Side:
     """One iteration: loss, gradient of the embeddings, updated rows (SGD with momentum)."""
-    rows = ShardedRows.new(0, identities, dimension, 0, ranks).to(device)
+    rows = ShardedRows.new(first=0, last=identities, dimension=dimension, seed=0, ranks=ranks).to(
+        device
+    )
     optimizer = RowOptimizer(rows, TrainingSettings(iterations=1))
     classifier = MarginLoss(settings, 0, device)
     generator = torch.Generator().manual_seed(0)

@@ -41,7 +41,14 @@ def gpu_cases() -> list[dict[str, Any]]:
             case |= {"rows and state": held, "peak": torch.cuda.max_memory_allocated()}
             del side
             drawn = int(identities * settings.sampled)
-            bare = products(drawn, 512, 1024, ranks, device, torch.bfloat16)
+            bare = products(
+                identities=drawn,
+                dimension=512,
+                batch=1024,
+                ranks=ranks,
+                device=device,
+                dtype=torch.bfloat16,
+            )
             cases.append(case | interleaved({"products": bare}, 5))
             del bare
     return cases

@@ -40,7 +40,13 @@ _SPINNING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 def one(work: str, folder: Path) -> Callable[[], Any]:
     """A batch of work: an iteration of training, or a forward pass."""
     if work == "training":
-        iterations = Iterations("small", DIMENSION, BATCH, ClassifierSettings(), SIZE)
+        iterations = Iterations(
+            architecture="small",
+            dimension=DIMENSION,
+            batch=BATCH,
+            classifier=ClassifierSettings(),
+            size=SIZE,
+        )
         return iterations.side(Finetune(), 0, ROWS, folder)
     embedder = build_embedder(EmbedderSettings(architecture="small", dimension=DIMENSION)).eval()
     images = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)

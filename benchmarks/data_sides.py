@@ -48,9 +48,18 @@ class Perennial:
             UniformOrder(np.arange(len(dataset)), 0),
         )
         for batch in training_batches(
-            dataset, rows, order, 0, range(start, 2**40), BATCH, 0, 1, settings,
-            torch.device("cpu"), Quarantine(None, 0),
-        ):  # fmt: skip
+            dataset=dataset,
+            rows=rows,
+            order=order,
+            seed=0,
+            iterations=range(start, 2**40),
+            batch=BATCH,
+            rank=0,
+            world=1,
+            settings=settings,
+            device=torch.device("cpu"),
+            quarantine=Quarantine(None, 0),
+        ):
             yield batch.images
 
     def resume(self, epoch: int, done: int) -> Batches:

@@ -71,7 +71,11 @@ class Iterations:
         layout = row_blocks(recipe, old, last)
         blocks = {
             name: ShardedRows.new(
-                block.rows.start, block.rows.stop, self._dimension, seed, ranks
+                first=block.rows.start,
+                last=block.rows.stop,
+                dimension=self._dimension,
+                seed=seed,
+                ranks=ranks,
             ).requires_grad_(block.trained)
             for seed, (name, block) in enumerate(layout.items())
         }
@@ -80,10 +84,18 @@ class Iterations:
         anchor = None
         if recipe.wants:
             rows = last if recipe.want(ClassMeans) else old
-            frozen = ShardedRows.new(0, rows, self._dimension, 1, ranks).requires_grad_(False)
+            frozen = ShardedRows.new(
+                first=0, last=rows, dimension=self._dimension, seed=1, ranks=ranks
+            ).requires_grad_(False)
             anchor = OldClassifier(frozen, classifier, old)
         if anchor is not None and (wanted := recipe.want(Answers)) is not None:
-            held = cache(folder, len(self._images), old, self._dimension, wanted)
+            held = cache(
+                folder=folder,
+                samples=len(self._images),
+                old=old,
+                dimension=self._dimension,
+                wanted=wanted,
+            )
             teacher = CachedTeacher(held, anchor.trained())
         state = State(
             engine=self._engine,
@@ -99,7 +111,14 @@ class Iterations:
             gradients=self._gradients,
             guard=Guard(self._training.guard),
         )
-        step = Stepper(self._training, recipe, state, teacher, ranks, anchor=anchor)
+        step = Stepper(
+            training=self._training,
+            recipe=recipe,
+            state=state,
+            teacher=teacher,
+            ranks=ranks,
+            anchor=anchor,
+        )
         count = len(self._images)
         labels = torch.randint(blocks["current"].first, last, (count,))
         images = self._images.permute(0, 3, 1, 2)

@@ -28,12 +28,19 @@ def main() -> None:
     batch, rounds = 64, 3 if quick else 9
     images = torch.randint(0, 256, (batch, 112, 112, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     with tempfile.TemporaryDirectory() as folder:
-        rows = ShardedRows.new(0, 8, 256, 0, Ranks())
+        rows = ShardedRows.new(first=0, last=8, dimension=256, seed=0, ranks=Ranks())
         embedder = build_embedder(settings)
         linear = MarginLoss(ClassifierSettings(), 0, images.device)
         names = ["-"] * 8
         save_model(
-            Path(folder) / "m", settings, (112, 112), linear, embedder, [rows], names, Ranks()
+            folder=Path(folder) / "m",
+            settings=settings,
+            image_size=(112, 112),
+            classifier=linear,
+            embedder=embedder,
+            blocks=[rows],
+            names=names,
+            ranks=Ranks(),
         )
         model = Model.open(Path(folder) / "m")
         plain = model.embedder()

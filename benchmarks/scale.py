@@ -102,7 +102,14 @@ def measure(folder: Path, kind: str) -> dict[str, float]:
 
     def order_at(position: int) -> tuple[Any, float, float]:
         start = time.perf_counter()
-        order = make_order(settings, everything, dataset.identity, dataset.shard, BATCH, 0)
+        order = make_order(
+            settings=settings,
+            samples=everything,
+            identity=dataset.identity,
+            shard=dataset.shard,
+            batch=BATCH,
+            seed=0,
+        )
         order.at(np.arange(position, position + BATCH))
         return order, start, time.perf_counter()
 

@@ -34,7 +34,14 @@ def first_images(folder: Path, kind: str) -> dict[str, float]:
     begun = time.perf_counter()
     dataset = ShardDataset.open(folder)
     everything = np.arange(len(dataset))
-    order = make_order(settings, everything, dataset.identity, dataset.shard, BATCH, 0)
+    order = make_order(
+        settings=settings,
+        samples=everything,
+        identity=dataset.identity,
+        shard=dataset.shard,
+        batch=BATCH,
+        seed=0,
+    )
     request = Request.plain(dataset, order.at(np.arange(BATCH)))
     _, images = next(iter(ImageStream(dataset, iter([request]), BATCH, PipelineSettings())))
     assert images.shape == torch.Size([BATCH, 3, *SIZE])

@@ -119,7 +119,9 @@ def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], colours: dict[str
             f'<text class="tick" x="{left - 8}" y="{y + 4}" text-anchor="end">'
             f"{escape(mark[0])}, {mark[1]} on {mark[1] - 1}</text>"
         )
-        parts.append(_whisker(mark, y, at, low, f"var(--c{colours.get(mark[0], 0)})"))
+        parts.append(
+            _whisker(mark=mark, y=y, at=at, low=low, colour=f"var(--c{colours.get(mark[0], 0)})")
+        )
     return "".join([*parts, "</svg>"])
 
 

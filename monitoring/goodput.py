@@ -107,7 +107,13 @@ def account(
     }
     whole = sum(end - start for start, end in zip(begun, ends, strict=True))
     seconds["other"] = max(0.0, whole - sum(seconds.values()))
-    return Goodput(seconds, stopped, len(begun), len(restarted), _allocated(ledger))
+    return Goodput(
+        seconds=seconds,
+        stopped=stopped,
+        attempts=len(begun),
+        worker_restarts=len(restarted),
+        allocated=_allocated(ledger),
+    )
 
 
 def useful_shares(training: Sequence[Record]) -> Iterable[tuple[float, Record]]:

@@ -82,7 +82,9 @@ def comparisons(folder: Path, damage: Damage | None = None) -> list[Record]:
 
 def examples(path: Path, damage: Damage, folder: Path) -> list[Record]:
     """The searches of a file of pictures in a run `folder`; none where it is damaged."""
-    found: list[Record] | None = read_value(path, EXAMPLES, damage, 4 * _VALUE_BYTES, folder)
+    found: list[Record] | None = read_value(
+        path=path, kind=EXAMPLES, damage=damage, limit=4 * _VALUE_BYTES, within=folder
+    )
     return found or []
 
 

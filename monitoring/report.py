@@ -184,11 +184,11 @@ def _spans(done: list[dict[str, Any]], kinds: dict[str, int], damage: Damage) ->
         damage[LEDGER_FILE] = f"{len(rows):,} chains, of which the first {_CHAINS} are drawn"
     return [
         Span(
-            row,
-            record["phase"],
-            min(_KINDS, kinds[record["kind"]]),
-            record["started"],
-            record["finished"],
+            row=row,
+            name=record["phase"],
+            colour=min(_KINDS, kinds[record["kind"]]),
+            start=record["started"],
+            end=record["finished"],
         )
         for record in done
         if (row := f"{record['method']}, seed {record['seed']}") in shown

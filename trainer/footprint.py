@@ -174,7 +174,9 @@ def head_footprint(
         teacher, anchor = Teacher(), None
         if frozen is not None:
             anchor = OldClassifier(frozen.requires_grad_(False), classifier, old)
-            teacher = _teacher(recipe, anchor.trained().rows, ranks, counts, online)
+            teacher = _teacher(
+                recipe=recipe, rows=anchor.trained().rows, ranks=ranks, counts=counts, online=online
+            )
         asked = _taken(ranks)
         gathered = gather_embeddings(embeddings, ranks, counts)
         labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)

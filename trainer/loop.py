@@ -52,10 +52,19 @@ def train(
     tell_of_precision(spec, ranks, device, tell)
     ranks = replace(ranks, exchanging=activity.exchanging)
     rewinds = Rewinds(spec.folder / "rewinds.jsonl", ranks, spec.fence)
-    watch = TrainingLog(spec, metrics, report, activity, len(rewinds))
+    watch = TrainingLog(
+        spec=spec, metrics=metrics, report=report, activity=activity, rewinds=len(rewinds)
+    )
     while True:
         location = spec.checkpoints or str(spec.folder / "checkpoints")
-        with Checkpoints(location, spec.training, ranks, metrics, tell, spec.fence) as checkpoints:
+        with Checkpoints(
+            location=location,
+            settings=spec.training,
+            ranks=ranks,
+            metrics=metrics,
+            tell=tell,
+            fence=spec.fence,
+        ) as checkpoints:
             ended = attempt(spec, ranks, device, checkpoints, watch, rewinds, activity)
         if ended != "rewound":
             return ended == "finished"
@@ -96,22 +105,28 @@ def attempt(
         if type(want) in spec.prepared
     }
     step = Stepper(
-        spec.training,
-        spec.recipe,
-        state,
-        teacher,
-        ranks,
+        training=spec.training,
+        recipe=spec.recipe,
+        state=state,
+        teacher=teacher,
+        ranks=ranks,
         activity=activity,
         anchor=anchor,
         loaded=loaded,
     )
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)
-    for batch in watch.batches(batches_from(spec, state.iteration, ranks, device, quarantine)):
+    for batch in watch.batches(
+        batches_from(
+            spec=spec, start=state.iteration, ranks=ranks, device=device, quarantine=quarantine
+        )
+    ):
         losses = step(batch)
         watch.iteration(state, losses, step.fault)
         due = step.stopping or checkpoints.due(state.iteration)
-        if (why := reason_to_rewind(step, state, due, spec, ranks)) is not None:
+        if (
+            why := reason_to_rewind(step=step, state=state, due=due, spec=spec, ranks=ranks)
+        ) is not None:
             samples = np.concatenate([np.empty(0, dtype=np.int64), *step.suspects])
             available, limit = len(training_samples(spec)), spec.training.guard.max_rewinds
             rewinds.add(state.iteration, why, samples, available, limit)
@@ -125,15 +140,15 @@ def attempt(
     activity.turn("saving the model")
     blocks = list(state.blocks.values())
     save_model(
-        spec.folder / "model",
-        spec.embedder,
-        image_size(spec.dataset, spec.data),
-        state.classifier,
-        state.engine.module,
-        blocks,
-        spec.benchmark.names[: blocks[-1].last].tolist(),
-        ranks,
-        spec.fence,
+        folder=spec.folder / "model",
+        settings=spec.embedder,
+        image_size=image_size(spec.dataset, spec.data),
+        classifier=state.classifier,
+        embedder=state.engine.module,
+        blocks=blocks,
+        names=spec.benchmark.names[: blocks[-1].last].tolist(),
+        ranks=ranks,
+        fence=spec.fence,
     )
     checkpoints.clear()
     return "finished"

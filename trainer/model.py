@@ -104,12 +104,16 @@ class Model:
 
     def sharded_rows(self, ranks: Ranks) -> ShardedRows:
         """This rank's part of its rows."""
-        weight = load_rows(Folder.at(self.folder), "rows", 0, self.rows, ranks)["weight"]
+        weight = load_rows(
+            folder=Folder.at(self.folder), block="rows", first=0, last=self.rows, ranks=ranks
+        )["weight"]
         return ShardedRows(0, self.rows, weight, ranks)
 
     def frozen_rows(self, ranks: Ranks) -> ShardedRows:
         """This rank's part of its rows as used in its logits (normalised or not), frozen."""
-        weight = load_rows(Folder.at(self.folder), "rows", 0, self.rows, ranks)["weight"]
+        weight = load_rows(
+            folder=Folder.at(self.folder), block="rows", first=0, last=self.rows, ranks=ranks
+        )["weight"]
         frozen = ShardedRows(0, self.rows, self.classifier.directions(weight), ranks)
         return frozen.requires_grad_(False)
 
@@ -164,7 +168,7 @@ def save_model(
         "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,
     }
-    save_folder(folder, files, card, ranks, fence)
+    save_folder(folder=folder, files=files, card=card, ranks=ranks, fence=fence)
 
 
 def save_adopted(

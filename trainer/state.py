@@ -75,7 +75,11 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
     embedder_optimizer = make_optimizer(embedder.parameters(), spec.training)
     # under ZeRO the engine copies the parameters, so they are final by now
     engine = build_engine(
-        embedder, embedder_optimizer, spec.training.batch, ranks, spec.training.zero
+        embedder=embedder,
+        optimizer=embedder_optimizer,
+        batch=spec.training.batch,
+        ranks=ranks,
+        zero=spec.training.zero,
     )
     origin = {
         "dataset": spec.dataset.fingerprint,
@@ -111,7 +115,9 @@ def build_rows(block: RowBlock, spec: TrainingSpec, seed: int, ranks: Ranks) -> 
         weights.append(spec.previous.sharded_rows(ranks).weight.detach())
         first = block.kept
     if first < last:
-        fresh = ShardedRows.new(first, last, spec.embedder.dimension, seed, ranks)
+        fresh = ShardedRows.new(
+            first=first, last=last, dimension=spec.embedder.dimension, seed=seed, ranks=ranks
+        )
         weights.append(fresh.weight.detach())
     # kept rows have lower ids, so that one behind the other they ascend on every rank
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]
@@ -173,7 +179,9 @@ def restore_state(state: State, folder: Folder, ranks: Ranks) -> None:
         state.shared[key].copy_(tensor)
     for name, optimizer in state.row_optimizers.items():
         rows = state.blocks[name]
-        tensors = load_rows(folder, name, rows.first, rows.last, ranks)
+        tensors = load_rows(
+            folder=folder, block=name, first=rows.first, last=rows.last, ranks=ranks
+        )
         rows.weight.data.copy_(tensors["weight"])
         for key, held in optimizer.state.items():
             held.copy_(tensors[f"state.{key}"])

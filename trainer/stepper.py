@@ -107,7 +107,7 @@ class Stepper:
             labels = torch.cat([own[part] for own, part in zip(by_rank, slices, strict=True)])
             part = Part(number, every) if len(self._parts) > 1 else None
             own = batch.part(slices[self._ranks.rank])
-            losses = self._losses(own, counts, labels, part, rate)
+            losses = self._losses(batch=own, counts=counts, labels=labels, part=part, rate=rate)
             for name, value in losses.items():
                 mean[name] = mean.get(name, 0) + value.detach()
             seen += self._agree(losses["loss"])

@@ -77,17 +77,22 @@ def batches_from(
     seed = spec_seed(spec, "order")
     dataset, batch = spec.dataset, spec.training.batch
     return training_batches(
-        dataset,
-        spec.benchmark.row_of_identity,
-        make_order(
-            spec.data.order, training_samples(spec), dataset.identity, dataset.shard, batch, seed
+        dataset=dataset,
+        rows=spec.benchmark.row_of_identity,
+        order=make_order(
+            settings=spec.data.order,
+            samples=training_samples(spec),
+            identity=dataset.identity,
+            shard=dataset.shard,
+            batch=batch,
+            seed=seed,
         ),
-        seed,
-        range(start, spec.training.iterations),
-        batch,
-        ranks.rank,
-        ranks.world,
-        spec.data,
-        device,
-        quarantine,
+        seed=seed,
+        iterations=range(start, spec.training.iterations),
+        batch=batch,
+        rank=ranks.rank,
+        world=ranks.world,
+        settings=spec.data,
+        device=device,
+        quarantine=quarantine,
     )

@@ -49,11 +49,11 @@ def ssh(
     from launch.clusters.ssh import Launch, read_hosts
 
     launch = Launch(
-        read_hosts(hosts),
-        directory or os.getcwd(),  # noqa: PTH109
-        python or sys.executable,
-        port,
-        ("-F", str(ssh_config)) if ssh_config else (),
+        hosts=read_hosts(hosts),
+        directory=directory or os.getcwd(),  # noqa: PTH109
+        python=python or sys.executable,
+        port=port,
+        ssh_options=("-F", str(ssh_config)) if ssh_config else (),
     )
     words = [config, *(overrides or []), *(["--out", out] if out else [])]
     if dry_run:
@@ -93,7 +93,9 @@ def k8s(
     size = sizes(settings, planned, ranks or (min(8, planned.world) if gpu else 1))
     run = name or config.stem.replace("_", "-").lower()
     folder = out or Path(f"k8s-{run}")
-    write_manifests(render(read_manifests(), settings, size, run, image), folder)
+    write_manifests(
+        render(files=read_manifests(), config=settings, size=size, name=run, image=image), folder
+    )
     console.print(
         f"{size.trainers} trainer pods of {size.ranks} ranks, {size_text(size.trainer_memory)} "
         f"each; up to {size.actors} actor pods of {size_text(size.actor_memory)}; "

@@ -53,7 +53,14 @@ def run_import(
     try:
         with progress(console, f"importing into {out}", count) as hear:
             manifest = import_source(
-                name, settings, place, image, shard_samples, max_refused, processes, hear
+                name=name,
+                settings=settings,
+                out=place,
+                image=image,
+                shard_samples=shard_samples,
+                max_refused=max_refused,
+                processes=processes,
+                progress=hear,
             )
     except InputError:
         if (place.folder / "refused.jsonl").exists() and (table := refusal_table(place.folder)):

@@ -64,8 +64,20 @@ def adopt(
     """
     from launch.models.adopt import Outside, run_adopt
 
-    given = Outside(file, architecture, layer, classifier, names)
-    run_adopt(given, out, size, (mean, std), unit, bgr, margin, console, trust)
+    given = Outside(
+        file=file, architecture=architecture, layer=layer, classifier=classifier, names=names
+    )
+    run_adopt(
+        given=given,
+        out=out,
+        size=size,
+        scale=(mean, std),
+        unit=unit,
+        bgr=bgr,
+        margin=margin,
+        console=console,
+        trust=trust,
+    )
 
 
 def embed(
@@ -87,7 +99,7 @@ def embed(
 
     opened, images, spread = _opened(model, shards, size, actors, address)
     ending = None if features is None else file_ending(features)
-    run_embed(opened, images, out, spread, console, ending)
+    run_embed(model=opened, images=images, out=out, spread=spread, console=console, features=ending)
 
 
 def backfill(
@@ -107,7 +119,15 @@ def backfill(
     from launch.models.backfill import run_backfill
 
     opened, images, spread = _opened(model, shards, size, actors, address)
-    run_backfill(vectors, images, opened, budget, order, spread, console)
+    run_backfill(
+        folder=vectors,
+        images=images,
+        model=opened,
+        budget=budget,
+        order=order,
+        spread=spread,
+        console=console,
+    )
 
 
 def evaluate(
@@ -157,7 +177,9 @@ def evaluate(
         given = FeatureFiles(folders, file_ending(features), shown)
     resized = parse_size(size) if size else None
     actors_ = ClusterSettings(workers=0, actors=actors, address=address)
-    found = run_evaluate(given, test, resized, actors_, out, shown)
+    found = run_evaluate(
+        vectors=given, settings=test, size=resized, actors=actors_, out=out, console=shown
+    )
     if as_json:
         say_json(found)
     else:

@@ -163,7 +163,7 @@ def logs(
         start = moment(since, time.time()) if since else 0.0
     except ValueError as error:
         raise InputError(f"--since {since!r} is no time: write 10m, or 2026-01-31T09:00") from error
-    for line in read_logs(folder, rank, phase, start, level):
+    for line in read_logs(folder=folder, rank=rank, phase=phase, since=start, level=level):
         if as_json:
             say_json(line, indent=None)
         else:
@@ -187,7 +187,14 @@ def serve(
     """Show a folder of runs on a live web page that changes nothing."""
     from launch.commands.serving import serve_runs
 
-    serve_runs(runs, host, port, prometheus, tuple(scrape or ()), say)
+    serve_runs(
+        folder=runs,
+        host=host,
+        port=port,
+        prometheus=prometheus,
+        scrape=tuple(scrape or ()),
+        say=say,
+    )
 
 
 def plan(

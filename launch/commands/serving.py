@@ -58,7 +58,13 @@ def serve_runs(
             say(f"it asks for the token of {_VARIABLE}: add ?token=TOKEN to the address")
 
     try:
-        asyncio.run(serve(Page(folder, host, token, prometheus, scrape), port, ready))
+        asyncio.run(
+            serve(
+                Page(folder=folder, host=host, token=token, prometheus=prometheus, scrape=scrape),
+                port,
+                ready,
+            )
+        )
     except OSError as error:
         raise InputError(
             f"cannot listen on {host} port {port} ({error.strerror or error}): choose another "

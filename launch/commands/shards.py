@@ -112,7 +112,14 @@ def shards_import(
     )
     count = cores() if processes is None else processes
     run_import(
-        source, settings, destination_at(out), image, shard_samples, max_refused, count, console
+        name=source,
+        settings=settings,
+        place=destination_at(out),
+        image=image,
+        shard_samples=shard_samples,
+        max_refused=max_refused,
+        processes=count,
+        console=console,
     )
 
 

@@ -113,7 +113,18 @@ class RankJobs:
         with logged, endpoint:
             LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
             device = device_of(cluster, local)
-            job(RankContext(run, self._ranks, device, metrics, activity, report, tell), spec)
+            job(
+                RankContext(
+                    run=run,
+                    ranks=self._ranks,
+                    device=device,
+                    metrics=metrics,
+                    activity=activity,
+                    report=report,
+                    tell=tell,
+                ),
+                spec,
+            )
         run.dataset.files.rest()
         _free(device)
 

@@ -51,9 +51,17 @@ def run_adopt(
     mean, std = (_channels(*each, unit) for each in zip(("mean", "std"), scale, strict=True))
     pixels = Pixels(size=parse_size(size), mean=mean, std=std, bgr=bgr)
     loss = _margin(margin)
-    settings, tensors = read_embedder(given.file, given.architecture, given.layer, pixels, trust)
+    settings, tensors = read_embedder(
+        file=given.file,
+        architecture=given.architecture,
+        layer=given.layer,
+        pixels=pixels,
+        trust=trust,
+    )
     weight, names = _classifier(given.classifier, given.names, settings.dimension)
-    save_adopted(out, settings, tensors, loss, weight, names)
+    save_adopted(
+        folder=out, settings=settings, tensors=tensors, classifier=loss, weight=weight, names=names
+    )
     model = Model.open(out)
     console.print(
         f"✓ {out}: {settings.source}, d = {settings.dimension}, "

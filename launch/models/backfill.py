@@ -37,10 +37,17 @@ def run_backfill(
     with locked(folder):
         gallery = Gallery.open(folder)
         _check(gallery, images, model)
-        samples = _begun(gallery, images, model, budget, order)
+        samples = _begun(gallery=gallery, images=images, model=model, budget=budget, order=order)
         if len(samples):
             work = folder / WORK
-            files = embed_shards(images, model, samples, work, gallery.generation + 1, spread)
+            files = embed_shards(
+                images=images,
+                model=model,
+                samples=samples,
+                folder=work,
+                generation=gallery.generation + 1,
+                spread=spread,
+            )
             apply(gallery, model.fingerprint, files)
         gallery = Gallery.open(folder)
         gallery.sweep()  # after the index was replaced: until then the old files count
@@ -81,7 +88,13 @@ def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: O
     work = gallery.folder / WORK
     plan = {**images.plan(model), "budget": budget, "order": order}
     if not (work / PLAN).exists():
-        samples = chosen(gallery, model.fingerprint, images.dataset.identity, budget, order)
+        samples = chosen(
+            gallery=gallery,
+            model=model.fingerprint,
+            identity=images.dataset.identity,
+            budget=budget,
+            order=order,
+        )
         write_arrays(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
         write_json(work / PLAN, plan)  # last: it makes the choice valid
         return samples

@@ -180,7 +180,14 @@ def run_embed(
             check_same_plan(work / "plan.json", plan, f"use another --out, or move {work} away")
             everything = np.arange(len(images.dataset), dtype=np.int64)
             part = work / "gallery"
-            files = embed_shards(images, model, everything, part, 0, spread)
+            files = embed_shards(
+                images=images,
+                model=model,
+                samples=everything,
+                folder=part,
+                generation=0,
+                spread=spread,
+            )
             finish = _publish_flat if out.suffix in FLAT else _publish_gallery
             if features is not None:
                 finish = _publish_features

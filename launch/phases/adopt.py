@@ -145,6 +145,11 @@ def take_adopted(run: Run, out: Path) -> Model:
     tensors = Folder.at(model.folder).tensors("embedder")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_adopted(
-        out, model.settings, tensors, model.classifier, weight, [names[row] for row in order]
+        folder=out,
+        settings=model.settings,
+        tensors=tensors,
+        classifier=model.classifier,
+        weight=weight,
+        names=[names[row] for row in order],
     )
     return Model.open(out)

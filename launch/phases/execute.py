@@ -105,15 +105,22 @@ def execute(
                 RunProgress(console, iterations, len(todo), metrics) as progress,
                 sigterm() as stop,  # after Ray, which has a handler of its own
                 logging_to(
-                    folder,
-                    "driver",
-                    {"run": folder.name, "job": "driver"},
-                    lambda: progress.context,
-                    (KeyboardInterrupt, Preempted),
+                    folder=folder,
+                    name="driver",
+                    constant={"run": folder.name, "job": "driver"},
+                    context=lambda: progress.context,
+                    expected=(KeyboardInterrupt, Preempted),
                 ),
             ):
                 executor = opened(run, progress, stop)
-                Driver(run, every, ledger, executor, progress, stop).walk(todo)
+                Driver(
+                    run=run,
+                    every=every,
+                    ledger=ledger,
+                    executor=executor,
+                    progress=progress,
+                    stop=stop,
+                ).walk(todo)
         else:
             console.print(f"all {len(every)} phases of {folder} are done")
         withheld = update_published(run, every, ledger) if gated(run) else []

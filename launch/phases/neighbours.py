@@ -72,7 +72,11 @@ class Neighbours(Kind[Answers]):
                 part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
             )
             examples = neighbour_examples(
-                run.dataset, run.benchmark, cache, samples, config.evaluation.examples
+                dataset=run.dataset,
+                benchmark=run.benchmark,
+                cache=cache,
+                samples=samples,
+                count=config.evaluation.examples,
             )
             run.fence.check()
             write_json(output.with_name(NEIGHBOUR_EXAMPLES_FILE), examples)

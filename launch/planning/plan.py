@@ -135,7 +135,13 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
     steps = [step for number in range(len(split.row_ends)) for step in planner.steps(number)]
     if not steps:
         raise InputError("there is nothing to plan: step 0 is adopted, and benchmark.steps is 1")
-    return Plan(planner.world, len(config.seeds), machine, split.shards, steps)
+    return Plan(
+        world=planner.world,
+        seeds=len(config.seeds),
+        machine=machine,
+        shards=split.shards,
+        steps=steps,
+    )
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,9 @@ class _Planner:
         if self._online and recipe.want(Answers) is not None:
             assert isinstance(trained.old_embedder, EmbedderSettings)
             asking = online_teacher_operations(trained.old_embedder, *given)
-        saved = saved_bytes(recipe, old, last, dimension, training)
+        saved = saved_bytes(
+            recipe=recipe, old=old, last=last, dimension=dimension, training=training
+        )
         calls = {**embedder.calls, **head.calls}
         blocks = row_blocks(recipe, old, last).values()
         owned = zip(*(rows_by_rank(b.rows.start, b.rows.stop, world) for b in blocks), strict=True)
@@ -237,7 +245,14 @@ class _Planner:
             images_by_rank=tuple(images_by_rank(training.batch, world)),
             memory=self._memory(head, embedder, recipe),
             calls=_sent(calls, world),
-            disk=self._disk(saved, embedder, trained, training, old, images),
+            disk=self._disk(
+                saved=saved,
+                embedder=embedder,
+                trained=trained,
+                training=training,
+                old=old,
+                images=images,
+            ),
             seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
         )
 

@@ -287,8 +287,14 @@ def _claim(attempts: Path, seconds: float, tell: Callable[[str], None]) -> Attem
     Raises InputError when it is held.
     """
     here, last = Process.this(), newest(attempts.parent)
-    took_over = _await_end(attempts, last, here.place, seconds, tell) if last else ""
-    lease = Lease(last + 1, here, time.time(), 0.0, 0.0, seconds).renew()
+    took_over = (
+        _await_end(attempts=attempts, number=last, place=here.place, seconds=seconds, tell=tell)
+        if last
+        else ""
+    )
+    lease = Lease(
+        attempt=last + 1, holder=here, began=time.time(), renewed=0.0, clock=0.0, seconds=seconds
+    ).renew()
     try:
         file = os.open(_file(attempts, last + 1), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
@@ -310,7 +316,14 @@ def _await_end(
     since, seen, told = time.monotonic(), b"", False
     while True:
         content = _content(_file(attempts, number))
-        nobody = Lease(number, Process("an unknown host", 0, 0, ""), time.time(), 0, 0, seconds)
+        nobody = Lease(
+            attempt=number,
+            holder=Process("an unknown host", 0, 0, ""),
+            began=time.time(),
+            renewed=0,
+            clock=0,
+            seconds=seconds,
+        )
         lease = Lease.parse(content) or nobody
         now = time.monotonic()
         alive = lease.holder.place == place and lease.holder.alive()

@@ -8,15 +8,15 @@ ACCURACY = Dashboard(
     "What the models reach, step by step.",
     (
         Panel(
-            "Accuracy by learning step",
-            "percentunit",
-            "top-1 on identities never seen in training.",
-            {
+            title="Accuracy by learning step",
+            unit="percentunit",
+            description="top-1 on identities never seen in training.",
+            queries={
                 "{{method}} seed {{seed}} step {{step}}": "sort("
                 f'perennial_accuracy_ratio{{measure="top1",{RUN}}})'
             },
-            "bargauge",
-            "PerennialAccuracyRegression",
+            kind="bargauge",
+            alert="PerennialAccuracyRegression",
         ),
         Panel(
             "Mean over seeds",
@@ -35,12 +35,12 @@ ACCURACY = Dashboard(
             alert="PerennialAccuracyRegression",
         ),
         Panel(
-            "Compatible with stored vectors",
-            "short",
-            "1 where the newest model compared meets the criterion.",
-            {"{{method}} seed {{seed}}": f"perennial_compatible{{{RUN}}}"},
-            "stat",
-            "PerennialIncompatible",
+            title="Compatible with stored vectors",
+            unit="short",
+            description="1 where the newest model compared meets the criterion.",
+            queries={"{{method}} seed {{seed}}": f"perennial_compatible{{{RUN}}}"},
+            kind="stat",
+            alert="PerennialIncompatible",
         ),
     ),
 )

@@ -8,45 +8,49 @@ OVERVIEW = Dashboard(
     "Does it get on, how far is it, is anything wrong?",
     (
         Panel(
-            "Phases done",
-            "percentunit",
-            "Share of the run's phases that are finished.",
-            {"{{run}}": f"perennial_phases_done{{{RUN}}} / perennial_phases{{{RUN}}}"},
-            "stat",
+            title="Phases done",
+            unit="percentunit",
+            description="Share of the run's phases that are finished.",
+            queries={"{{run}}": f"perennial_phases_done{{{RUN}}} / perennial_phases{{{RUN}}}"},
+            kind="stat",
         ),
         Panel(
-            "Last sign of progress",
-            "s",
-            "Time since a rank turned to something else, or a unit or a phase was done.",
-            {"{{run}}": f"perennial:progress:age_seconds{{{RUN}}}"},
-            "stat",
-            "PerennialRunStalled",
+            title="Last sign of progress",
+            unit="s",
+            description="Time since a rank turned to something else, or a unit or a phase was "
+            "done.",
+            queries={"{{run}}": f"perennial:progress:age_seconds{{{RUN}}}"},
+            kind="stat",
+            alert="PerennialRunStalled",
         ),
         Panel(
-            "Alerts firing",
-            "short",
-            "Of all rules in monitoring/rules.",
-            {"firing": 'count(ALERTS{alertname=~"Perennial.+",alertstate="firing"}) or vector(0)'},
-            "stat",
+            title="Alerts firing",
+            unit="short",
+            description="Of all rules in monitoring/rules.",
+            queries={
+                "firing": 'count(ALERTS{alertname=~"Perennial.+",alertstate="firing"}) or vector(0)'
+            },
+            kind="stat",
         ),
         Panel(
-            "Drivers answering",
-            "short",
-            "1 while the driver can be scraped; 0 when it ended before its run was finished.",
-            {"{{run}}": f'up{{job="driver",{RUN}}}'},
-            "stat",
-            "PerennialDriverLost",
+            title="Drivers answering",
+            unit="short",
+            description="1 while the driver can be scraped; 0 when it ended before its run was "
+            "finished.",
+            queries={"{{run}}": f'up{{job="driver",{RUN}}}'},
+            kind="stat",
+            alert="PerennialDriverLost",
         ),
         Panel(
-            "Phase at work",
-            "short",
-            "Kind, method, seed and learning step of what runs.",
-            {
+            title="Phase at work",
+            unit="short",
+            description="Kind, method, seed and learning step of what runs.",
+            queries={
                 "{{run}}: {{method}} seed {{seed}} step {{step}} {{kind}}": (
                     f"perennial_phase{{{RUN}}}"
                 )
             },
-            "state-timeline",
+            kind="state-timeline",
         ),
         Panel(
             "Loss",

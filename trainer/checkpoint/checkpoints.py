@@ -84,13 +84,13 @@ class Checkpoints:
         self._fence()  # here, where it ends the training: the thread's errors are only reported
         self._attempts += 1
         save = Save(
-            self._store,
-            str(iteration),
-            f"{self._token}-{self._attempts}",
-            self._host.of(files),
-            {"kind": "checkpoint", "iteration": iteration, "world": self._ranks.world, **card},
-            self._ranks.rank,
-            self._ranks.world,
+            store=self._store,
+            name=str(iteration),
+            token=f"{self._token}-{self._attempts}",
+            files=self._host.of(files),
+            card={"kind": "checkpoint", "iteration": iteration, "world": self._ranks.world, **card},
+            rank=self._ranks.rank,
+            world=self._ranks.world,
         )
         self._thread = threading.Thread(target=self._write, args=(save,), daemon=True)
         self._thread.start()

@@ -35,7 +35,13 @@ class _Piece:
 def _pieces(engine: Any, optimizer: torch.optim.Optimizer) -> Iterator[_Piece]:
     for name, parameter in engine.module.named_parameters():
         if engine.zero_optimization_stage() == 0:
-            yield _Piece(name, parameter, parameter, 0, slice(0, parameter.numel()))
+            yield _Piece(
+                name=name,
+                parameter=parameter,
+                held=parameter,
+                start=0,
+                within=slice(0, parameter.numel()),
+            )
             continue
         # DeepSpeed's note of where the parameter's piece lies in this rank's fp32 stretch
         mapping = parameter._hp_mapping
@@ -43,7 +49,13 @@ def _pieces(engine: Any, optimizer: torch.optim.Optimizer) -> Iterator[_Piece]:
             held = optimizer.param_groups[mapping.param_group_index]["params"][0]
             at = mapping.hp_fragment_address
             within = slice(at.start, at.start + at.numel)
-            yield _Piece(name, parameter, held, mapping.lp_fragment_address.start, within)
+            yield _Piece(
+                name=name,
+                parameter=parameter,
+                held=held,
+                start=mapping.lp_fragment_address.start,
+                within=within,
+            )
 
 
 def optimizer_tensors(engine: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -133,7 +133,15 @@ def save_folder(
     host = HostCopies().of(files)
     failure: Exception | None = None
     try:
-        Save(store, folder.name, token, host, card, ranks.rank, ranks.world).run()
+        Save(
+            store=store,
+            name=folder.name,
+            token=token,
+            files=host,
+            card=card,
+            rank=ranks.rank,
+            world=ranks.world,
+        ).run()
     except Exception as error:  # raised below: all ranks must take part in the sum
         failure = error
     if ranks.sum(torch.tensor(float(failure is not None))).item():

@@ -109,13 +109,13 @@ def _search(
     dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded, query: Ids, gallery: Ids
 ) -> Retrieval:
     return retrieve(
-        embedded.of(query),
-        embedded.of(gallery),
-        dataset.identity[query],
-        dataset.identity[gallery],
-        cameras(dataset, query, benchmark.by_image),
-        cameras(dataset, gallery, benchmark.by_image),
-        _DEPTH,
+        query=embedded.of(query),
+        gallery=embedded.of(gallery),
+        query_identity=dataset.identity[query],
+        gallery_identity=dataset.identity[gallery],
+        query_camera=cameras(dataset, query, benchmark.by_image),
+        gallery_camera=cameras(dataset, gallery, benchmark.by_image),
+        depth=_DEPTH,
     )
 
 

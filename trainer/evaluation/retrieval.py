@@ -146,5 +146,15 @@ def retrieve(
     """
     labels = Labels(gallery_identity, gallery_camera)
     blocks = query_blocks(len(query), len(gallery))
-    parts = [search(b, query, query_identity, query_camera, gallery, labels) for b in blocks]
+    parts = [
+        search(
+            block=b,
+            query=query,
+            identity=query_identity,
+            camera=query_camera,
+            gallery=gallery,
+            labels=labels,
+        )
+        for b in blocks
+    ]
     return merge(parts, depth)

@@ -144,7 +144,13 @@ class _CrossEntropy(torch.autograd.Function):
             else:
                 exponents, top, _ = shard.exponentials(inputs, start, rows, inverse)
             factor = grad * (top - log_partition).exp_()
-            logits_grad = logits_gradient(exponents, factor, push, inverse, shard.place - start)
+            logits_grad = logits_gradient(
+                exponents=exponents,
+                factor=factor,
+                push=push,
+                inverse=inverse,
+                column=shard.place - start,
+            )
             grad_inputs += gradient_product(logits_grad, rows, shard.half)
             if shard.frozen:
                 continue

@@ -49,7 +49,9 @@ def logits_gradient(
     if fused(exponents):
         from trainer.heads.triton_kernels import triton_logits_gradient
 
-        return triton_logits_gradient(exponents, factor, push, inverse, column)
+        return triton_logits_gradient(
+            exponents=exponents, factor=factor, push=push, inverse=inverse, column=column
+        )
     exponents.mul_(factor[:, None])
     place, here = _place(column, exponents.shape[1])
     exponents.scatter_(1, place, torch.where(here, push[:, None], exponents.gather(1, place)))

@@ -33,7 +33,16 @@ def _exponentials(
     summed = tl.full((), 0.0, tl.float32)
     for tile in range(tiles):
         place = tile * width + tl.arange(0, width)
-        x = _others(logits, inverse, valid, own, place, n, scaled, masked)
+        x = _others(
+            logits=logits,
+            inverse=inverse,
+            valid=valid,
+            own=own,
+            place=place,
+            n=n,
+            scaled=scaled,
+            masked=masked,
+        )
         higher = tl.maximum(largest, tl.maximum(tl.max(x, 0), -3.0e38))
         summed = summed * tl.exp(largest - higher) + tl.sum(tl.exp(x - higher), 0)
         largest = higher
@@ -41,7 +50,16 @@ def _exponentials(
     tl.store(total + row, summed)
     for tile in range(tiles):
         place = tile * width + tl.arange(0, width)
-        x = _others(logits, inverse, valid, own, place, n, scaled, masked)
+        x = _others(
+            logits=logits,
+            inverse=inverse,
+            valid=valid,
+            own=own,
+            place=place,
+            n=n,
+            scaled=scaled,
+            masked=masked,
+        )
         tl.store(logits + place, tl.exp(x - largest), mask=place < n)
 
 

@@ -84,7 +84,9 @@ class Influence:
         logits, rows = old.classifier.settings, old.rows
         said = product(logits.inputs(teacher.embeddings), rows.weight.T)
         inputs, tau = logits.inputs(embeddings), self.temperature
-        crossed, entropy = distillation(inputs, rows.weight, said, tau, rows.ranks)
+        crossed, entropy = distillation(
+            inputs=inputs, weight=rows.weight, teacher=said, temperature=tau, ranks=rows.ranks
+        )
         return crossed - entropy
 
 

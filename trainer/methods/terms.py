@@ -122,7 +122,13 @@ class Distill:
             assert teacher.embeddings is not None and teacher.rows is not None
             said = logits.inputs(teacher.embeddings) @ teacher.rows.weight.T
             weight = logits.directions(student.weight)
-            pair = distillation(inputs, weight, said, self.temperature, student.ranks)
+            pair = distillation(
+                inputs=inputs,
+                weight=weight,
+                teacher=said,
+                temperature=self.temperature,
+                ranks=student.ranks,
+            )
         else:
             assert teacher.classes is not None and teacher.activations is not None
             own = activations(inputs, student, teacher.classes, logits.scale is not None)

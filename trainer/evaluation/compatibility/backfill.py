@@ -52,7 +52,13 @@ def curves(
         return []
     people = gallery_identities(trials)
     orders = [shuffled(stream_key(seed, "backfill"), people) for seed in range(_SEEDS)]
-    mixed = mixtures(trials, old, new, points, [*orders, isolated_first(trials, old)])
+    mixed = mixtures(
+        trials=trials,
+        old=old,
+        new=new,
+        points=points,
+        orders=[*orders, isolated_first(trials, old)],
+    )
     everybody = np.ones((1, len(trials.identities)), dtype=np.int64)
     found = []
     for point in points:

@@ -50,7 +50,13 @@ class Outcome:
         score = np.where(best.mate > best.other, best.mate, -np.inf)
         return MeanOf(
             [
-                Accepted(score[m, p], identity[m], best.other[u, p], identity[u], point.rate)
+                Accepted(
+                    genuine=score[m, p],
+                    genuine_identity=identity[m],
+                    impostor=best.other[u, p],
+                    impostor_identity=identity[u],
+                    rate=point.rate,
+                )
                 for p, (m, u) in enumerate(zip(found.mated.T, found.unmated.T, strict=True))
             ]
         )
@@ -59,7 +65,13 @@ class Outcome:
         pairs = self.trials.pairs
         assert pairs is not None and self.score is not None
         identity, same = np.searchsorted(self.trials.identities, pairs.left_identity), pairs.same
-        return Accepted(self.score[same], identity[same], self.score[~same], identity[~same], rate)
+        return Accepted(
+            genuine=self.score[same],
+            genuine_identity=identity[same],
+            impostor=self.score[~same],
+            impostor_identity=identity[~same],
+            rate=rate,
+        )
 
     def rights(self, points: Sequence[Point]) -> tuple[Ids, NDArray[np.bool_]]:
         """The identity of each trial (rows of `Trials.identities`), and whether it is right.

@@ -155,7 +155,9 @@ def of_benchmark(dataset: ShardDataset, benchmark: Benchmark, distance: str, wha
         pairs = Pairs(left, right, benchmark.same, identity[left], identity[right])
     if search is None and pairs is None:
         raise InputError(f"{what} has neither queries and gallery nor pairs to compare models on")
-    return Trials(search, pairs, None, distance == "cosine", what)
+    return Trials(
+        search=search, pairs=pairs, templates=None, normalised=distance == "cosine", what=what
+    )
 
 
 def of_dataset(dataset: ShardDataset) -> Trials:
@@ -181,7 +183,9 @@ def of_dataset(dataset: ShardDataset) -> Trials:
             f"{what} has no images with roles query and gallery, and none of the tables pairs and "
             "templates: give a run's configuration (.yaml) or another dataset"
         )
-    return Trials(search, pairs, None, True, what, refused)
+    return Trials(
+        search=search, pairs=pairs, templates=None, normalised=True, what=what, refused=refused
+    )
 
 
 def _search(
@@ -214,7 +218,13 @@ def _templates(dataset: ShardDataset, held: set[str], what: str) -> Trials:
         search = _template_search(dataset, known, shows)
     if search is None and pairs is None:
         raise InputError(f"{what} has neither of the tables template_pairs and search")
-    return Trials(search, pairs, Templates(sample, template, medium), True, what)
+    return Trials(
+        search=search,
+        pairs=pairs,
+        templates=Templates(sample, template, medium),
+        normalised=True,
+        what=what,
+    )
 
 
 def _template_search(dataset: ShardDataset, known: Ids, shows: Ids) -> Search:
