@@ -27,6 +27,7 @@ class ClassMeansOfOld(Kind[ClassMeans]):
     """As runs of before this field's word was chosen have it in their ledgers and files."""
     where = "actors"
     only_prepares = True
+    implied = True
     runs_teacher = True
 
     def wants(self, at: Step) -> tuple[ClassMeans, ...]:

@@ -99,6 +99,9 @@ class Kind(ABC, Generic[W]):
     where: ClassVar[Where]
     only_prepares: ClassVar[bool] = False
     """Its output is read by later phases of its step alone: nobody needs it once they are done."""
+    implied: ClassVar[bool] = False
+    """A training's fingerprint does not name it: its result follows from the training's recipe and
+    the models before. For kinds that were released before kinds had versions."""
     makes_model: ClassVar[bool] = False
     """Its output is the step's model, as far as it is trained by then; the last such phase's is
     what the step leaves."""

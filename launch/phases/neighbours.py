@@ -28,6 +28,7 @@ class Neighbours(Kind[Answers]):
     name = "neighbours"
     where = "actors"
     only_prepares = True
+    implied = True
     runs_teacher = True
 
     def wants(self, at: Step) -> tuple[Answers, ...]:

@@ -43,7 +43,6 @@ class Train(Kind[None]):
         return (*prepared, *(at.at(number).model for number in models))
 
     def decides(self, at: Step, want: None) -> Any:
-        """Without what was prepared: it follows from the recipe and the models before."""
         run, chain, step = at.run, at.chain, at.number
         deciding, recipe = run.config.deciding(), at.recipe
         common = [deciding[k] for k in ("benchmark", "data", "training")]
@@ -54,7 +53,12 @@ class Train(Kind[None]):
     def identity(self, at: Step, want: None) -> Any:
         # fingerprints of before phases had kinds: the past is the model before, or the dataset
         past = at.at(at.number - 1).model if at.number else at.run.dataset
-        return [*self.decides(at, want), past.fingerprint]
+        prepared = [
+            given.fingerprint
+            for given in self.inputs(at, want)
+            if given.kind.only_prepares and not given.kind.implied
+        ]
+        return [*self.decides(at, want), past.fingerprint, *prepared]
 
     def output(self, at: Step, want: None) -> Output:
         return Output(at.folder / MODEL_FOLDER)

@@ -9,6 +9,7 @@ import pytest
 from launch.config.load import load_config
 from launch.phases.kind import Kind, Output
 from launch.phases.planning import pending, phases
+from launch.phases.registry import KINDS as REGISTERED
 from launch.runs.ledger import Ledger
 from tests.launch.test_net import ROOT, run_of
 
@@ -80,6 +81,16 @@ def test_a_fingerprint_follows_from_name_version_decisions_and_inputs(run):
     again = phases(run, (Invented("prepare", "ax", only_prepares=True), *KINDS[1:]))
     assert again[0].fingerprint == first.fingerprint
     assert again[2].fingerprint != reader.fingerprint, "one of its inputs is another"
+
+
+def test_a_training_is_another_one_when_what_was_prepared_for_it_is(run):
+    prints = []
+    for version in (1, 2):
+        prepare = Invented("prepare", "a", only_prepares=True)
+        prepare.version = version
+        every = phases(run, (prepare, *REGISTERED))
+        prints.append([p.fingerprint for p in every if p.kind.makes_model])
+    assert not set(prints[0]) & set(prints[1])
 
 
 def test_what_only_prepares_is_not_missed_once_its_readers_are_done(run, tmp_path):
