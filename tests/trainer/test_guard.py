@@ -171,10 +171,10 @@ def faulty_rank(folder, out, term, training):
     """What was told, the records, and this rank's own embedder at the end."""
     events, records, kept, save = [], [], {}, loop.save_model
 
-    def keep(*given):
-        (module,) = (thing for thing in given if isinstance(thing, torch.nn.Module))
+    def keep(**given):
+        module = given["embedder"]
         kept.update({name: tensor.clone() for name, tensor in module.state_dict().items()})
-        save(*given)
+        save(**given)
 
     loop.save_model = keep  # in this process alone, which ends with this function
     train(folder, out, term.at(0), events=events, records=records, **training)
