@@ -21,6 +21,7 @@ def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) 
     try:
         store = dist.FileStore(str(folder / "store"), world)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+        dist.barrier()  # a rank that is done at once would end while another still connects to it
         torch.save(function(*args), folder / f"{rank}.pt")
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
