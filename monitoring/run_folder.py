@@ -1,6 +1,6 @@
 """The layout of a run folder: what lies where, and under which name. Nothing else spells it.
 
-    RUN/run.yaml ledger.jsonl metrics.jsonl events.jsonl report.html
+    RUN/run.yaml phases.json ledger.jsonl metrics.jsonl events.jsonl report.html
         attempts/ targets/ logs/
         published/METHOD/seed-S/step-T/
         chains/METHOD/seed-S/steps/T/   what a learning step left, and in phases/ further trainings
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CONFIG_FILE = "run.yaml"
+PLANNED_FILE = "phases.json"
+"""Every phase that the run has, see `monitoring.planned`."""
 LEDGER_FILE = "ledger.jsonl"
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FILE = "events.jsonl"

@@ -83,6 +83,21 @@ class LedgerLine(TypedDict):
 
 
 @with_config(_STRICT)
+class PlannedPhase(TypedDict):
+    """A phase of a run, done or not."""
+
+    phase: PhaseName
+    fingerprint: Annotated[str, Field(max_length=200)]
+    kind: Annotated[str, Field(pattern=f"^{LABEL.pattern}$")]
+    outputs: Annotated[
+        list[Annotated[str, Field(pattern=f"^{OUTPUT.pattern}$")]], Field(max_length=100)
+    ]
+    """Without which it is not finished, from the run folder."""
+    inputs: Annotated[list[PhaseName], Field(max_length=MOST_STEPS)]
+    only_prepares: bool
+
+
+@with_config(_STRICT)
 class MetricsLine(TypedDict):
     """What rank 0 says of some iterations. The loss may be infinite or NaN."""
 
@@ -287,6 +302,7 @@ class Comparisons(TypedDict):
 
 
 LEDGER = TypeAdapter(LedgerLine)
+PLANNED = TypeAdapter(Annotated[list[PlannedPhase], Field(min_length=1, max_length=1_000_000)])
 METRICS_LINE = TypeAdapter(MetricsLine)
 EVENT = TypeAdapter(Event)
 LOG_LINE = TypeAdapter(LogLine)

@@ -127,10 +127,11 @@ def report(folder: RunFolder) -> None:
 
 def status(folder: RunFolder, address: JobAddress = None) -> None:
     """Show what a run has finished and what it does now."""
-    from launch.clusters.ray_jobs import status as of_job
     from launch.phases.status import status_table
 
     if (folder / JOB_FILE).exists():
+        from launch.clusters.ray_jobs import status as of_job
+
         console.print(of_job(folder, address), soft_wrap=True)
         if not is_run(folder):
             return

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data_shards.files import write_atomically
+from data_shards.files import write_atomically, write_json
 from data_shards.settings import InputError
 from data_shards.splits.benchmark_words import in_words
 from data_shards.writing.destination import destination_at
@@ -30,7 +30,7 @@ from monitoring.logs import logging_to
 from monitoring.progress import RunProgress
 from monitoring.report import draw
 from monitoring.results import compare, tables
-from monitoring.run_folder import CONFIG_FILE, EVENTS_FILE, LEDGER_FILE, REPORT_FILE
+from monitoring.run_folder import CONFIG_FILE, EVENTS_FILE, LEDGER_FILE, PLANNED_FILE, REPORT_FILE
 from monitoring.run_metrics import RunMetrics, monitored
 from trainer.processor import fallback, multiplies_bf16
 from untrusted.yaml_text import dump_yaml
@@ -79,6 +79,7 @@ def execute(
         ledger = Ledger.open(folder / LEDGER_FILE)
         every = phases(run)
         todo = pending(every, ledger)
+        write_json(folder / PLANNED_FILE, [phase.planned for phase in every])
         if todo:
             counts = {"phases": len(every), "left": len(todo)}
             append(folder, EVENTS_FILE, {**attempt.event(), **counts})

@@ -16,6 +16,7 @@ from data_shards.files import fingerprint
 from launch.execution.executor import Executor
 from launch.runs.run import Chain, Run
 from monitoring.run_folder import LABEL, step_name
+from monitoring.schemas import PlannedPhase
 from trainer.methods.recipe import Recipe
 
 W = TypeVar("W")
@@ -79,9 +80,14 @@ class Output:
     """The same, where runs of earlier versions left none: nothing needs it."""
 
     @property
+    def needed(self) -> list[Path]:
+        """All that later phases need: without it the phase is not finished."""
+        return [self.path, *map(self.path.with_name, self.beside)]
+
+    @property
     def complete(self) -> bool:
         """Whether all that later phases need is there."""
-        return all(p.exists() for p in (self.path, *map(self.path.with_name, self.beside)))
+        return all(path.exists() for path in self.needed)
 
     @property
     def every(self) -> list[Path]:
@@ -190,6 +196,19 @@ class Phase:
     def iterations(self) -> int:
         """Training iterations that it takes."""
         return self.kind.iterations(self.at, self.want)
+
+    @property
+    def planned(self) -> PlannedPhase:
+        """What the run folder says of it before it is done."""
+        folder = self.at.run.folder
+        return {
+            "phase": self.name,
+            "fingerprint": self.fingerprint,
+            "kind": self.kind.name,
+            "outputs": [str(path.relative_to(folder)) for path in self.output.needed],
+            "inputs": [phase.name for phase in self.inputs],
+            "only_prepares": self.kind.only_prepares,
+        }
 
     @property
     def facts(self) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from launch.phases.kind import Kind, Phase, Step
 from launch.phases.registry import KINDS
 from launch.runs.ledger import Ledger
 from launch.runs.run import Run
+from monitoring import planned
 
 
 def phases(run: Run, kinds: tuple[Kind[Any], ...] = KINDS) -> list[Phase]:
@@ -20,16 +21,9 @@ def phases(run: Run, kinds: tuple[Kind[Any], ...] = KINDS) -> list[Phase]:
 
 
 def pending(every: list[Phase], ledger: Ledger) -> list[Phase]:
-    """Those of a run's phases that are still to do, in their order.
-
-    What only prepares phases that are done is not needed.
-    """
-    finished = {p.name for p in every if ledger.has(p.name, p.fingerprint) and p.output.complete}
-    todo: list[Phase] = []
-    read: set[str] = set()
-    for phase in reversed(every):  # a phase comes after those whose outputs it reads
-        missed = phase.name in read or not phase.kind.only_prepares
-        if phase.name not in finished and missed:
-            todo.append(phase)
-            read |= {given.name for given in phase.inputs}
-    return todo[::-1]
+    """Those of a run's phases that are still to do, in their order; see `monitoring.planned`."""
+    if not every:
+        return []
+    folder = every[0].at.run.folder
+    todo = {*planned.pending([phase.planned for phase in every], ledger.has, folder)}
+    return [phase for phase in every if phase.name in todo]

@@ -23,12 +23,17 @@ class Ledger:
         """`records` as the file at `path` has them, without what a superseded attempt wrote."""
         self.path = path
         self.records: list[dict[str, Any]] = []
+        self._finished: set[tuple[str, str]] = set()
         newest = 0
         for record in records:
             if record.get("attempt", newest) < newest:
                 continue  # of one that had been superseded, and was frozen while it wrote
             newest = record.get("attempt", newest)
-            self.records.append(record)
+            self._take(record)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+        self._finished.add((record["phase"], record["fingerprint"]))
 
     @classmethod
     def open(cls, path: Path) -> "Ledger":
@@ -58,7 +63,7 @@ class Ledger:
 
     def has(self, name: str, fingerprint: str) -> bool:
         """Whether the phase was finished under this very definition."""
-        return any(r["phase"] == name and r["fingerprint"] == fingerprint for r in self.records)
+        return (name, fingerprint) in self._finished
 
     def twin(self, fingerprint: str) -> dict[str, Any] | None:
         """A finished phase of another name with the same definition, so with the same result."""
@@ -71,7 +76,7 @@ class Ledger:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self.records.append(record)
+        self._take(record)
 
 
 def _read(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from data_shards.settings import InputError
 from launch.config.load import load_config
 from launch.phases.execute import execute
 from launch.runs.lease import holding
-from tests.monitoring.live_runs import evaluate, write_run
+from tests.monitoring.whole_run import write_whole_run
 
 CONSOLE = Console(quiet=True)
 
@@ -146,11 +146,10 @@ print(sorted(set({TO_TRAIN}) & sys.modules.keys()), file=sys.stderr)
 """
 
 
-def test_commands_that_only_read_or_explain_import_nothing_to_train(tmp_path):
-    folder = write_run(tmp_path, "run")
-    evaluate(folder, "fkd", 0, 0, top1=0.5)
-    (folder / "logs").mkdir()
-    for words in (["--help"], ["run", "--help"], ["launch", "--help"], ["compare"], ["logs"]):
+def test_commands_that_only_read_or_explain_import_nothing_to_train(small_folder, tmp_path):
+    folder = write_whole_run(tmp_path / "run", small_folder)
+    look = ["--help"], ["run", "--help"], ["launch", "--help"], ["compare"], ["logs"], ["status"]
+    for words in look:
         given = words if "--help" in words else [*words, str(folder)]
         done = subprocess.run(
             [sys.executable, "-c", IMPORTED, *given], capture_output=True, text=True, check=False

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from data_shards.storage.dataset import ShardDataset
 from launch.phases.status import status_table
 from monitoring.compatibility import summary, summary_tables
 from monitoring.live.run import LiveRun, report_of
@@ -164,6 +165,22 @@ def test_a_look_at_the_status_writes_nothing(run):
     before = (run / "ledger.jsonl").read_bytes()
     assert "done" in status(run)
     assert (run / "ledger.jsonl").read_bytes() == before
+
+
+def test_the_status_is_that_of_the_phases_which_were_planned(run, monkeypatch):
+    """By the file that says them, or without it by planning anew, for which the data must be there.
+
+    Of what is to be done again, what only prepares it is, too, and nothing else.
+    """
+    for lost in ("chains/fkd/seed-0/steps/1/model", "chains/fkd/seed-0/steps/1/neighbours"):
+        shutil.rmtree(run / lost)
+    by_file = status(run)
+    assert "9 of 11 phases are done" in by_file
+    (run / "phases.json").unlink()
+    assert status(run) == by_file
+    monkeypatch.setattr(ShardDataset, "open", None)
+    with pytest.raises(TypeError):
+        status(run)
 
 
 @pytest.mark.parametrize("text", ["\x1b]0;pwned\x07", "[/]", "[bold]x[/bold]", "\u202egpj", "$x^$"])

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 
+from data_shards.files import write_json
 from launch.config.run import RunConfig
 from launch.phases.planning import phases
 from launch.runs.ledger import Ledger
@@ -27,6 +28,7 @@ _TESTS = {
 }
 FILES = {
     "run.yaml": "report",
+    "phases.json": "status",
     "ledger.jsonl": "status report live",
     "metrics.jsonl": "status report live",
     "events.jsonl": "status report live",
@@ -54,6 +56,7 @@ def write_whole_run(folder: Path, dataset: Path) -> Path:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (folder / "run.yaml").write_text(text, encoding="utf-8")
     run, at = Run.open(folder, config), 1.7e9
+    write_json(folder / "phases.json", [phase.planned for phase in phases(run)])
     ledger = Ledger.open(folder / "ledger.jsonl")
     begun = {"time": at, "event": "attempt", "attempt": 1, "host": "a", "pid": 7}
     lines = [{**begun, "phases": 11, "left": 11}]
