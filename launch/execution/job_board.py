@@ -26,6 +26,7 @@ class JobBoard:
         """The last job that each rank's present process has done."""
         self._job: Posted | None = None
         self._over = False
+        self._lost = 0
         self._changed = asyncio.Condition()
 
     async def post(self, job: Posted) -> None:
@@ -39,6 +40,12 @@ class JobBoard:
         async with self._changed:
             self._job, self._over = None, True
             self._changed.notify_all()
+
+    async def lost(self, number: int) -> None:
+        """The group that did job `number` has failed, after it: those of its processes that still
+        wait here are about to be ended, and get no further job."""
+        async with self._changed:
+            self._lost = number
 
     async def next(self, rank: int, done: int) -> Posted | None:
         """The job for a rank whose process has `done` one before; waits until there is one.
@@ -55,7 +62,8 @@ class JobBoard:
             return self._job
 
     def _has_after(self, done: int) -> bool:
-        return self._job is not None and self._job.number > done
+        forsaken = 0 < done <= self._lost
+        return self._job is not None and self._job.number > done and not forsaken
 
     async def finished(self, number: int) -> None:
         """Waits until every rank has done that job and asks for the next."""

@@ -197,6 +197,7 @@ class RayRanks:
         """Keeps why workers ended. Raises InputError where that was once too often."""
         job, why = self._at_work, f"{_ranks(failure.ranks)}: {failure.why}"
         if job is None:  # they start again, and wait for the next one
+            self._ray.get(self._board.lost.remote(self._jobs))
             event = {"event": "failed", "ranks": list(failure.ranks)}
             self._records.keep({**event, "message": f"between two jobs: {why}"})
             return

@@ -74,6 +74,26 @@ def test_a_job_that_all_have_done_is_never_done_again():
     play(scene)
 
 
+def test_what_is_left_of_a_group_that_failed_between_two_jobs_gets_none():
+    """Ray Train ends it in a moment; a job that it began would be said to have started again."""
+
+    async def scene(board):
+        await board.post(Posted(1, "job"))
+        left = [asyncio.ensure_future(board.next(rank, 1)) for rank in (0, 1)]
+        assert await settled(board.finished(1), board.lost(1)) == [None, None]
+        following = Posted(2, "the next one")
+        await board.post(following)
+        assert await settled(board.next(0, 0), board.next(1, 0)) == [following, following]
+        assert not any(task.done() for task in left)
+        third = Posted(3, "one more")
+        asked = [board.next(rank, 2) for rank in (0, 1)]
+        assert await settled(*asked, board.post(third)) == [third, third, None]
+        for task in left:
+            task.cancel()
+
+    play(scene)
+
+
 def test_the_end_reaches_who_waits_and_who_asks_later_and_a_new_job_ends_it():
     async def scene(board):
         assert await settled(board.next(0, 0), board.end()) == [None, None]
