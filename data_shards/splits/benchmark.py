@@ -1,7 +1,7 @@
 """Splits identities into learning steps and fixed test sets: functions of dataset and settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.splits.cameras import knows_cameras
 from data_shards.splits.known import KnownIdentities, Names
 from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.joined import JoinedDataset
 
 Ids = NDArray[np.int64]
 FOLDS = 10
@@ -52,12 +53,35 @@ class Benchmark:
     classified: tuple[Ids, ...] = ()
     """The test samples of each learning step's own identities, for accuracy task by task; none
     unless a benchmark file names them."""
+    exemplars: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """The samples of the memory of earlier steps, where it is joined to the dataset; see
+    `with_exemplars`."""
     by_image: bool = False
     """Whether queries were drawn image by image: cameras then play no part in the search."""
 
     def rows_before(self, step: int) -> int:
         """C_old at learning step `step`."""
         return self.row_ends[step - 1] if step else 0
+
+    def with_exemplars(self, data: JoinedDataset) -> "Benchmark":
+        """This benchmark of `data`, whose second part holds exemplars of earlier steps' identities.
+
+        Raises InputError where it holds one of an identity that has no classifier row.
+        """
+        first = len(data.parts[0])
+        row_of = {name: row for row, name in enumerate(self.names.tolist())}
+        others = data.names[len(self.row_of_identity) :].tolist()
+        rows = np.array([row_of.get(name, -1) for name in others], dtype=np.int64)
+        rows = np.concatenate([self.row_of_identity, rows])
+        exemplars = np.arange(first, len(data), dtype=np.int64)
+        unknown = exemplars[rows[data.identity[exemplars]] < 0]
+        if len(unknown):
+            raise InputError(
+                f"{data.parts[1].location} holds an exemplar of "
+                f"{data.names[data.identity[unknown[0]]]!r}, which no learning step has learned: "
+                "it is another run's"
+            )
+        return replace(self, row_of_identity=rows, exemplars=exemplars)
 
     def step_samples(self, step: int, all_so_far: bool) -> Ids:
         """The samples of `step`, or of every step up to it."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from data_shards.pipeline import PipelineSettings
 from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.joined import joined
 from data_shards.storage.remote import CacheSettings
 from launch.inference.embed import Ids, embed, fast_embedder
 from launch.runs.lease import UNFENCED, Fence
@@ -52,6 +53,7 @@ class ShardWorker:
         """That of the run, or whose images are embedded."""
         self._loaded: tuple[Any, Model, Any, ShardedRows] | None = None
         self._others: dict[str, ShardDataset] = {}
+        self._joined: tuple[Path, ShardDataset] | None = None
         labels = {"job": "actor", "actor": name}
         folder = target_file.parents[1]
         self._opened = ExitStack()  # until it is closed, or Ray ends the actor
@@ -80,6 +82,14 @@ class ShardWorker:
         if location not in self._others:
             self._others[location] = self._opened_at(location)
         return self._others[location]
+
+    def with_exemplars(self, memory: Path | None) -> ShardDataset:
+        """The worker's own dataset, with the exemplars in a folder behind it."""
+        if memory is None:
+            return self.dataset
+        if self._joined is None or self._joined[0] != memory:
+            self._joined = (memory, joined(self.dataset, self._opened_at(str(memory))))
+        return self._joined[1]
 
     def model(self, folder: Path, settings: TeacherSettings) -> tuple[Model, Any, ShardedRows]:
         """A finished model, its embedder prepared as `settings` say, and its frozen rows.

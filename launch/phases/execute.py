@@ -23,7 +23,7 @@ from launch.runs.lease import holding
 from launch.runs.ledger import Ledger
 from launch.runs.records import append
 from launch.runs.remembered import remember
-from launch.runs.run import Run, check_steps
+from launch.runs.run import Run, check_memory, check_steps
 from launch.terminal.datasets import build_glyphs, verify_dataset
 from monitoring.compatibility import summary, summary_tables
 from monitoring.logs import logging_to
@@ -71,6 +71,7 @@ def execute(
         config = run.config
         samples = [len(own) for own in run.benchmark.steps]
         check_steps(run.benchmark.row_ends, samples, config.cluster.workers, bool(run.given))
+        check_memory(run)
         check_given(run)
         if config.evaluation.compatibility is not None:
             trials_of(run)

@@ -14,6 +14,7 @@ from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file, wr
 from launch.execution.executor import Executor
 from launch.inference.embed import neighbour_examples, units
 from launch.inference.worker import ShardWorker
+from launch.phases.exemplars import exemplars_before
 from launch.phases.kind import Kind, Output, Phase, Step
 from monitoring.run_folder import NEIGHBOUR_EXAMPLES_FILE, NEIGHBOURS_FOLDER
 from trainer.methods.wants import Answers
@@ -36,7 +37,8 @@ class Neighbours(Kind[Answers]):
         return (want,) if at.number and want else ()
 
     def inputs(self, at: Step, want: Answers) -> tuple[Phase, ...]:
-        return (at.at(at.number - 1).model,)
+        memory = exemplars_before(at) if at.recipe.memory is not None else ()
+        return (at.at(at.number - 1).model, *memory)
 
     def decides(self, at: Step, want: Answers) -> Any:
         # the data too: bct-kd and bct-lwf want the same, of all images and of the new ones
@@ -45,8 +47,8 @@ class Neighbours(Kind[Answers]):
         return [recipe.spelled_needs(), recipe.spelled_images(), at.number, teacher]
 
     def identity(self, at: Step, want: Answers) -> Any:
-        (previous,) = self.inputs(at, want)
-        return [self.name, previous.fingerprint, *self.decides(at, want)]
+        previous, *memory = (phase.fingerprint for phase in self.inputs(at, want))
+        return [self.name, previous, *self.decides(at, want), *memory]
 
     def output(self, at: Step, want: Answers) -> Output:
         return Output(at.folder / NEIGHBOURS_FOLDER)
@@ -55,26 +57,28 @@ class Neighbours(Kind[Answers]):
         at, run, config, want = phase.at, phase.at.run, phase.at.run.config, phase.want
         previous = run.previous(at.chain, at.number)
         assert previous is not None
-        samples = at.recipe.samples(run.benchmark, at.number)
+        dataset, benchmark = run.training_data(at.chain, at.number)
+        samples = at.recipe.samples(benchmark, at.number)
+        memory = next((p.output.path.resolve() for p in phase.inputs[1:]), None)
         views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
         output = phase.output.path
         part = output.with_name("neighbours.part")
         part.mkdir(parents=True, exist_ok=True)
         model, out = previous.folder.resolve(), part.resolve()
         calls = [
-            (model, out, shard, view, own, want, config.data, config.teacher)
-            for shard, own in units(run.dataset, samples)
+            (model, out, shard, view, own, want, config.data, config.teacher, memory)
+            for shard, own in units(dataset, samples)
             for view in views
             if not teacher_file(part, shard, view).exists()
         ]
         executor.map(write_answers, calls)
         if want.top_k is not None:
             cache = TeacherCache(
-                part, len(run.dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
+                part, len(dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
             )
             examples = neighbour_examples(
-                dataset=run.dataset,
-                benchmark=run.benchmark,
+                dataset=dataset,
+                benchmark=benchmark,
                 cache=cache,
                 samples=samples,
                 count=config.evaluation.examples,
@@ -97,14 +101,19 @@ def write_answers(
     wanted: Answers,
     data: PipelineSettings,
     settings: TeacherSettings,
+    memory: Path | None = None,
 ) -> int:
     """A unit of work: writes what the model says of one shard's `samples` in one view.
 
-    Returns their number.
+    The exemplars in the folder `memory` are numbered behind the dataset. Returns their number.
     """
     model, embedder, rows = worker.model(model_folder, settings)
     flipped = view == VIEWS[1]
-    vectors = worker.embed(embedder, samples, data, settings.batch, flipped=flipped)
+    vectors = worker.embed(
+        *(embedder, samples, data, settings.batch),
+        dataset=worker.with_exemplars(memory),
+        flipped=flipped,
+    )
     tensors = answers(torch.from_numpy(vectors), rows, model.classifier, wanted)
     worker.check()
     write_teacher_file(

@@ -6,6 +6,7 @@ from launch.phases.adopt import Adopt
 from launch.phases.class_means import ClassMeansOfOld
 from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
+from launch.phases.exemplars import ChooseExemplars
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
 from launch.phases.train import Train
@@ -15,6 +16,7 @@ KINDS: tuple[Kind[Any], ...] = (
     ClassMeansOfOld(),
     Adopt(),
     Train(),
+    ChooseExemplars(),
     Evaluate(),
     Compatibility(),
 )

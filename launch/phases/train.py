@@ -8,6 +8,7 @@ from typing import Any
 from launch.execution.executor import Executor
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
+from launch.phases.exemplars import exemplars_before
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.run import Chain
 from monitoring.run_folder import MODEL_FOLDER
@@ -36,7 +37,9 @@ class Train(Kind[None]):
         return () if at.number == 0 and at.run.given else (None,)
 
     def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
-        prepared = (phase for phase in at.phases if phase.kind.only_prepares)
+        prepared = [phase for phase in at.phases if phase.kind.only_prepares]
+        if at.recipe.memory is not None:
+            prepared += exemplars_before(at)
         if not at.number:
             return tuple(prepared)
         models = dict.fromkeys((at.number - 1, at.run.anchor_step(at.chain, at.number)))
@@ -56,7 +59,7 @@ class Train(Kind[None]):
         prepared = [
             given.fingerprint
             for given in self.inputs(at, want)
-            if given.kind.only_prepares and not given.kind.implied
+            if not given.kind.makes_model and not given.kind.implied
         ]
         return [*self.decides(at, want), past.fingerprint, *prepared]
 

@@ -216,7 +216,7 @@ class _Planner:
         old, last, training = self._old(step), split.row_ends[step], config.training
         if recipe.sees_all:
             training = for_all_data(training, split.row_ends, step)
-        images = recipe.count(split.images, step)
+        images = recipe.count(split.images, split.row_ends, step)
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),

@@ -7,7 +7,14 @@ from launch.config.load import kept_config
 from launch.config.run import RunConfig
 from launch.runs.model_names import named
 from monitoring.records import comparison
-from monitoring.run_folder import COMPARISONS_FILE, MODEL_FOLDER, chain_name, step_folder, step_name
+from monitoring.run_folder import (
+    COMPARISONS_FILE,
+    EXEMPLARS_FOLDER,
+    MODEL_FOLDER,
+    chain_name,
+    step_folder,
+    step_name,
+)
 from trainer.model import row_names
 
 
@@ -31,6 +38,20 @@ def known_names(config: RunConfig, folder: Path) -> list[str] | None:
     chains = _chains(config)
     copied = [chain for chain in chains if _copy(folder, chain).exists()]
     return row_names(first_model(config, folder, (copied or chains)[0]))
+
+
+def carried_exemplars(config: RunConfig, chain: str) -> Path:
+    """The exemplars that the run which `config` continues has kept of its last step.
+
+    Raises InputError where it has none.
+    """
+    found = _last_model(config, chain).with_name(EXEMPLARS_FOLDER)
+    if not found.exists():
+        raise InputError(
+            f"{config.continues} has kept no exemplars for {chain}: leave the method's memory out, "
+            "or run it there with a memory"
+        )
+    return found
 
 
 def _chains(config: RunConfig) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from data_shards.settings import InputError
 from data_shards.splits.benchmark import Benchmark, build_benchmark
 from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.joined import joined
 from data_shards.storage.remote import Count, ignore
 from launch.config.run import RunConfig
 from launch.runs.continuing import first_model, known_names
@@ -17,6 +18,7 @@ from launch.runs.test_sets import TestSet, open_tests
 from monitoring.run_folder import (
     CHECKPOINTS_FOLDER,
     CLASS_MEANS_FILE,
+    EXEMPLARS_FOLDER,
     MODEL_FOLDER,
     NEIGHBOURS_FOLDER,
     PHASES_FOLDER,
@@ -25,6 +27,7 @@ from monitoring.run_folder import (
 )
 from trainer.backbones import EmbedderSettings
 from trainer.heads.margin_loss import ClassifierSettings
+from trainer.methods.images import Exemplars
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -100,6 +103,22 @@ class Run:
         recipe = self.config.methods[chain.method].recipe()
         return recipe.at(step, self.benchmark.rows_before(step))
 
+    def memory(self, chain: Chain) -> Exemplars | None:
+        """What the chain keeps of the images of its steps."""
+        return self.config.methods[chain.method].recipe().memory
+
+    def exemplars(self, chain: Chain, step: int) -> ShardDataset:
+        """The exemplars that learning step `step` left. Raises InputError."""
+        return ShardDataset.open(self.step_folder(chain, step) / EXEMPLARS_FOLDER)
+
+    def training_data(self, chain: Chain, step: int) -> tuple[ShardDataset, Benchmark]:
+        """What a learning step trains on: the dataset, with the exemplars of the step before where
+        its recipe has a memory. Raises InputError."""
+        if self.recipe(chain, step).memory is None:
+            return self.dataset, self.benchmark
+        data = joined(self.dataset, self.exemplars(chain, step - 1))
+        return data, self.benchmark.with_exemplars(data)
+
     def previous(self, chain: Chain, step: int) -> Model | None:
         """The verified model of the step before."""
         return Model.open(self.step_folder(chain, step - 1) / MODEL_FOLDER) if step else None
@@ -143,9 +162,10 @@ class Run:
         embedder and the like are the main one's until they are replaced.
         """
         config, prepared = self.config, self.step_folder(chain, step)
+        dataset, benchmark = self.training_data(chain, step)
         return TrainingSpec(
-            dataset=self.dataset,
-            benchmark=self.benchmark,
+            dataset=dataset,
+            benchmark=benchmark,
             data=config.data,
             embedder=self.embedder(chain, step),
             classifier=self.classifier(chain, step),
@@ -176,6 +196,18 @@ class Run:
         if url is None:
             return str(folder / CHECKPOINTS_FOLDER)
         return f"{url.rstrip('/')}/{folder.relative_to(self.folder)}/{CHECKPOINTS_FOLDER}"
+
+
+def check_memory(run: Run) -> None:
+    """Raises InputError when a memory has no room for an exemplar of every identity."""
+    identities = run.benchmark.row_ends[-1]
+    for chain in run.chains():
+        memory = run.memory(chain)
+        if memory is not None and not memory.share(identities):
+            raise InputError(
+                f"methods.{chain.method}.memory.total = {memory.total} exemplars cannot be shared "
+                f"by the {identities:,} identities of the last learning step: raise it"
+            )
 
 
 def check_steps(

@@ -4,11 +4,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from trainer.methods.memory import Remembering
 from trainer.methods.recipe import MethodSettings, Recipe
 from trainer.methods.terms import Classify, Distill
 
 
-class LearningWithoutForgetting(MethodSettings):
+class LearningWithoutForgetting(Remembering):
     """LwF: cross-entropy from the previous model's softmax over all old identities (Eq. 2)."""
 
     kind: Literal["lwf"] = "lwf"
@@ -19,7 +20,7 @@ class LearningWithoutForgetting(MethodSettings):
 
     def recipe(self) -> Recipe:
         distill = Distill(self.weight, None, 0.0, self.temperature, divergence="cross_entropy")
-        return Recipe(terms=(Classify(), distill))
+        return Recipe(images=self.images(), terms=(Classify(over=self.over), distill))
 
 
 class FlexibleDistillation(MethodSettings):

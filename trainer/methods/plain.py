@@ -3,6 +3,7 @@
 from typing import Literal
 
 from trainer.methods.images import AllImages
+from trainer.methods.memory import Remembering
 from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Retrained, Start
 from trainer.methods.terms import Classify
 
@@ -16,13 +17,14 @@ class Baseline(MethodSettings):
         return Recipe(start=Start(embedder="scratch"), terms=(Classify(),))
 
 
-class Finetune(MethodSettings):
-    """Go on from the previous model on the new images, with nothing to hold it back."""
+class Finetune(Remembering):
+    """Go on from the previous model on the new images, with nothing to hold it back, but for
+    exemplars in `memory`."""
 
     kind: Literal["finetune"] = "finetune"
 
     def recipe(self) -> Recipe:
-        return Recipe(terms=(Classify(),))
+        return Recipe(images=self.images(), terms=(Classify(over=self.over),))
 
 
 class Joint(Retrained):

@@ -15,7 +15,7 @@ from trainer.backbones import EmbedderSettings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.images import AllImages, ImageSource, NewImages
+from trainer.methods.images import AllImages, Exemplars, ImageSource, NewImages
 from trainer.methods.spelling import spelled, spelled_needs
 from trainer.methods.wants import Want, merged
 
@@ -192,6 +192,11 @@ class Recipe:
                     "would overwrite the other's: give one of them another name"
                 )
             owner[term.name] = term
+        if self.memory is not None and any(term.over == "new" for term in self.terms):
+            raise ValueError(
+                "a memory of old identities is trained on over all rows: set over=all, or leave "
+                "the memory out"
+            )
 
     @property
     def wants(self) -> tuple[Want, ...]:
@@ -211,9 +216,15 @@ class Recipe:
         """The dataset rows [n] that learning step `step` trains on."""
         return np.concatenate([source.samples(benchmark, step) for source in self.images])
 
-    def count(self, images: Sequence[int], step: int) -> int:
-        """How many `samples` there are, where learning step t brings images[t] new ones."""
-        return sum(source.count(images, step) for source in self.images)
+    @property
+    def memory(self) -> Exemplars | None:
+        """The exemplars among its images."""
+        return next((s for s in self.images if isinstance(s, Exemplars)), None)
+
+    def count(self, images: Sequence[int], rows: Sequence[int], step: int) -> int:
+        """How many `samples` there are, where learning step t brings images[t] new ones, and
+        rows[t] identities are learned after it."""
+        return sum(source.count(images, rows, step) for source in self.images)
 
     def at(self, step: int, old_rows: int) -> "Recipe":
         """This recipe as it applies at learning step `step`, with `old_rows` = C_old.

@@ -1,0 +1,45 @@
+"""Settings of the memory that class-incremental methods keep of old identities' images."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from data_shards.settings import Settings
+from trainer.methods.images import Choice, Exemplars, ImageSource, NewImages
+from trainer.methods.recipe import MethodSettings
+
+
+class MemorySettings(Settings):
+    """How many images of old identities are kept, and which."""
+
+    total: int | None = Field(default=None, ge=1)
+    """K, exemplars in all, shared equally over the identities so far; 2,000 is the usual choice
+    for CIFAR-100, 20,000 for ImageNet. None: `per_class` says."""
+    per_class: int | None = Field(default=None, ge=1)
+    """m, exemplars of each identity, however many there are; 20 is usual."""
+    choose: Choice = "herding"
+    """herding: those whose mean embedding comes nearest to their identity's; random: a draw."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> "MemorySettings":
+        if (self.total is None) == (self.per_class is None):
+            raise ValueError("say either total or per_class, such as memory: {per_class: 20}")
+        return self
+
+    def source(self) -> Exemplars:
+        """The exemplars as a source of training images."""
+        return Exemplars(self.per_class, self.total, self.choose)
+
+
+class Remembering(MethodSettings):
+    """Of methods that may keep a memory."""
+
+    over: Literal["new", "all"] = "new"
+    """The classifier rows that new images are told apart by: those of the step's identities, or of
+    all so far. Class-incremental learning asks for all."""
+    memory: MemorySettings | None = None
+    """Exemplars of old identities, trained on with the new images; `over` must then be all."""
+
+    def images(self) -> tuple[ImageSource, ...]:
+        """What a step trains on."""
+        return (NewImages(),) if self.memory is None else (NewImages(), self.memory.source())
