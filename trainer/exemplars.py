@@ -2,7 +2,9 @@
 the first of the list."""
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from data_shards.counter_rng import bits, stream_key
 
@@ -36,4 +38,20 @@ def drawn(keys: NDArray[np.uint64], count: int, seed: int) -> Ids:
 
     Which ones depends on `seed` and each image's own hash among `keys` [n], not on their order.
     """
-    return np.argsort(bits(stream_key(seed, "exemplars"), keys), kind="stable")[:count]
+    return np.argsort(bits(stream_key(seed, "exemplar draw"), keys), kind="stable")[:count]
+
+
+def mean_directions(
+    plain: torch.Tensor, mirrored: torch.Tensor, rows: torch.Tensor
+) -> torch.Tensor:
+    """[C, d] each class's mean of unit length, from embeddings [n, d] of its images and of their
+    mirror images, all of unit length (iCaRL, Alg. 1), and the classes `rows` [n].
+
+    Raises ValueError for a class without an image.
+    """
+    vectors = F.normalize(plain.double()) + F.normalize(mirrored.double())
+    sums = vectors.new_zeros(int(rows.max()) + 1, vectors.shape[1]).index_add_(0, rows, vectors)
+    empty = (torch.bincount(rows, minlength=len(sums)) == 0).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"class {empty[0]} has no exemplar")
+    return F.normalize(sums).float()

@@ -125,8 +125,18 @@ def without_worker(_: ShardWorker, function: Callable[..., T], *arguments: Any) 
 
 
 def embed_samples(
-    worker: ShardWorker, model: Path, samples: Ids, data: PipelineSettings, batch: int
+    worker: ShardWorker,
+    model: Path,
+    samples: Ids,
+    data: PipelineSettings,
+    batch: int,
+    dataset: Path | None = None,
+    flipped: bool = False,
 ) -> NDArray[np.float32]:
-    """A unit of work: embeddings [n, d] of `samples` [n] in fp32, by the model in a folder."""
+    """A unit of work: embeddings [n, d] of `samples` [n] in fp32, by the model in a folder.
+
+    The samples are of the worker's own dataset, or of the one in the folder `dataset`.
+    """
     _, embedder, _ = worker.model(model, TeacherSettings())
-    return worker.embed(embedder, samples, data, batch)
+    other = None if dataset is None else worker.other(str(dataset))
+    return worker.embed(embedder, samples, data, batch, dataset=other, flipped=flipped)

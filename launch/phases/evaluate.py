@@ -1,5 +1,6 @@
 """Testing a step's model: on identities never trained on, and on test sets of their own."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from monitoring.records import evaluation
 from monitoring.results import figures
 from monitoring.run_folder import EMBEDDINGS_FILE, EVALUATION_FILE, EXAMPLES_FILE
 from trainer.arrays import write_embeddings
+from trainer.decisions import Decision
 from trainer.evaluation.incremental import so_far
 from trainer.evaluation.protocol import (
     class_accuracies,
@@ -23,7 +25,6 @@ from trainer.evaluation.protocol import (
     samples_to_embed,
     search_examples,
 )
-from trainer.heads.collectives import Ranks
 from trainer.model import Model
 
 Ids = NDArray[np.int64]
@@ -39,14 +40,15 @@ class Evaluate(Kind[None]):
         return (None,)
 
     def inputs(self, at: Step, want: None) -> tuple[Phase, ...]:
-        return (at.model,)
+        return (at.model,) if at.decision is None else (at.model, at.decision)
 
     def decides(self, at: Step, want: None) -> Any:
         tests = [test.fingerprint for test in at.run.test_sets.values()]
         return [at.run.config.deciding()["evaluation"], *tests]
 
     def identity(self, at: Step, want: None) -> Any:
-        return [self.name, at.model.fingerprint, *self.decides(at, want)]
+        read = [phase.fingerprint for phase in self.inputs(at, want)]
+        return [self.name, read[0], *self.decides(at, want), *read[1:]]
 
     def output(self, at: Step, want: None) -> Output:
         left = (EMBEDDINGS_FILE, EXAMPLES_FILE)
@@ -98,8 +100,10 @@ def _by_step(
     ends = run.benchmark.row_ends
     if not run.benchmark.classified or model.adopted or model.rows != ends[step]:
         return {}
-    directions = model.frozen_rows(Ranks()).weight.detach().float().numpy()
-    given = (run.dataset, run.benchmark, step, samples, embeddings, directions)
+    made = at.decision
+    decision = Decision() if made is None else Decision.open(made.output.path)
+    classes = partial(decision.classes, model)
+    given = (run.dataset, run.benchmark, step, samples, embeddings, classes)
     earlier = [evaluation(at.at(past).folder / EVALUATION_FILE) for past in range(step)]
     accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]
     return so_far(accuracies, ends) if all(accuracies) else {}

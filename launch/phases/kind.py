@@ -68,6 +68,11 @@ class Step:
         """The phase that makes the model which the step leaves."""
         return [phase for phase in self.phases if phase.kind.makes_model][-1]
 
+    @property
+    def decision(self) -> "Phase | None":
+        """The phase that makes what its decision rule needs, if that needs anything."""
+        return next((phase for phase in self.phases if phase.kind.makes_decision), None)
+
 
 @dataclass(frozen=True)
 class Output:
@@ -111,6 +116,8 @@ class Kind(ABC, Generic[W]):
     makes_model: ClassVar[bool] = False
     """Its output is the step's model, as far as it is trained by then; the last such phase's is
     what the step leaves."""
+    makes_decision: ClassVar[bool] = False
+    """Its output is what the step's decision rule needs beside the model."""
     runs_teacher: ClassVar[bool] = False
     """It runs the previous model as `teacher` says."""
 

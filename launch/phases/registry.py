@@ -6,7 +6,9 @@ from launch.phases.adopt import Adopt
 from launch.phases.class_means import ClassMeansOfOld
 from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
+from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
+from launch.phases.head_ends import Heads
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
 from launch.phases.train import Train
@@ -17,6 +19,8 @@ KINDS: tuple[Kind[Any], ...] = (
     Adopt(),
     Train(),
     ChooseExemplars(),
+    MeansOfExemplars(),
+    Heads(),
     Evaluate(),
     Compatibility(),
 )

@@ -26,6 +26,7 @@ from monitoring.run_folder import (
     step_folder,
 )
 from trainer.backbones import EmbedderSettings
+from trainer.decisions import Rule
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.images import Exemplars
 from trainer.methods.recipe import Recipe
@@ -106,6 +107,10 @@ class Run:
     def memory(self, chain: Chain) -> Exemplars | None:
         """What the chain keeps of the images of its steps."""
         return self.config.methods[chain.method].recipe().memory
+
+    def rule(self, chain: Chain) -> Rule:
+        """How the chain's models decide."""
+        return self.config.methods[chain.method].recipe().predict
 
     def exemplars(self, chain: Chain, step: int) -> ShardDataset:
         """The exemplars that learning step `step` left. Raises InputError."""

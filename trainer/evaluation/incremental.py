@@ -28,21 +28,6 @@ def task_accuracy(predicted: Ids, label: Ids, rows: tuple[int, ...]) -> Floats:
     return np.bincount(task[predicted == label], minlength=len(rows)) / counts
 
 
-def predicted_classes(
-    embeddings: NDArray[np.float32], directions: NDArray[np.float32]
-) -> NDArray[np.int64]:
-    """The class [n] with the largest logit of each embedding [n, d] over classifier rows [C, d].
-
-    Blocks of embeddings bound the logits to 64 MiB or one row. Of equal logits the first counts.
-    """
-    block = max(1, (1 << 24) // len(directions))
-    parts = [
-        (embeddings[first : first + block] @ directions.T).argmax(axis=1)
-        for first in range(0, len(embeddings), block)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-
-
 def so_far(accuracies: Sequence[Sequence[float]], rows: tuple[int, ...]) -> dict[str, Any]:
     """The figures after the last of t + 1 tasks, as evaluation.json has them.
 

@@ -1,6 +1,7 @@
 """The tests after every learning step: from embeddings of the test images to evaluation.json."""
 
 import base64
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from data_shards.splits.benchmark import Benchmark
 from data_shards.splits.cameras import cameras
 from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
-from trainer.evaluation.incremental import predicted_classes, task_accuracy
+from trainer.evaluation.incremental import task_accuracy
 from trainer.evaluation.retrieval import Retrieval, nearest, retrieve
 from trainer.evaluation.roc import roc
 from trainer.evaluation.verification import squared_distances, ten_fold_accuracy
@@ -76,18 +77,19 @@ def class_accuracies(
     step: int,
     samples: Ids,
     embeddings: NDArray[np.float32],
-    directions: NDArray[np.float32],
+    classes: Callable[[torch.Tensor], torch.Tensor],
 ) -> list[float]:
     """Accuracy on each learning step's own test images up to `step`, among all classes so far.
 
-    `embeddings` [n, d] are those of `samples` [n] (ascending), `directions` [C, d] the classifier's
-    rows. Empty where the benchmark names no test images of a step's classes.
+    `embeddings` [n, d] are those of `samples` [n] (ascending), `classes` decides one for each of
+    several embeddings. Empty where the benchmark names no test images of a step's classes.
     """
     tested = benchmark.classified[: step + 1]
     if not tested or not all(map(len, tested)):
         return []
     own = np.concatenate(tested)
-    predicted = predicted_classes(embeddings[np.searchsorted(samples, own)], directions)
+    chosen = torch.from_numpy(embeddings[np.searchsorted(samples, own)])
+    predicted = classes(chosen).numpy()
     label = benchmark.row_of_identity[dataset.identity[own]]
     return task_accuracy(predicted, label, benchmark.row_ends[: step + 1]).tolist()
 

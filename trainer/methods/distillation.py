@@ -20,7 +20,9 @@ class LearningWithoutForgetting(Remembering):
 
     def recipe(self) -> Recipe:
         distill = Distill(self.weight, None, 0.0, self.temperature, divergence="cross_entropy")
-        return Recipe(images=self.images(), terms=(Classify(over=self.over), distill))
+        return Recipe(
+            images=self.images(), terms=(Classify(over=self.over), distill), predict=self.rule()
+        )
 
 
 class FlexibleDistillation(MethodSettings):

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_shards.settings import Settings
+from trainer.decisions import LargestLogit, NearestMean, Rule
 from trainer.methods.images import Choice, Exemplars, ImageSource, NewImages
 from trainer.methods.recipe import MethodSettings
 
@@ -39,6 +40,14 @@ class Remembering(MethodSettings):
     all so far. Class-incremental learning asks for all."""
     memory: MemorySettings | None = None
     """Exemplars of old identities, trained on with the new images; `over` must then be all."""
+
+    predict: Literal["largest-logit", "nearest-mean"] = "largest-logit"
+    """Which class the model decides for: the one with the largest logit, or the one whose
+    exemplars' mean embedding is nearest."""
+
+    def rule(self) -> Rule:
+        """The decision rule."""
+        return NearestMean() if self.predict == "nearest-mean" else LargestLogit()
 
     def images(self) -> tuple[ImageSource, ...]:
         """What a step trains on."""

@@ -24,7 +24,7 @@ class Finetune(Remembering):
     kind: Literal["finetune"] = "finetune"
 
     def recipe(self) -> Recipe:
-        return Recipe(images=self.images(), terms=(Classify(over=self.over),))
+        return Recipe(images=self.images(), terms=(Classify(over=self.over),), predict=self.rule())
 
 
 class Joint(Retrained):

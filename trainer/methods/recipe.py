@@ -12,6 +12,7 @@ from data_shards.files import fingerprint
 from data_shards.settings import Settings
 from data_shards.splits.benchmark import Benchmark
 from trainer.backbones import EmbedderSettings
+from trainer.decisions import LargestLogit, NearestMean, Rule
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
@@ -179,6 +180,8 @@ class Recipe:
     terms: tuple[Term, ...] = ()
     anchor: Anchor = "previous"
     """The model to stay compatible with: that of the step before, or that of step 0."""
+    predict: Rule = LargestLogit()
+    """How the step's model decides which class an image is of. No training depends on it."""
 
     def __post_init__(self) -> None:
         merged(want for term in self.terms for want in term.wants)
@@ -196,6 +199,11 @@ class Recipe:
             raise ValueError(
                 "a memory of old identities is trained on over all rows: set over=all, or leave "
                 "the memory out"
+            )
+        if isinstance(self.predict, NearestMean) and self.memory is None:
+            raise ValueError(
+                "predict=nearest-mean compares with exemplars, and there is no memory: say which, "
+                "such as memory: {per_class: 20}, or predict=largest-logit"
             )
 
     @property

@@ -1,0 +1,65 @@
+"""Deciding by the nearest mean of exemplars: the means, under the step's finished model."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from launch.execution.executor import Executor
+from launch.inference.embed import units
+from launch.inference.worker import embed_samples
+from launch.phases.exemplars import ChooseExemplars
+from launch.phases.kind import Kind, Output, Phase, Step
+from launch.runs.run import Run
+from monitoring.run_folder import DECISION_FOLDER
+from trainer.checkpoint import save_folder
+from trainer.decisions import NearestMean, decision_files
+from trainer.exemplars import mean_directions
+from trainer.heads.collectives import Ranks
+
+
+class MeansOfExemplars(Kind[NearestMean]):
+    """Each identity's mean, of its exemplars and their mirror images (iCaRL, Alg. 1)."""
+
+    name = "exemplar-means"
+    where = "actors"
+    makes_decision = True
+
+    def wants(self, at: Step) -> tuple[NearestMean, ...]:
+        rule = at.run.rule(at.chain)
+        return (rule,) if isinstance(rule, NearestMean) else ()
+
+    def inputs(self, at: Step, want: NearestMean) -> tuple[Phase, ...]:
+        chosen = [p for p in at.phases if isinstance(p.kind, ChooseExemplars)]
+        return (at.model, *chosen)
+
+    def decides(self, at: Step, want: NearestMean) -> Any:
+        return []
+
+    def output(self, at: Step, want: NearestMean) -> Output:
+        return Output(at.folder / DECISION_FOLDER)
+
+    def work(self, phase: Phase, executor: Executor) -> str:
+        at, run, config = phase.at, phase.at.run, phase.at.run.config
+        memory = run.exemplars(at.chain, at.number)
+        model, folder = at.model.output.path.resolve(), phase.inputs[1].output.path.resolve()
+        shards = units(memory, np.arange(len(memory)))
+        calls = [
+            (model, samples, config.data, config.teacher.batch, folder, flipped)
+            for flipped in (False, True)
+            for _, samples in shards
+        ]
+        plain, mirrored = np.split(np.concatenate(executor.map(embed_samples, calls)), 2)
+        means = mean_directions(
+            torch.from_numpy(plain), torch.from_numpy(mirrored), _rows(run, memory)
+        )
+        files, card = decision_files(phase.want, {"means": means})
+        save_folder(phase.output.path, files, card, Ranks(), run.fence.check)
+        return f"{len(means):,} means"
+
+
+def _rows(run: Run, memory: Any) -> torch.Tensor:
+    """The classifier row of each exemplar."""
+    row_of = {name: row for row, name in enumerate(run.benchmark.names.tolist())}
+    names = memory.names[memory.identity]
+    return torch.tensor([row_of[name] for name in names.tolist()])

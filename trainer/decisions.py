@@ -1,0 +1,133 @@
+"""Decision rules: which class an image is of, from its embedding and its logits.
+
+A rule is data. What it needs beside the model, such as class means, is a `decision` folder of the
+learning step beside the model's: the model itself is never changed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch.nn import functional as F
+
+from trainer.checkpoint import Folder
+from trainer.heads.collectives import Ranks
+from trainer.model import Model
+
+_LOGITS = 1 << 24
+"""Most logits held at a time."""
+Tensors = Mapping[str, torch.Tensor]
+
+
+class Rule(Protocol):
+    """A decision rule; frozen dataclasses, so that they can be compared."""
+
+    @property
+    def name(self) -> str:
+        """What files and people call it."""
+
+    def scores(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
+    ) -> torch.Tensor:
+        """[n, C] a probability of each class, of which the largest decides.
+
+        `embeddings` are [n, d], `logits` [n, C], `prepared` the decision's tensors.
+        """
+
+
+@dataclass(frozen=True)
+class LargestLogit:
+    """The class with the largest logit."""
+
+    name: ClassVar[str] = "largest-logit"
+
+    def scores(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
+    ) -> torch.Tensor:
+        return logits.softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class NearestMean:
+    """The class whose exemplars' mean is nearest (iCaRL, Alg. 1).
+
+    ``means`` [C, d]: of each exemplar's embedding and its mirror image's, of unit length each, the
+    mean, again of unit length.
+    """
+
+    name: ClassVar[str] = "nearest-mean"
+
+    def scores(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
+    ) -> torch.Tensor:
+        means = prepared["means"]
+        # all of unit length: the squared distance is 2 - 2 cos
+        return (2 * F.normalize(embeddings) @ means.T - 2).softmax(dim=1)
+
+
+@dataclass(frozen=True)
+class LargestOfHeads:
+    """Every learning step's classes are a head of their own: the largest probability over heads.
+
+    ``ends`` [T]: where each head's classes end.
+    """
+
+    name: ClassVar[str] = "largest-of-heads"
+
+    def scores(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
+    ) -> torch.Tensor:
+        ends = prepared["ends"].tolist()
+        heads = [logits[:, a:b].softmax(dim=1) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        return torch.cat(heads, dim=1) / len(heads)
+
+
+RULES: dict[str, type[Any]] = {
+    rule.name: rule for rule in (LargestLogit, NearestMean, LargestOfHeads)
+}
+"""By their names in files."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A model's rule with what it needs."""
+
+    rule: Rule = LargestLogit()
+    prepared: Tensors = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Decision":
+        """Reads and verifies a decision folder. Raises DamagedError."""
+        saved = Folder.at(folder)
+        saved.verify()
+        card = saved.card("decision")
+        with saved.intact("card.json"):
+            rule = RULES[card["rule"]](**card["settings"])
+        return cls(rule, saved.tensors("prepared"))
+
+    def classes(self, model: Model, embeddings: torch.Tensor) -> torch.Tensor:
+        """[n] int64, the class decided for each of `embeddings` [n, d] of `model`.
+
+        Of equal scores the first class counts.
+        """
+        directions = model.frozen_rows(Ranks()).weight.detach().float()
+        block = max(1, _LOGITS // max(1, len(directions)))
+        found = [
+            self.scores(model, part, directions).argmax(dim=1) for part in embeddings.split(block)
+        ]
+        return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+    def scores(
+        self, model: Model, embeddings: torch.Tensor, directions: torch.Tensor
+    ) -> torch.Tensor:
+        """[n, C] probabilities, of `embeddings` [n, d] and the model's rows as logits see them."""
+        logits = model.classifier.inputs(embeddings) @ directions.T
+        return self.rule.scores(embeddings, logits, self.prepared)
+
+
+def decision_files(rule: Any, prepared: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Files and card of a decision folder."""
+    card = {"kind": "decision", "rule": rule.name, "settings": asdict(rule)}
+    return {"prepared": dict(prepared)}, card
