@@ -1,0 +1,57 @@
+"""The memory of a run that dies while it is chosen, again and again."""
+
+import json
+import subprocess
+import sys
+
+from launch.config.load import load_config
+from launch.phases.planning import phases
+from launch.runs.run import Run
+from tests.alone import execute_alone
+from tests.launch.classes import write_classes, write_config
+
+METHODS = {
+    "nme": {
+        "kind": "finetune",
+        "over": "all",
+        "memory": {"total": 14},
+        "predict": "nearest-mean",
+    },
+}
+
+
+def left(config, out):
+    """What every phase left that does not hold times: hashes of models, memories and means."""
+    found = {}
+    for phase in phases(Run.open(out, load_config(config))):
+        path = phase.output.path
+        if path.is_dir():
+            manifest = json.loads((path / "manifest.json").read_text())
+            found[phase.name] = manifest
+        else:
+            found[phase.name] = json.loads(path.read_text())
+    return found
+
+
+def test_killed_at_every_write_of_exemplars_and_means(tmp_path, record_fault):
+    root = write_classes(tmp_path)
+    config = write_config(root, METHODS)
+    execute_alone(load_config(config), root / "undisturbed")
+    command = [sys.executable, "-m", "tests.chaos.exemplar_kills", config, root / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    died = [line for line in done.stdout.splitlines() if line.split(" ")[0] in KINDS]
+    assert {line.split()[0] for line in died} == KINDS
+    assert len(died) > 20
+    assert left(config, root / "run") == left(config, root / "undisturbed")
+    for step in range(3):
+        folder = root / f"run/chains/nme/seed-0/steps/{step}"
+        assert not list(folder.glob("*.part")) and not list(folder.glob("*.tmp*"))
+    record_fault(
+        f"the driver killed (SIGKILL) at {len(died)} writes of exemplars and class means",
+        "each is chosen anew from where it was, by the same command",
+        "the memory, means and models of an undisturbed run, bit for bit",
+    )
+
+
+KINDS = {"exemplars", "exemplar-means"}
