@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from data_shards.files import write_json
 from data_shards.pipeline import image_size
 from data_shards.storage.neighbours import VIEWS, TeacherCache
 from monitoring.metrics import Metrics
@@ -28,8 +29,12 @@ from trainer.stepper import Stepper
 from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
 from trainer.training_log import TrainingLog
 from trainer.training_spec import TrainingSpec, batches_from, training_samples
+from untrusted.files import read_bytes
+from untrusted.json_text import parse_json
 
 LOG = logging.getLogger("perennial")
+_TRAINED = "trained.json"
+"""Which training made the model beside it: written once that is whole, before checkpoints go."""
 
 
 def train(
@@ -49,6 +54,8 @@ def train(
     when training had to be rewound more often than allowed.
     """
     activity = activity or Activity()
+    if trained_before(spec, ranks):
+        return True
     tell_of_precision(spec, ranks, device, tell)
     ranks = replace(ranks, exchanging=activity.exchanging)
     rewinds = Rewinds(spec.folder / "rewinds.jsonl", ranks, spec.fence)
@@ -69,6 +76,25 @@ def train(
         if ended != "rewound":
             return ended == "finished"
         gc.collect()  # DeepSpeed's engine refers to itself
+
+
+def trained_before(spec: TrainingSpec, ranks: Ranks) -> bool:
+    """Whether the whole model of this very training lies there. Rank 0 looks, for all of them."""
+    path = spec.folder / _TRAINED
+    if ranks.rank or not spec.origin or not path.exists():
+        found = False
+    else:
+        try:
+            facts = parse_json(read_bytes(path, 1 << 20))
+            model = Model.open(spec.folder / "model")
+            found = facts == _result(spec, model)
+        except (OSError, ValueError):  # it is made anew
+            found = False
+    return bool(ranks.broadcast_object(found))
+
+
+def _result(spec: TrainingSpec, model: Model) -> dict[str, str]:
+    return {"training": spec.origin, "model": model.fingerprint}
 
 
 def tell_of_precision(
@@ -150,6 +176,9 @@ def attempt(
         ranks=ranks,
         fence=spec.fence,
     )
+    if spec.origin and ranks.rank == 0:
+        spec.fence()
+        write_json(spec.folder / _TRAINED, _result(spec, Model.open(spec.folder / "model")))
     checkpoints.clear()
     return "finished"
 

@@ -53,6 +53,10 @@ class TrainingSpec:
     """Path or fsspec URL of its checkpoints, and no other training's; empty: in `folder`."""
     phase: str = ""
     """Names a further training of the step, such as an expert's; empty: the step's main one."""
+    origin: str = ""
+    """Names the result: equal for trainings that make the same model. A model that lies there
+    already, from an attempt that ended before it could say so, is then not trained again. Empty:
+    it is."""
     prepared: Mapping[type, Path] = field(default_factory=dict)
     """What phases before left for the recipe's Terms, by the class of the want."""
     fence: Fence = unfenced

@@ -22,6 +22,8 @@ class TrainingJob:
 
     chain: Chain
     step: int
+    origin: str
+    """The phase's fingerprint."""
     prepared: Mapping[type, Path] = field(default_factory=dict)
     """The outputs of the phases that its Terms' wants led to, by the want's class."""
 
@@ -72,7 +74,7 @@ class Train(Kind[None]):
             for given in phase.inputs
             if given.kind.only_prepares
         }
-        job = TrainingJob(phase.at.chain, phase.at.number, prepared)
+        job = TrainingJob(phase.at.chain, phase.at.number, phase.fingerprint, prepared)
         executor.on_ranks(phase.name, train_step, job)
         if not phase.output.complete:
             raise Preempted(phase.name)
@@ -85,7 +87,7 @@ class Train(Kind[None]):
 def train_step(context: RankContext, job: TrainingJob) -> None:
     """What each rank does. Raises InputError."""
     spec = context.run.training_spec(job.chain, job.step)
-    train_on_rank(context, replace(spec, prepared=job.prepared))
+    train_on_rank(context, replace(spec, origin=job.origin, prepared=job.prepared))
 
 
 def train_on_rank(context: RankContext, spec: TrainingSpec) -> None:

@@ -13,9 +13,13 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.config.load import load_config
+from launch.config.run import RunConfig
 from launch.phases.execute import execute
 from launch.runs.lease import holding
+from monitoring.records import read_jsonl
+from tests.alone import execute_alone
 from tests.monitoring.whole_run import write_whole_run
+from trainer.model import Model
 
 CONSOLE = Console(quiet=True)
 
@@ -161,3 +165,33 @@ def test_every_key_is_printed():
     done = command("config")
     assert done.returncode == 0
     assert "training.iterations" in done.stdout
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the model", "its mark"])
+def test_a_model_that_is_whole_is_not_trained_again(small_folder, tmp_path, lost):
+    """The driver died between the model's last byte and the line of the ledger."""
+    values = {
+        "dataset": str(small_folder),
+        "benchmark": {"steps": 1, "train_identities": 36, "test_identities": 24, "pairs": 40},
+        "embedder": {"width": 2, "dimension": 4},
+        "training": {"iterations": 6, "batch": 24, "log_every": 2},
+        "methods": {"finetune": {}},
+        "cluster": {"workers": 0, "actors": 1},
+    }
+    config = RunConfig.model_validate(values)
+    out = tmp_path / "run"
+    execute_alone(config, out)
+    step = out / "chains/finetune/seed-0/steps/0"
+    before = Model.open(step / "model").fingerprint
+    trained = len(read_jsonl(out / "metrics.jsonl"))
+    (out / "ledger.jsonl").unlink()
+    if lost == "the model":
+        damaged = bytearray((step / "model/embedder.safetensors").read_bytes())
+        damaged[-1] ^= 1
+        (step / "model/embedder.safetensors").write_bytes(damaged)
+    if lost == "its mark":
+        (step / "trained.json").write_text('{"training": "another", "model": "')
+    execute_alone(config, out)
+    again = len(read_jsonl(out / "metrics.jsonl")) - trained
+    assert again == (0 if lost == "nothing" else trained)
+    assert Model.open(step / "model").fingerprint == before
