@@ -34,6 +34,10 @@ Ids = NDArray[np.int64]
 _UNIT = 4096
 """Images that a unit of work chooses from, more or less: whole identities."""
 _FILE_BYTES = 1 << 28
+_SHARD = 64
+"""Exemplars in a shard. Few, since an order that reads windows of shards mixes no further than a
+window: of one large shard all exemplars would come at once, and then none for the rest of an epoch.
+"""
 
 
 class ChooseExemplars(Kind[Exemplars]):
@@ -72,7 +76,7 @@ class ChooseExemplars(Kind[Exemplars]):
         written = part / "dataset"
         shutil.rmtree(written, ignore_errors=True)
         source = {"kind": "exemplars", "choose": want.choose, "share": share}
-        manifest = write_dataset(chain(old, new), written, source)
+        manifest = write_dataset(chain(old, new), written, source, shard_samples=_SHARD)
         run.fence.check()
         shutil.rmtree(phase.output.path, ignore_errors=True)
         written.rename(phase.output.path)

@@ -9,6 +9,7 @@ from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file, wr
 from launch.inference.embed import embed, units
 from tests.trainer.loops import ALL
 from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.decisions import NearestMean
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import top_k
@@ -114,6 +115,29 @@ def test_a_combination_has_the_losses_of_all_and_each_once():
 def test_two_losses_of_one_kind_do_not_combine():
     with pytest.raises(ValueError, match="bct and bct-sys are of one kind"):
         Combination(of={"bct": {}, "bct-sys": {}}).recipe()
+
+
+MEMORY = {"per_class": 3}
+
+
+def test_a_combination_keeps_the_memory_and_the_rule_of_its_methods():
+    lwf = {"over": "all", "memory": MEMORY, "predict": "nearest-mean"}
+    recipe = Combination(of={"lwf": lwf, "finetune": {"over": "all"}}).recipe()
+    assert recipe.memory is not None and recipe.memory.per_class == 3
+    assert isinstance(recipe.predict, NearestMean)
+
+
+@pytest.mark.parametrize(
+    ("of", "data", "message"),
+    [
+        ({"finetune": {"memory": MEMORY}, "lwf": {"memory": {"total": 9}}}, "current", "memory"),
+        ({"finetune": {"memory": MEMORY}, "lwf": {}}, "all", "has every image"),
+    ],
+)
+def test_memories_that_cannot_be_one_are_refused(of, data, message):
+    of = {kind: {"over": "all", **values} for kind, values in of.items()}
+    with pytest.raises(ValueError, match=message):
+        Combination(of=of, data=data).recipe()
 
 
 def test_rows_behind_the_trained_ones_are_left_out_without_a_copy():

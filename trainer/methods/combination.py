@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from trainer.decisions import LargestLogit
 from trainer.methods.images import AllImages, NewImages
 from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Start
 from trainer.methods.wants import FrozenRows
@@ -38,6 +39,13 @@ class Combination(MethodSettings):
         kinds = [type(term).__name__ for term in terms]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"{' and '.join(self.of)} are of one kind of loss: leave out one")
+        memories = dict.fromkeys(recipe.memory for recipe in recipes if recipe.memory is not None)
+        rules = dict.fromkeys(r.predict for r in recipes if r.predict != LargestLogit())
+        for what, several in (("memory", memories), ("predict", rules)):
+            if len(several) > 1:
+                raise ValueError(f"{' and '.join(self.of)} differ in {what}: say the same in all")
+        if memories and self.data == "all":
+            raise ValueError("data = all has every image: leave the memory out")
         anchors = {recipe.anchor for recipe in recipes if recipe.want(FrozenRows) is not None}
         start = Start(embedder=self.start)
         if self.start == "scratch" and self.data == "all":
@@ -45,7 +53,8 @@ class Combination(MethodSettings):
             start = FROM_SCRATCH
         return Recipe(
             start=start,
-            images=(AllImages(),) if self.data == "all" else (NewImages(),),
+            images=(AllImages(),) if self.data == "all" else (NewImages(), *memories),
             terms=terms,
             anchor=anchors.pop() if anchors else "previous",
+            predict=next(iter(rules), LargestLogit()),
         )
