@@ -243,7 +243,8 @@ class Recipe:
         """
         if step == 0:
             # the same for all methods, so that a run trains step 0 once a seed
-            terms = tuple(t.at(0) for t in self.terms if not t.wants and t.over != "old")
+            first = [term.at(0) for term in self.terms]
+            terms = tuple(t for t in first if not t.wants and t.over != "old")
             return Recipe(start=Start(embedder="scratch"), terms=terms)
         return replace(self, terms=tuple(t.at(old_rows) for t in self.terms))
 
