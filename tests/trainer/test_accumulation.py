@@ -24,6 +24,7 @@ from trainer.heads.rows import ShardedRows
 from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.icarl import ICaRL
+from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Finetune
 from trainer.methods.recipe import OldClassifier
 from trainer.methods.wants import Answers, ClassMeans
@@ -42,6 +43,7 @@ EVERY = {
     "l2+bct-kd": Combination(of={"l2": {}, "bct-kd": {}}, data="all"),
     "lfl+bct": Combination(of={"lfl": {}, "bct": {}}, data="all"),
     "icarl": ICaRL(memory={"per_class": 2}),
+    "lucir": LUCIR(memory={"per_class": 2}),
 }
 
 
