@@ -1,22 +1,30 @@
 """Embedders: networks that map an image to a vector."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
+from torch.nn import functional as F
 
 from data_shards.counter_rng import stream_key
 from data_shards.settings import Settings
+from trainer.resnet32 import FEATURES, resnet32
+
+_LATER = ("projection", "last_relu")
+"""Settings that fingerprints name only where they are not the default: networks of before had no
+other."""
 
 
 class EmbedderSettings(Settings):
     """The network that turns an image into a vector."""
 
-    architecture: Literal["small", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = (
-        "small"
-    )
-    """A torchvision ResNet, or `small`: a few convolutions, for images of 32 pixels on a CPU."""
+    architecture: Literal[
+        "small", "resnet32", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+    ] = "small"
+    """A torchvision ResNet; resnet32, that of He et al. for images of 32 pixels, with 64 features
+    and shortcuts without weights (option A); or `small`: a few convolutions, for images of 32
+    pixels on a CPU."""
     dimension: int = Field(default=128, ge=1)
     """d, length of the embedding."""
     width: int = Field(default=16, ge=1)
@@ -24,10 +32,41 @@ class EmbedderSettings(Settings):
     depth: int = Field(default=2, ge=1)
     """Convolutions of `small` at each of its three resolutions."""
     stem: Literal["standard", "small"] = "standard"
-    """How a ResNet begins: `standard` divides the image's side by 4; `small` keeps it, for images
-    of at most 64 pixels."""
-    activation: Literal["none", "relu"] = "none"
-    """Applied to the embedding."""
+    """How a torchvision ResNet begins: `standard` divides the image's side by 4; `small` keeps it,
+    for images of at most 64 pixels."""
+    last_relu: bool = True
+    """Whether the last convolution, or residual sum, is followed by a ReLU as those before."""
+    projection: Literal["linear", "none"] = "linear"
+    """linear: the embedding is a linear layer's of the network's features, behind a batch
+    normalisation. none: it is the features themselves, and `dimension` their number."""
+    activation: Literal["none", "relu", "cosine"] = "none"
+    """Applied to the embedding. cosine: it is divided by its length, and multiplied by a number
+    that is trained with the network and starts as 1 (LUCIR, Eq. 4, eta); see the margin cosine."""
+
+    @model_validator(mode="after")
+    def _embedding_fits(self) -> "EmbedderSettings":
+        if self.projection == "none" and self.dimension != self.features:
+            raise ValueError(
+                f"dimension = {self.dimension}, but with projection = none the embedding is the "
+                f"{self.features} features of {self.architecture}: set dimension={self.features}"
+            )
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        usual = type(self).model_fields
+        return {
+            name: value
+            for name, value in super().deciding().items()
+            if name not in _LATER or value != usual[name].default
+        }
+
+    @property
+    def features(self) -> int:
+        """How many numbers the network makes of an image, before any projection."""
+        if self.architecture == "small":
+            return 128 * self.width
+        few = {"resnet32": FEATURES, "resnet18": 512, "resnet34": 512}
+        return few.get(self.architecture, 2048)
 
     def least_numbers(self) -> int:
         """A lower bound of the network's number of weights.
@@ -35,26 +74,40 @@ class EmbedderSettings(Settings):
         For cards of untrusted models: one that describes a larger network than its weights is
         refused before the network takes memory.
         """
-        if self.architecture != "small":
-            return 512 * self.dimension
-        return 128 * self.width * self.dimension + 9 * self.width * self.width * self.depth
+        projected = self.features * self.dimension if self.projection == "linear" else 0
+        if self.architecture == "small":
+            return projected + 9 * self.width * self.width * self.depth
+        return projected + (460_000 if self.architecture == "resnet32" else 11_000_000)
+
+
+class _ScaledDirection(nn.Module):
+    """eta x / |x|, with eta learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eta = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.eta * F.normalize(x)
 
 
 class Embedder(nn.Module):
     """Normalises uint8 images on their own device, runs the trunk, embeds: [b,3,H,W] → [b,d]."""
 
-    def __init__(
-        self, trunk: nn.Module, features: int, dimension: int, activation: str = "none"
-    ) -> None:
+    def __init__(self, trunk: nn.Module, settings: EmbedderSettings) -> None:
         super().__init__()
         self.trunk = trunk
-        self.project = nn.Linear(features, dimension, bias=False)
-        self.norm = nn.BatchNorm1d(dimension)
-        self.activation = nn.ReLU() if activation == "relu" else nn.Identity()
+        self.project: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if settings.projection == "linear":
+            self.project = nn.Linear(settings.features, settings.dimension, bias=False)
+            self.norm = nn.BatchNorm1d(settings.dimension)
+        kinds = {"none": nn.Identity, "relu": nn.ReLU, "cosine": _ScaledDirection}
+        self.activation = kinds[settings.activation]()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`images` [b, 3, H, W] uint8 → embeddings [b, d], not normalised."""
-        pixels = images.to(self.project.weight.dtype).sub_(127.5).div_(127.5)
+        pixels = images.to(next(self.trunk.parameters()).dtype).sub_(127.5).div_(127.5)
         # activations only: channels-last weights fail in DeepSpeed's initial broadcast, which views
         # them as bytes
         pixels = pixels.contiguous(memory_format=torch.channels_last)
@@ -69,27 +122,45 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-def _small(width: int, depth: int) -> tuple[nn.Module, int]:
+def _small(width: int, depth: int, last_relu: bool) -> nn.Module:
     stages = [(width, 2 * width), (2 * width, 4 * width), (4 * width, 8 * width)]
     channels = [size for inner, last in stages for size in [*[inner] * (depth - 1), last]]
     strides = [1 + (number % depth == depth - 1) for number in range(len(channels))]
     layers = [
         _convolution(i, o, s) for i, o, s in zip([3, *channels], channels, strides, strict=False)
     ]
+    if not last_relu:
+        del layers[-1][-1]
     pool = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())
-    return nn.Sequential(*layers, pool), channels[-1] * 16
+    return nn.Sequential(*layers, pool)
 
 
-def _resnet(name: str, stem: str) -> tuple[nn.Module, int]:
+class _WithoutLastReLU(nn.Module):
+    """A torchvision ResNet's block, whose one ReLU module is used between its layers, too."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        block = self.block
+        out = block.bn2(block.conv2(block.relu(block.bn1(block.conv1(x)))))
+        if hasattr(block, "conv3"):
+            out = block.bn3(block.conv3(block.relu(out)))
+        return out + (x if block.downsample is None else block.downsample(x))
+
+
+def _resnet(name: str, stem: str, last_relu: bool) -> nn.Module:
     import torchvision  # a second and a half, which most commands need not wait for
 
     network = torchvision.models.get_model(name, weights=None)
-    features = network.fc.in_features
     network.fc = nn.Identity()
+    if not last_relu:
+        network.layer4[-1] = _WithoutLastReLU(network.layer4[-1])
     if stem == "small":
         network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         network.maxpool = nn.Identity()
-    return network, features
+    return network
 
 
 def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
@@ -97,7 +168,9 @@ def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream_key(seed, "embedder") >> 1))
         if settings.architecture == "small":
-            trunk, features = _small(settings.width, settings.depth)
+            trunk = _small(settings.width, settings.depth, settings.last_relu)
+        elif settings.architecture == "resnet32":
+            trunk = resnet32(settings.last_relu)
         else:
-            trunk, features = _resnet(settings.architecture, settings.stem)
-        return Embedder(trunk, features, settings.dimension, settings.activation)
+            trunk = _resnet(settings.architecture, settings.stem, settings.last_relu)
+        return Embedder(trunk, settings)

@@ -12,13 +12,15 @@ from trainer.checkpoint import Checkpoints, Folder
 from trainer.checkpoint.format import CARD
 from trainer.checkpoint.optimizer import load_optimizer, optimizer_tensors
 from trainer.checkpoint.rows import load_rows, part_name, parts, rows_tensors
+from trainer.class_means import read_class_means
 from trainer.engine import build_engine
 from trainer.gradients import Gradients, LossScale
 from trainer.guard import Guard
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
-from trainer.heads.rows import ShardedRows
+from trainer.heads.rows import ShardedRows, own_ids
+from trainer.imprinting import Imprinted
 from trainer.optimizers import make_optimizer
 from trainer.row_layout import RowBlock, row_blocks
 from trainer.training_spec import TrainingSpec, spec_seed
@@ -107,14 +109,18 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
 
 
 def build_rows(block: RowBlock, spec: TrainingSpec, seed: int, ranks: Ranks) -> ShardedRows:
-    """This rank's rows of a block, on the CPU: those that are kept, then random ones."""
+    """This rank's rows of a block, on the CPU: those that are kept, then new ones."""
     first, last = block.rows.start, block.rows.stop
     weights = []
     if first < block.kept:
         assert spec.previous is not None
         weights.append(spec.previous.sharded_rows(ranks).weight.detach())
         first = block.kept
-    if first < last:
+    if first < last and spec.recipe.start.new_rows == "imprinted":
+        assert spec.previous is not None
+        made = read_class_means(spec.prepared[Imprinted], spec.previous.fingerprint)
+        weights.append(made[own_ids(first, last, ranks) - spec.previous.rows])
+    elif first < last:
         fresh = ShardedRows.new(
             first=first, last=last, dimension=spec.embedder.dimension, seed=seed, ranks=ranks
         )

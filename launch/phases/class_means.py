@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from data_shards.pipeline import PipelineSettings
 from launch.execution.executor import Executor
@@ -15,6 +17,7 @@ from launch.phases.kind import Kind, Output, Phase, Step
 from monitoring.run_folder import CLASS_MEANS_FILE
 from trainer.class_means import class_means, class_sums, read_sums, write_class_means, write_sums
 from trainer.methods.wants import ClassMeans
+from trainer.model import Model
 from trainer.teacher import TeacherSettings
 
 Ids = NDArray[np.int64]
@@ -49,30 +52,55 @@ class ClassMeansOfOld(Kind[ClassMeans]):
         return Output(at.folder / CLASS_MEANS_FILE)
 
     def work(self, phase: Phase, executor: Executor) -> str:
-        at, run, config = phase.at, phase.at.run, phase.at.run.config
+        at, run = phase.at, phase.at.run
         anchor = run.anchor(at.chain, at.number)
         assert anchor is not None
-        part = phase.output.path.with_name("prototypes.part")
-        part.mkdir(parents=True, exist_ok=True)
-        model = anchor.folder.resolve()
-        row_of = run.benchmark.row_of_identity[run.dataset.identity]
-        first, last = run.class_mean_rows(at.chain, at.number)
-        samples = run.benchmark.step_samples(at.number, all_so_far=True)
-        shards = units(run.dataset, samples[row_of[samples] >= first])
-        files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
-        calls = [
-            (model, file, own, row_of[own], config.data, config.teacher)
-            for file, (_, own) in zip(files, shards, strict=True)
-            if not file.exists()
-        ]
-        executor.map(write_class_sums, calls)
-        # merged in the shards' order: the same sums whatever the number of workers
-        sums = (read_sums(file, anchor.fingerprint) for file in files)
-        means = class_means(sums, first, last)
+        means = means_of(
+            phase=phase,
+            executor=executor,
+            model=anchor,
+            samples=run.benchmark.step_samples(at.number, all_so_far=True),
+            span=run.class_mean_rows(at.chain, at.number),
+        )
         run.fence.check()
         write_class_means(phase.output.path, means, anchor.fingerprint)
-        shutil.rmtree(part)
+        shutil.rmtree(part_of(phase))
         return f"{len(means):,} rows"
+
+
+def means_of(
+    phase: Phase,
+    executor: Executor,
+    model: Model,
+    samples: Ids,
+    span: tuple[int, int],
+    unit: bool = False,
+) -> NDArray[np.float32]:
+    """The mean embedding by `model` of each row first <= r < last of the `span`: [last - first, d].
+
+    Of its images among `samples` [n], and with `unit` of their embeddings' directions. What is
+    done is kept in `part_of` the phase, which may go once its output is there.
+    """
+    run, config, (first, last) = phase.at.run, phase.at.run.config, span
+    part = part_of(phase)
+    part.mkdir(parents=True, exist_ok=True)
+    folder = model.folder.resolve()
+    row_of = run.benchmark.row_of_identity[run.dataset.identity]
+    shards = units(run.dataset, samples[row_of[samples] >= first])
+    files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
+    calls = [
+        (folder, file, own, row_of[own], config.data, config.teacher, unit)
+        for file, (_, own) in zip(files, shards, strict=True)
+        if not file.exists()
+    ]
+    executor.map(write_class_sums, calls)
+    # merged in the shards' order: the same sums whatever the number of workers
+    return class_means((read_sums(file, model.fingerprint) for file in files), first, last)
+
+
+def part_of(phase: Phase) -> Path:
+    """The folder of a phase's units that are done."""
+    return phase.output.path.with_suffix(".part")
 
 
 def write_class_sums(
@@ -83,9 +111,15 @@ def write_class_sums(
     rows: Ids,
     data: PipelineSettings,
     settings: TeacherSettings,
+    unit: bool = False,
 ) -> None:
-    """A unit of work: the sums of the embeddings of `samples` [n] by their rows [n]."""
+    """A unit of work: the sums of the embeddings of `samples` [n] by their rows [n].
+
+    With `unit`, each embedding is divided by its length first.
+    """
     model, embedder, _ = worker.model(model_folder, settings)
     vectors = worker.embed(embedder, samples, data, settings.batch)
+    if unit:
+        vectors = F.normalize(torch.from_numpy(vectors)).numpy()
     worker.check()
     write_sums(out, class_sums(vectors, rows), model.fingerprint)

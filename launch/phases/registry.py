@@ -9,6 +9,7 @@ from launch.phases.evaluate import Evaluate
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
 from launch.phases.head_ends import Heads
+from launch.phases.imprint import ImprintRows
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
 from launch.phases.train import Train
@@ -16,6 +17,7 @@ from launch.phases.train import Train
 KINDS: tuple[Kind[Any], ...] = (
     Neighbours(),
     ClassMeansOfOld(),
+    ImprintRows(),
     Adopt(),
     Train(),
     ChooseExemplars(),

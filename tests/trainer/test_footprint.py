@@ -90,7 +90,7 @@ def allocated(work):
 @pytest.mark.reliability(
     0, "planned memory is compared with what is allocated beyond the kernels' own scratch memory"
 )
-@pytest.mark.parametrize("architecture", ["small", "resnet18"])
+@pytest.mark.parametrize("architecture", ["small", "resnet32", "resnet18"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_embedders_memory_is_what_the_allocator_gives(architecture, precision):
     settings = EmbedderSettings(architecture=architecture, dimension=32)

@@ -172,8 +172,8 @@ class _CrossEntropy(torch.autograd.Function):
 def cross_entropy(inputs: torch.Tensor, weight: torch.Tensor, shard: RankRows) -> torch.Tensor:
     """Softmax cross-entropy of each sample over the rows of all ranks (CRL paper, Eq. 1): [B].
 
-    `inputs` [B, d] are equal on every rank: embeddings, or for normalised rows unit embeddings
-    times the scale. `weight` is the parameter behind `shard`, or a part of it. With
-    `shard.update`, backward leaves no gradient: the rows are already updated.
+    `inputs` [B, d] are equal on every rank: embeddings, or unit embeddings times the
+    scale. `weight` is the parameter behind `shard`, or a part of it. With `shard.update`, backward
+    leaves no gradient: the rows are already updated.
     """
     return _CrossEntropy.apply(inputs, weight, shard)

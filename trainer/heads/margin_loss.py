@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from data_shards.settings import UNDECIDING, Settings
 from trainer.heads.cross_entropy import RankRows, Update, cross_entropy
-from trainer.heads.margins import Margin, Softmax
+from trainer.heads.margins import Cosine, Margin, Softmax
 from trainer.heads.row_state import noise
 from trainer.heads.rows import ShardedRows
 from trainer.processor import multiplies_bf16
@@ -20,8 +20,8 @@ class ClassifierSettings(Settings):
     """What the classifier computes, and in how much memory."""
 
     margin: Margin = Softmax()
-    """The softmax loss: softmax (linear logits), norm_softmax, cosface, arcface, combined or
-    adaface."""
+    """The softmax loss: softmax (linear logits), cosine (linear logits of unit rows),
+    norm_softmax, cosface, arcface, combined or adaface."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the factors of its matrix products; logits, rows and sums stay in fp32."""
     sampled: float = Field(default=1.0, gt=0, le=1)
@@ -32,8 +32,13 @@ class ClassifierSettings(Settings):
 
     @property
     def scale(self) -> float | None:
-        """s, what cosines are multiplied by; none: logits are linear."""
+        """s, what cosines are multiplied by; none: logits are linear in embeddings."""
         return self.margin.scale
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether logits are of rows with unit length."""
+        return self.margin.unit_rows
 
     def inputs(self, embeddings: torch.Tensor) -> torch.Tensor:
         """What rows are multiplied with: [B, d] embeddings, or s times unit embeddings."""
@@ -41,7 +46,7 @@ class ClassifierSettings(Settings):
 
     def directions(self, weight: torch.Tensor) -> torch.Tensor:
         """Rows [n, d] as the logits see them: as they are, or with unit length."""
-        return weight if self.scale is None else F.normalize(weight)
+        return F.normalize(weight) if self.unit_rows else weight
 
 
 class Part(NamedTuple):
@@ -61,7 +66,7 @@ class MarginLoss:
         self.settings, self._seed = settings, seed
         margin = settings.margin
         self.running: dict[str, torch.Tensor] = {}
-        if not isinstance(margin, Softmax):
+        if not isinstance(margin, Softmax | Cosine):
             self.running = {name: value.to(device) for name, value in margin.initial().items()}
         self._before = self.running
         self._norms: list[torch.Tensor] = []
@@ -99,7 +104,7 @@ class MarginLoss:
             chosen, valid, places = self._draw(rows, *targets, iteration)
             place = places[place] if len(places) else place
         margin, scale = self.settings.margin, self.settings.scale
-        if isinstance(margin, Softmax):
+        if isinstance(margin, Softmax | Cosine):
 
             def target(logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
                 return logit, torch.ones_like(logit)
@@ -120,7 +125,7 @@ class MarginLoss:
             valid=valid,
             place=torch.where(owned, place, -1),
             ranks=rows.ranks,
-            normalised=scale is not None,
+            normalised=self.settings.unit_rows,
             half=self.settings.precision == "bf16" and multiplies_bf16(embeddings.device),
             target=target,
             budget=self.settings.memory,
@@ -135,7 +140,7 @@ class MarginLoss:
         Either way they move once an update, from where they were before it.
         """
         margin = self.settings.margin
-        assert not isinstance(margin, Softmax), "linear logits have no statistics"
+        assert not isinstance(margin, Softmax | Cosine), "linear logits have no statistics"
         if part is None or part.number == 0:
             self._before = {name: value.clone() for name, value in self.running.items()}
             self._norms = []

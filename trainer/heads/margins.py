@@ -45,7 +45,29 @@ class Softmax(Settings):
 
     @property
     def scale(self) -> None:
-        """None: embeddings and rows are not normalised."""
+        """None: embeddings are not normalised."""
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether rows are normalised."""
+        return False
+
+
+class Cosine(Settings):
+    """Linear logits of unit rows. Where the network gives unit embeddings times a scale that it
+    learns (`embedder.activation` cosine), these are scaled cosines (LUCIR, Eq. 4)."""
+
+    kind: Literal["cosine"] = "cosine"
+    """Rows of unit length, and embeddings as they are."""
+
+    @property
+    def scale(self) -> None:
+        """None: embeddings are not normalised."""
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether rows are normalised."""
+        return True
 
 
 class _Angular(Settings):
@@ -53,6 +75,11 @@ class _Angular(Settings):
 
     scale: float = Field(default=64.0, gt=0)
     """s, what cosines are multiplied by."""
+
+    @property
+    def unit_rows(self) -> bool:
+        """Whether rows are normalised."""
+        return True
 
     def target(
         self, cosine: torch.Tensor, norms: torch.Tensor, running: dict[str, torch.Tensor]
@@ -172,5 +199,6 @@ class AdaFace(_Angular):
 
 
 Margin = Annotated[
-    Softmax | NormSoftmax | CosFace | ArcFace | Combined | AdaFace, Field(discriminator="kind")
+    Softmax | Cosine | NormSoftmax | CosFace | ArcFace | Combined | AdaFace,
+    Field(discriminator="kind"),
 ]

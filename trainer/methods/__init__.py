@@ -13,7 +13,9 @@ from trainer.methods.bct import (
 )
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
+from trainer.methods.icarl import ICaRL
 from trainer.methods.lfl import LessForgetting
+from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Baseline, Finetune, Joint
 from trainer.methods.recipe import MethodSettings
 
@@ -29,6 +31,8 @@ METHODS: dict[str, type[MethodSettings]] = {
     "bct-kd": DistilledInfluence,
     "bct-lwf": PseudoLabels,
     "l2": MatchOldEmbeddings,
+    "icarl": ICaRL,
+    "lucir": LUCIR,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""

@@ -133,8 +133,8 @@ class Term(Protocol):
     def wants(self) -> tuple[Want, ...]:
         """What it wants of earlier models; nothing, for a Term that works at step 0 too."""
 
-    def at(self, old_rows: int) -> "Term":
-        """The Term to use when there are `old_rows` old identities."""
+    def at(self, old_rows: int) -> "Term | None":
+        """The Term to use when there are `old_rows` old identities; none: it has nothing to do."""
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
         """The loss summed over the samples at hand, and how many of the *whole* global batch's
@@ -143,20 +143,31 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class Start:
-    """What a learning step begins with. New identities' rows are random."""
+    """What a learning step begins with. Raises ValueError for what does not go together."""
 
     embedder: Literal["scratch", "previous"] = "previous"
     """Random, or the previous model's, with the running statistics of its margin."""
     old_rows: Literal["scratch", "previous"] = "previous"
     """Old identities' rows: random, or the previous model's. A model keeps a row for every
     identity so far, so they are held even where nothing trains them."""
+    new_rows: Literal["random", "imprinted"] = "random"
+    """New identities' rows: random, or the directions of the means of the previous model's unit
+    embeddings of their images, as long as old rows are on average (LUCIR, released code)."""
+
+    def __post_init__(self) -> None:
+        if self.new_rows == "imprinted" and "scratch" in (self.embedder, self.old_rows):
+            raise ValueError(
+                "rows are imprinted with the previous model's embeddings: start from it, with its "
+                "rows, or leave them random"
+            )
 
     def spelled(self, sees_all: bool) -> str:
         """In fingerprints. When recipes could not say where old rows start, those of a new
         embedder that saw every image started from scratch, all others from the previous model."""
         usual = "scratch" if self.embedder == "scratch" and sees_all else "previous"
         rows = "" if self.old_rows == usual else f", old rows {self.old_rows}"
-        return f"{self.embedder}{rows}"
+        new = "" if self.new_rows == "random" else f", new rows {self.new_rows}"
+        return f"{self.embedder}{rows}{new}"
 
 
 FROM_SCRATCH = Start(embedder="scratch", old_rows="scratch")
@@ -243,9 +254,10 @@ class Recipe:
         """
         if step == 0:
             # the same for all methods, so that a run trains step 0 once a seed
-            terms = tuple(t.at(0) for t in self.terms if not t.wants and t.over != "old")
+            first = _those_at(self.terms, 0)
+            terms = tuple(t for t in first if not t.wants and t.over != "old")
             return Recipe(start=Start(embedder="scratch"), terms=terms)
-        return replace(self, terms=tuple(t.at(old_rows) for t in self.terms))
+        return replace(self, terms=_those_at(self.terms, old_rows))
 
     def spelled_images(self) -> str | list[str]:
         """The images in fingerprints."""
@@ -260,6 +272,10 @@ class Recipe:
         terms = [[type(term).__name__, spelled(term)] for term in self.terms]
         start = self.start.spelled(self.sees_all)
         return fingerprint([start, self.spelled_images(), self.anchor, terms])
+
+
+def _those_at(terms: tuple[Term, ...], old_rows: int) -> tuple[Term, ...]:
+    return tuple(own for term in terms if (own := term.at(old_rows)) is not None)
 
 
 class MethodSettings(Settings):

@@ -131,7 +131,7 @@ class Distill:
             )
         else:
             assert teacher.classes is not None and teacher.activations is not None
-            own = activations(inputs, student, teacher.classes, logits.scale is not None)
+            own = activations(inputs, student, teacher.classes, logits.unit_rows)
             pair = neighbourhood_distillation(own, teacher.activations, self.temperature)
         crossed, entropy = pair
         if self.divergence == "cross_entropy":
