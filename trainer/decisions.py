@@ -86,8 +86,24 @@ class LargestOfHeads:
         return torch.cat(heads, dim=1) / len(heads)
 
 
+@dataclass(frozen=True)
+class BiasCorrected:
+    """The class with the largest logit, each corrected by a line (BiC, Eq. 5).
+
+    ``alpha`` and ``beta`` [C]: of each class the line that its learning step was found to need.
+    """
+
+    name: ClassVar[str] = "bias-corrected"
+
+    def scores(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
+    ) -> torch.Tensor:
+        corrected = logits * prepared["alpha"] + prepared["beta"]
+        return corrected.softmax(dim=1)
+
+
 RULES: dict[str, type[Any]] = {
-    rule.name: rule for rule in (LargestLogit, NearestMean, LargestOfHeads)
+    rule.name: rule for rule in (LargestLogit, NearestMean, LargestOfHeads, BiasCorrected)
 }
 """By their names in files."""
 

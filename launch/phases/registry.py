@@ -3,6 +3,7 @@
 from typing import Any
 
 from launch.phases.adopt import Adopt
+from launch.phases.bias import Bias, CorrectionsBefore
 from launch.phases.class_means import ClassMeansOfOld
 from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
@@ -16,11 +17,13 @@ from launch.phases.train import Train
 KINDS: tuple[Kind[Any], ...] = (
     Neighbours(),
     ClassMeansOfOld(),
+    CorrectionsBefore(),
     Adopt(),
     Train(),
     ChooseExemplars(),
     MeansOfExemplars(),
     Heads(),
+    Bias(),
     Evaluate(),
     Compatibility(),
 )

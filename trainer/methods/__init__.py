@@ -11,6 +11,7 @@ from trainer.methods.bct import (
     PseudoLabels,
     SynthesisedClassifier,
 )
+from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.lfl import LessForgetting
@@ -29,6 +30,7 @@ METHODS: dict[str, type[MethodSettings]] = {
     "bct-kd": DistilledInfluence,
     "bct-lwf": PseudoLabels,
     "l2": MatchOldEmbeddings,
+    "bic": BiasCorrection,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""
