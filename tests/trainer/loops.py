@@ -31,8 +31,10 @@ from trainer.optimizers import TrainingSettings, for_all_data
 from trainer.teacher import TeacherSettings
 from trainer.training_spec import TrainingSpec
 
+_ASKING = ("fkd", "combination", "bic")
+"""Methods that are chosen with settings; those that ask for a memory have tests of their own."""
 ALL = {
-    **{name: method() for name, method in METHODS.items() if name not in ("fkd", "combination")},
+    **{name: method() for name, method in METHODS.items() if name not in _ASKING},
     "basic": FlexibleDistillation(neighbours=None, relaxation=0.0),
     "basic+ns": FlexibleDistillation(neighbours=5, relaxation=0.0),
     "basic+cr": FlexibleDistillation(neighbours=None, relaxation=0.05),

@@ -22,6 +22,7 @@ from trainer.heads.margins import AdaFace, CosFace
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods import METHODS
+from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
 from trainer.methods.plain import Finetune
 from trainer.methods.recipe import OldClassifier
@@ -40,6 +41,7 @@ EVERY = {
     "lwf of all": Combination(of={"lwf": {}, "lfl": {}}, data="all"),
     "l2+bct-kd": Combination(of={"l2": {}, "bct-kd": {}}, data="all"),
     "lfl+bct": Combination(of={"lfl": {}, "bct": {}}, data="all"),
+    "bic": BiasCorrection(),
 }
 
 
@@ -106,7 +108,7 @@ def updated(method, settings, accumulate):
     torch.set_num_threads(1)
     ensure_process_group()
     recipe, device, count = EVERY[method].recipe().at(1, OLD), torch.device("cpu"), 12
-    whole = recipe.sees_all
+    whole = recipe.sees_all or recipe.memory is not None
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
     known = torch.arange(3) % OLD if whole else torch.full((3,), OLD)
