@@ -93,8 +93,7 @@ class Bias(Kind[BiasCorrected]):
         model = Model.open(at.model.output.path)
         if at.number:
             _, corrections, _ = phase.inputs
-            old = Corrections().load(corrections.output.path, Ranks(), torch.device("cpu"))
-            alpha, beta = (part.double() for part in old)
+            alpha, beta = Corrections().load(corrections.output.path, Ranks(), torch.device("cpu"))
             line = fit(self._held_out(phase, executor, model, (alpha, beta)), self._decay(at))
             said = f"{line[0]:.4f} z {line[1]:+.4f} for new classes"
         elif run.config.continues is not None:

@@ -31,7 +31,7 @@ from trainer.methods.wants import Answers, Want
 
 
 class Lines(NamedTuple):
-    """The lines of this rank's old rows."""
+    """The lines of this rank's old rows, in float64."""
 
     alpha: torch.Tensor
     """[own]"""
@@ -63,7 +63,7 @@ class Corrections(Want):
         prepared = saved.tensors("prepared")
         with saved.intact("prepared.safetensors"):
             own = own_ids(0, len(prepared["alpha"]), ranks)
-            return Lines(*(prepared[name][own].float().to(device) for name in ("alpha", "beta")))
+            return Lines(*(prepared[name][own].to(device) for name in ("alpha", "beta")))
 
 
 @dataclass(frozen=True)
