@@ -226,16 +226,17 @@ def inspect(
     location: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint, model, folder of checkpoints, URL, or RUN:METHOD[:SEED[:STEP]]."
+            help="Checkpoint, model, decision, exemplars, folder of checkpoints, URL, or "
+            "RUN:METHOD[:SEED[:STEP]]."
         ),
     ],
 ) -> None:
-    """Say what a checkpoint or model holds, and compare every file with its sha256."""
-    from launch.commands.inspection import inspection_tables
-    from trainer.checkpoint.inspection import inspect as look
+    """Say what a checkpoint, model, decision or memory of exemplars holds, and compare every file
+    with its sha256."""
+    from launch.commands.inspection import inspection_tables, look_at
 
-    found = look(str(named(location) or location))
-    for table in inspection_tables(found):
+    found, more = look_at(str(named(location) or location))
+    for table in (*inspection_tables(found), *more):
         console.print(table)
     if found.damaged:
         raise InputError(f"{found.folder}: damaged or missing: {', '.join(found.damaged)}")
