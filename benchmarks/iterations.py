@@ -67,7 +67,7 @@ class Iterations:
 
         `folder` takes what the previous model says.
         """
-        recipe, ranks = method.recipe().at(1, old), self._ranks
+        recipe, ranks = method.recipe().at(1, old, new_rows=last - old), self._ranks
         layout = row_blocks(recipe, old, last)
         blocks = {
             name: ShardedRows.new(

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,18 @@ class PipelineSettings(Settings):
     """Batches decoded ahead."""
     max_quarantined: int = 100
     """Damaged samples that a training phase may replace before it stops with an error."""
+
+
+class Stored(Protocol):
+    """What decoding asks of a dataset."""
+
+    @property
+    def location(self) -> str:
+        """Names it for people."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """``image_size`` is that of all images, or none where they differ."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,7 @@ class Batch:
         return Batch(self.images[kept], self.labels[kept], self.samples[kept], self.flipped[kept])
 
 
-def image_size(dataset: ShardDataset, settings: PipelineSettings) -> tuple[int, int]:
+def image_size(dataset: Stored, settings: PipelineSettings) -> tuple[int, int]:
     """Height and width of decoded images, pixels.
 
     Raises InputError when the stored images differ in size and the settings do not give one.
@@ -117,7 +129,7 @@ class ImageStream:
 
     def __init__(
         self,
-        dataset: ShardDataset,
+        dataset: Stored,
         requests: Iterator[Request],
         max_batch: int,
         settings: PipelineSettings,

@@ -6,7 +6,7 @@ import typer
 
 from launch.commands.clusters import launching
 from launch.commands.errors import report_errors
-from launch.commands.models import adopt, backfill, compat, embed, evaluate, inspect
+from launch.commands.models import adopt, backfill, classify, compat, embed, evaluate, inspect
 from launch.commands.runs import (
     attach,
     compare,
@@ -34,7 +34,7 @@ app = typer.Typer(
 app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(adopt, embed, backfill, evaluate),
+    *(adopt, embed, backfill, evaluate, classify),
     *(run, attach, stop, demo, compare, report, status, logs, serve),
     *(inspect, compat, plan, config),
 )

@@ -2,7 +2,7 @@
 
     RUN/run.yaml phases.json ledger.jsonl metrics.jsonl events.jsonl report.html
         attempts/ targets/ logs/
-        published/METHOD/seed-S/step-T/
+        published/METHOD/seed-S/step-T/ step-T-decision/   (what a rule needs beside the model)
         chains/METHOD/seed-S/steps/T/   what a learning step left, and in phases/ further trainings
 
 Names are never changed: runs of before are gone on with.
@@ -38,6 +38,7 @@ NEIGHBOUR_EXAMPLES_FILE = "neighbour_examples.json"
 CLASS_MEANS_FILE = "prototypes.safetensors"
 EXEMPLARS_FOLDER = "exemplars"
 DECISION_FOLDER = "decision"
+CORRECTIONS_FOLDER = "corrections"
 COMPARISONS_FILE = "compatibility.json"
 PHASES_FOLDER = "phases"
 """A folder for each further training, laid out as the step's."""
@@ -80,6 +81,13 @@ def step_folder(run: Path, chain: str, step: int) -> Path:
 def published_model(run: Path, chain: str, step: int) -> Path:
     """Where a learning step's model is published."""
     return run / "published" / step_name(chain, step)
+
+
+def decision_beside(model: Path) -> Path:
+    """Where the decision of a model lies, if it has one that needs more than its logits: beside
+    it, called as in a learning step, or else as the model is with -decision behind."""
+    name = DECISION_FOLDER if model.name == MODEL_FOLDER else f"{model.name}-{DECISION_FOLDER}"
+    return model.with_name(name)
 
 
 def target_file(run: Path, process: str) -> Path:

@@ -12,7 +12,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch.nn import functional as F
 
+from data_shards.settings import InputError
 from trainer.checkpoint import Folder
+from trainer.checkpoint.format import CARD
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
 
@@ -84,8 +86,24 @@ class LargestOfHeads:
         return torch.cat(heads, dim=1) / len(heads)
 
 
+@dataclass(frozen=True)
+class BiasCorrected:
+    """The class with the largest logit, each corrected by a line (BiC, Eq. 5).
+
+    ``alpha`` and ``beta`` [C]: of each class the line that its learning step was found to need.
+    """
+
+    name: ClassVar[str] = "bias-corrected"
+
+    def scores(
+        self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
+    ) -> torch.Tensor:
+        corrected = logits * prepared["alpha"] + prepared["beta"]
+        return corrected.softmax(dim=1)
+
+
 RULES: dict[str, type[Any]] = {
-    rule.name: rule for rule in (LargestLogit, NearestMean, LargestOfHeads)
+    rule.name: rule for rule in (LargestLogit, NearestMean, LargestOfHeads, BiasCorrected)
 }
 """By their names in files."""
 
@@ -98,14 +116,28 @@ class Decision:
     prepared: Tensors = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path) -> "Decision":
-        """Reads and verifies a decision folder. Raises DamagedError."""
+    def open(cls, folder: Path, model: Model) -> "Decision":
+        """Reads and verifies a decision folder of `model`.
+
+        Raises DamagedError, InputError when it was made for another model.
+        """
         saved = Folder.at(folder)
         saved.verify()
         card = saved.card("decision")
-        with saved.intact("card.json"):
-            rule = RULES[card["rule"]](**card["settings"])
-        return cls(rule, saved.tensors("prepared"))
+        with saved.intact(CARD):
+            rule, of = RULES[card["rule"]](**card["settings"]), card["model"]
+        if of != model.fingerprint:
+            raise InputError(
+                f"{folder} is the decision of model {str(of)[:40]}, and {model.folder} is "
+                f"{model.fingerprint}: put the one that was made with it there, or move it away"
+            )
+        found = cls(rule, saved.tensors("prepared"))
+        with saved.intact("prepared.safetensors"):
+            # tried once, so that tensors of wrong shapes are found before there is an image
+            nothing = torch.zeros(1, model.settings.dimension), torch.zeros(1, model.rows)
+            if rule.scores(*nothing, found.prepared).shape != (1, model.rows):
+                raise ValueError("it knows another number of classes")
+        return found
 
     def classes(self, model: Model, embeddings: torch.Tensor) -> torch.Tensor:
         """[n] int64, the class decided for each of `embeddings` [n, d] of `model`.
@@ -127,7 +159,15 @@ class Decision:
         return self.rule.scores(embeddings, logits, self.prepared)
 
 
-def decision_files(rule: Any, prepared: Tensors) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Files and card of a decision folder."""
-    card = {"kind": "decision", "rule": rule.name, "settings": asdict(rule)}
+def decision_files(
+    rule: Any, prepared: Tensors, model: Model
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Files and card of the decision folder of `model`."""
+    card = {
+        "kind": "decision",
+        "rule": rule.name,
+        "settings": asdict(rule),
+        "model": model.fingerprint,
+        "classes": model.rows,
+    }
     return {"prepared": dict(prepared)}, card

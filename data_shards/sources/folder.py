@@ -37,7 +37,9 @@ class FolderSettings(Settings):
     (pairs.txt), or CSV with columns path_a, path_b, same and, maybe, fold."""
 
 
-def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path | OSError]:
+def entries_below(
+    folder: Path, above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path | OSError]:
     """Yields the files below a folder by name; hidden entries and empty folders as themselves.
 
     A folder that cannot be read is yielded as its OSError, and so is a symlink that leads back to
@@ -57,7 +59,7 @@ def _entries(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path |
     for entry in entries:
         path = folder / entry.name
         if path.is_dir() and not entry.name.startswith("."):
-            yield from _entries(path, above | {(own.st_dev, own.st_ino)})
+            yield from entries_below(path, above | {(own.st_dev, own.st_ino)})
         else:
             yield path
 
@@ -120,7 +122,7 @@ def read_folder(settings: FolderSettings, start: int = 0) -> Iterator[SourceImag
     if not root.is_dir():
         raise InputError(f"{root} is no folder: give the one that holds the identities' folders")
     roles = _roles(settings)
-    for found in islice(_entries(root, frozenset()), start, None):
+    for found in islice(entries_below(root), start, None):
         if isinstance(found, OSError):
             path = Path(file_name(Path(found.filename).relative_to(root)))
             identity = named(settings.name, path.parts[0]) if path.parts else ""

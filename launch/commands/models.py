@@ -186,20 +186,57 @@ def evaluate(
         console.print(results_table(Path(on).name, found))
 
 
+def classify(
+    model: Annotated[Path, typer.Argument(help=HELP)],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a line of JSON for each image.")
+    ] = False,
+) -> None:
+    """Say which class images are of: the five most probable ones, with probabilities.
+
+    The decision beside the model decides; without one, the largest logit. Exit status 2: some
+    images are damaged; each is named, and the others are classified.
+    """
+    from launch.models.classify import Classifier, classes_table, images_at
+    from launch.terminal.progress import progress
+    from trainer.model import Model
+
+    shown = Terminal(stderr=True, highlight=False)
+    found = images_at(images)
+    classifier = Classifier(Model.open(model_folder(model)))
+    done = refused = 0
+    with progress(shown, "classifying", len(found)) as hear:
+        for batch in classifier(found):
+            for one in batch:
+                if one.refused:
+                    shown.print(f"! {one.image}: {one.refused}", soft_wrap=True)
+                if as_json:
+                    say_json(one.values(), indent=None)
+            if not as_json and any(one.classes for one in batch):
+                console.print(classes_table(batch))
+            done += len(batch)
+            refused += sum(bool(one.refused) for one in batch)
+            hear(done)
+    if refused:
+        raise InputError(f"{refused:,} of {done:,} files are not classified: see the lines above")
+
+
 def inspect(
     location: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint, model, folder of checkpoints, URL, or RUN:METHOD[:SEED[:STEP]]."
+            help="Checkpoint, model, decision, exemplars, folder of checkpoints, URL, or "
+            "RUN:METHOD[:SEED[:STEP]]."
         ),
     ],
 ) -> None:
-    """Say what a checkpoint or model holds, and compare every file with its sha256."""
-    from launch.commands.inspection import inspection_tables
-    from trainer.checkpoint.inspection import inspect as look
+    """Say what a checkpoint, model, decision or memory of exemplars holds, and compare every file
+    with its sha256."""
+    from launch.commands.inspection import inspection_tables, look_at
 
-    found = look(str(named(location) or location))
-    for table in inspection_tables(found):
+    found, more = look_at(str(named(location) or location))
+    for table in (*inspection_tables(found), *more):
         console.print(table)
     if found.damaged:
         raise InputError(f"{found.folder}: damaged or missing: {', '.join(found.damaged)}")

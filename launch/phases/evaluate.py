@@ -101,7 +101,7 @@ def _by_step(
     if not run.benchmark.classified or model.adopted or model.rows != ends[step]:
         return {}
     made = at.decision
-    decision = Decision() if made is None else Decision.open(made.output.path)
+    decision = Decision() if made is None else Decision.open(made.output.path, model)
     classes = partial(decision.classes, model)
     given = (run.dataset, run.benchmark, step, samples, embeddings, classes)
     earlier = [evaluation(at.at(past).folder / EVALUATION_FILE) for past in range(step)]

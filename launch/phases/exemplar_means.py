@@ -16,6 +16,7 @@ from trainer.checkpoint import save_folder
 from trainer.decisions import NearestMean, decision_files
 from trainer.exemplars import mean_directions
 from trainer.heads.collectives import Ranks
+from trainer.model import Model
 
 
 class MeansOfExemplars(Kind[NearestMean]):
@@ -53,7 +54,7 @@ class MeansOfExemplars(Kind[NearestMean]):
         means = mean_directions(
             torch.from_numpy(plain), torch.from_numpy(mirrored), _rows(run, memory)
         )
-        files, card = decision_files(phase.want, {"means": means})
+        files, card = decision_files(phase.want, {"means": means}, Model.open(model))
         save_folder(phase.output.path, files, card, Ranks(), run.fence.check)
         return f"{len(means):,} means"
 

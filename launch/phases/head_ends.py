@@ -10,6 +10,7 @@ from monitoring.run_folder import DECISION_FOLDER
 from trainer.checkpoint import save_folder
 from trainer.decisions import LargestOfHeads, decision_files
 from trainer.heads.collectives import Ranks
+from trainer.model import Model
 
 
 class Heads(Kind[LargestOfHeads]):
@@ -34,6 +35,7 @@ class Heads(Kind[LargestOfHeads]):
 
     def work(self, phase: Phase, executor: Executor) -> str:
         ends = torch.tensor(self.decides(phase.at, phase.want))
-        files, card = decision_files(phase.want, {"ends": ends})
+        model = Model.open(phase.at.model.output.path)
+        files, card = decision_files(phase.want, {"ends": ends}, model)
         save_folder(phase.output.path, files, card, Ranks(), phase.at.run.fence.check)
         return f"{len(ends)} heads"

@@ -7,7 +7,7 @@ from launch.phases.kind import Phase
 from launch.runs.ledger import Ledger
 from launch.runs.links import link
 from launch.runs.run import Run
-from monitoring.run_folder import published_model
+from monitoring.run_folder import decision_beside, published_model
 
 
 def gated(run: Run) -> bool:
@@ -39,11 +39,23 @@ def update_published(run: Run, every: list[Phase], ledger: Ledger) -> list[str]:
         if why:
             withheld.append(why)
             shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(decision_beside(target), ignore_errors=True)
             continue
+        # first, so that nobody finds the model and takes it for one without a decision
+        _publish_decision(phase, target)
         model = phase.at.model.output.path
         if _manifest(target) != _manifest(model):
             link(model, target)
     return withheld
+
+
+def _publish_decision(phase: Phase, target: Path) -> None:
+    """Puts the decision of a step's model beside the model's own place, if it has one."""
+    made, beside = phase.at.decision, decision_beside(target)
+    if made is None:
+        shutil.rmtree(beside, ignore_errors=True)
+    elif _manifest(beside) != _manifest(made.output.path):
+        link(made.output.path, beside)
 
 
 def _manifest(model: Path) -> bytes | None:

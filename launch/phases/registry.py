@@ -3,6 +3,7 @@
 from typing import Any
 
 from launch.phases.adopt import Adopt
+from launch.phases.bias import Bias, CorrectionsBefore
 from launch.phases.class_means import ClassMeansOfOld
 from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
@@ -18,11 +19,13 @@ KINDS: tuple[Kind[Any], ...] = (
     Neighbours(),
     ClassMeansOfOld(),
     ImprintRows(),
+    CorrectionsBefore(),
     Adopt(),
     Train(),
     ChooseExemplars(),
     MeansOfExemplars(),
     Heads(),
+    Bias(),
     Evaluate(),
     Compatibility(),
 )

@@ -191,7 +191,9 @@ class _Planner:
         for name, method in self._config.methods.items():
             usual, loss = self._config.embedder, self._config.classifier
             trained = _Trained(
-                recipe=method.recipe().at(step, self._old(step)),
+                recipe=method.recipe().at(
+                    step, self._old(step), new_rows=self._split.row_ends[step] - self._old(step)
+                ),
                 embedder=method.network(usual, step),
                 old_embedder=self._old_embedder(name, method, step),
                 classifier=method.loss(loss, step),

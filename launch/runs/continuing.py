@@ -9,6 +9,7 @@ from launch.runs.model_names import named
 from monitoring.records import comparison
 from monitoring.run_folder import (
     COMPARISONS_FILE,
+    DECISION_FOLDER,
     EXEMPLARS_FOLDER,
     MODEL_FOLDER,
     chain_name,
@@ -50,6 +51,19 @@ def carried_exemplars(config: RunConfig, chain: str) -> Path:
         raise InputError(
             f"{config.continues} has kept no exemplars for {chain}: leave the method's memory out, "
             "or run it there with a memory"
+        )
+    return found
+
+
+def carried_decision(config: RunConfig, chain: str) -> Path:
+    """The decision of the model that a chain of a run which `continues` another begins with.
+
+    Raises InputError where it has none.
+    """
+    found = _last_model(config, chain).with_name(DECISION_FOLDER)
+    if not found.exists():
+        raise InputError(
+            f"{config.continues} has no decision of {chain}'s: give the run of the same method"
         )
     return found
 

@@ -1,14 +1,18 @@
 """A run: its folder, configuration and data, and what follows from them for each learning step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_shards.settings import InputError
 from data_shards.splits.benchmark import Benchmark, build_benchmark
+from data_shards.splits.holding_out import check_held, held_out
 from data_shards.storage.dataset import ShardDataset
-from data_shards.storage.joined import joined
+from data_shards.storage.joined import JoinedDataset, joined
 from data_shards.storage.remote import Count, ignore
 from launch.config.run import RunConfig
 from launch.runs.continuing import first_model, known_names
@@ -101,8 +105,8 @@ class Run:
 
     def recipe(self, chain: Chain, step: int) -> Recipe:
         """The chain's recipe as it applies at `step`."""
-        recipe = self.config.methods[chain.method].recipe()
-        return recipe.at(step, self.benchmark.rows_before(step))
+        recipe, old = self.config.methods[chain.method].recipe(), self.benchmark.rows_before(step)
+        return recipe.at(step, old, new_rows=self.benchmark.row_ends[step] - old)
 
     def memory(self, chain: Chain) -> Exemplars | None:
         """What the chain keeps of the images of its steps."""
@@ -118,11 +122,39 @@ class Run:
 
     def training_data(self, chain: Chain, step: int) -> tuple[ShardDataset, Benchmark]:
         """What a learning step trains on: the dataset, with the exemplars of the step before where
-        its recipe has a memory. Raises InputError."""
-        if self.recipe(chain, step).memory is None:
+        its recipe has a memory, and without the images that it holds out. Raises InputError."""
+        recipe = self.recipe(chain, step)
+        if recipe.memory is None:
             return self.dataset, self.benchmark
+        data, benchmark = self.joined_data(chain, step)
+        if not recipe.hold_out:
+            return data, benchmark
+        held = self.held_out(chain, step, data, benchmark)
+        steps = list(benchmark.steps)
+        steps[step] = np.setdiff1d(steps[step], held)
+        exemplars = np.setdiff1d(benchmark.exemplars, held)
+        return data, replace(benchmark, steps=tuple(steps), exemplars=exemplars)
+
+    def joined_data(self, chain: Chain, step: int) -> tuple[JoinedDataset, Benchmark]:
+        """The dataset with the exemplars of the step before behind it. Raises InputError."""
         data = joined(self.dataset, self.exemplars(chain, step - 1))
         return data, self.benchmark.with_exemplars(data)
+
+    def held_out(
+        self, chain: Chain, step: int, data: JoinedDataset, benchmark: Benchmark
+    ) -> NDArray[np.int64]:
+        """The samples of `joined_data`, ascending, that a step does not train on: as many of each
+        old identity's exemplars as of each new one's images. Raises InputError."""
+        samples = np.concatenate([benchmark.steps[step], benchmark.exemplars])
+        return held_out(
+            samples=samples,
+            rows=benchmark.row_of_identity[data.identity[samples]],
+            keys=data.key_hashes[samples],
+            count=self.recipe(chain, step).held_each(benchmark.rows_before(step)),
+            seed=chain.seed,
+            names=benchmark.names,
+            where=_holding(chain, step),
+        )
 
     def previous(self, chain: Chain, step: int) -> Model | None:
         """The verified model of the step before."""
@@ -213,6 +245,34 @@ def check_memory(run: Run) -> None:
                 f"methods.{chain.method}.memory.total = {memory.total} exemplars cannot be shared "
                 f"by the {identities:,} identities of the last learning step: raise it"
             )
+        _check_hold_out(run, chain)
+
+
+def _check_hold_out(run: Run, chain: Chain) -> None:
+    """Raises InputError when a step would hold nothing of an identity out, or all of it."""
+    benchmark, first = run.benchmark, bool(run.given)
+    images = np.zeros(benchmark.row_ends[-1], dtype=np.int64)
+    for samples in benchmark.steps:
+        rows = benchmark.row_of_identity[run.dataset.identity[samples]]
+        images += np.bincount(rows, minlength=len(images))
+    for step in range(1, len(benchmark.row_ends)):
+        recipe, old = run.recipe(chain, step), benchmark.rows_before(step)
+        if recipe.memory is None or not recipe.hold_out:
+            continue
+        share = recipe.memory.share(old)
+        kept = np.minimum(images[:old], share)
+        if first:  # a given model's identities have their exemplars from elsewhere
+            kept[: benchmark.row_ends[0]] = share
+        check_held(
+            counts=np.concatenate([kept, images[old : benchmark.row_ends[step]]]),
+            count=recipe.held_each(old),
+            names=benchmark.names,
+            where=_holding(chain, step),
+        )
+
+
+def _holding(chain: Chain, step: int) -> str:
+    return f"learning step {step} of methods.{chain.method}"
 
 
 def check_steps(

@@ -31,7 +31,7 @@ from trainer.optimizers import TrainingSettings, for_all_data
 from trainer.teacher import TeacherSettings
 from trainer.training_spec import TrainingSpec
 
-_ASKING = ("fkd", "combination", "icarl", "lucir")
+_ASKING = ("fkd", "combination", "icarl", "lucir", "bic")
 """Methods that are chosen with settings; those that ask for a memory have tests of their own."""
 ALL = {
     **{name: method() for name, method in METHODS.items() if name not in _ASKING},

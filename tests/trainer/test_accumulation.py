@@ -22,6 +22,7 @@ from trainer.heads.margins import AdaFace, CosFace
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods import METHODS
+from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
 from trainer.methods.icarl import ICaRL
 from trainer.methods.lucir import LUCIR
@@ -44,6 +45,7 @@ EVERY = {
     "lfl+bct": Combination(of={"lfl": {}, "bct": {}}, data="all"),
     "icarl": ICaRL(memory={"per_class": 2}),
     "lucir": LUCIR(memory={"per_class": 2}),
+    "bic": BiasCorrection(),
 }
 
 

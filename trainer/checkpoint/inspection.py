@@ -43,7 +43,7 @@ class Inspection:
 
 
 def inspect(location: str) -> Inspection:
-    """Inspects a checkpoint, a model, or the newest of a folder of checkpoints.
+    """Inspects a checkpoint, a model, a decision, or the newest of a folder of checkpoints.
 
     Verifies every file. Raises InputError where there is none, DamagedError when the manifest
     cannot be read.
@@ -123,6 +123,10 @@ def _facts(card: dict[str, Any], folder: Folder, files: list[File]) -> dict[str,
         if size := card.get("image_size"):  # not of an adopted one
             facts["images"] = " × ".join(map(str, size))
         return facts
+    if kind == "decision":
+        settings = ", ".join(f"{key} {value}" for key, value in card["settings"].items())
+        facts["rule"] = f"{card['rule']}, {settings}" if settings else str(card["rule"])
+        return facts | {"classes": f"{card['classes']:,}", "of model": str(card["model"])}
     facts |= {"iteration": f"{card['iteration']:,}"}
     if "world" in card:  # not in version 1
         facts |= {

@@ -49,6 +49,10 @@ class ShardedRows(nn.Module):
         before, own = own_ids(self.first, first, self.ranks), own_ids(first, last, self.ranks)
         return _RowsPart(first, last, _span(self.weight, len(before), len(own)), self.ranks)
 
+    def seen_as(self, weight: torch.Tensor) -> "ShardedRows":
+        """The same rows by `weight` [own, any length], which was computed from theirs."""
+        return _RowsPart(self.first, self.last, weight, self.ranks)
+
     def own_ids(self) -> torch.Tensor:
         """The row ids of this rank, ascending, [own] int64."""
         return own_ids(self.first, self.last, self.ranks)
@@ -65,7 +69,7 @@ class ShardedRows(nn.Module):
 
 
 class _RowsPart(ShardedRows):
-    """Rows of another block. Their weight is no parameter, but a view of that block's."""
+    """Rows of another block. Their weight is no parameter, but made from that block's."""
 
     def __init__(self, first: int, last: int, weight: torch.Tensor, ranks: Ranks) -> None:
         nn.Module.__init__(self)

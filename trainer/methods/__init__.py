@@ -11,6 +11,7 @@ from trainer.methods.bct import (
     PseudoLabels,
     SynthesisedClassifier,
 )
+from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.icarl import ICaRL
@@ -33,6 +34,7 @@ METHODS: dict[str, type[MethodSettings]] = {
     "l2": MatchOldEmbeddings,
     "icarl": ICaRL,
     "lucir": LUCIR,
+    "bic": BiasCorrection,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_shards.files import fingerprint
 from data_shards.settings import Settings
 from data_shards.splits.benchmark import Benchmark
+from data_shards.splits.holding_out import held_each
 from trainer.backbones import EmbedderSettings
 from trainer.decisions import LargestLogit, NearestMean, Rule
 from trainer.heads.cross_entropy import Update
@@ -193,6 +194,9 @@ class Recipe:
     """The model to stay compatible with: that of the step before, or that of step 0."""
     predict: Rule = LargestLogit()
     """How the step's model decides which class an image is of. No training depends on it."""
+    hold_out: float = 0.0
+    """Share of each old identity's exemplars, and as many images of each new one, that it does
+    not train on: for a phase behind the training."""
 
     def __post_init__(self) -> None:
         merged(want for term in self.terms for want in term.wants)
@@ -211,6 +215,8 @@ class Recipe:
                 "a memory of old identities is trained on over all rows: set over=all, or leave "
                 "the memory out"
             )
+        if self.hold_out and self.memory is None:
+            raise ValueError("images can be held out of a memory only, and there is none")
         if isinstance(self.predict, NearestMean) and self.memory is None:
             raise ValueError(
                 "predict=nearest-mean compares with exemplars, and there is no memory: say which, "
@@ -243,10 +249,19 @@ class Recipe:
     def count(self, images: Sequence[int], rows: Sequence[int], step: int) -> int:
         """How many `samples` there are, where learning step t brings images[t] new ones, and
         rows[t] identities are learned after it."""
-        return sum(source.count(images, rows, step) for source in self.images)
+        held = self.held_each(rows[step - 1]) * rows[step] if step else 0
+        return sum(source.count(images, rows, step) for source in self.images) - held
 
-    def at(self, step: int, old_rows: int) -> "Recipe":
+    def held_each(self, old_rows: int) -> int:
+        """How many images of each identity are held out at a step with `old_rows` = C_old."""
+        if self.memory is None or not self.hold_out:
+            return 0
+        return held_each(self.hold_out, self.memory.share(old_rows))
+
+    def at(self, step: int, old_rows: int, new_rows: int | None = None) -> "Recipe":
         """This recipe as it applies at learning step `step`, with `old_rows` = C_old.
+
+        `new_rows` = C_new is for Terms that have a method ``with_new``, and for them alone.
 
         Step 0 has no previous model: it starts from scratch, without the Terms that want one or
         train old identities' rows. A neighbourhood of K >= C_old is all old rows, and is computed
@@ -257,11 +272,17 @@ class Recipe:
             first = _those_at(self.terms, 0)
             terms = tuple(t for t in first if not t.wants and t.over != "old")
             return Recipe(start=Start(embedder="scratch"), terms=terms)
-        return replace(self, terms=_those_at(self.terms, old_rows))
+        terms = tuple(
+            term.with_new(new_rows) if new_rows is not None and hasattr(term, "with_new") else term
+            for term in _those_at(self.terms, old_rows)
+        )
+        return replace(self, terms=terms)
 
     def spelled_images(self) -> str | list[str]:
         """The images in fingerprints."""
-        return _RELEASED_IMAGES.get(self.images) or [spelled(source) for source in self.images]
+        held = [f"held out {self.hold_out}"] if self.hold_out else []
+        usual = _RELEASED_IMAGES.get(self.images)
+        return usual or [*(spelled(source) for source in self.images), *held]
 
     def spelled_needs(self) -> str:
         """What is wanted of earlier models, in the fingerprint of the previous one's answers."""
