@@ -92,7 +92,7 @@ def main() -> None:
         "with_to_without": seconds["with"] / seconds["without"],
         "herding_to_epoch": herded / epoch,
     }
-    report("exemplars", rows, figures)
+    report("memory", rows, figures)
 
 
 if __name__ == "__main__":
