@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # read when Ray is imported, by whatever test
+# Ray's own 15 leaves its workers a thirtieth of a core beside another file's tests, and all waits
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import hypothesis
 import numpy as np

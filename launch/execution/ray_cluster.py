@@ -42,6 +42,10 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
         os.environ[_ALONE] = "0"
         # here the controller looks after few ranks, and may look more often than every two seconds
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        # nobody reclaims this machine: no process need ask every five seconds
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # workers that Ray starts ahead lack the environment below, and would never be used
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         own_token()
     else:
         check_token()

@@ -140,6 +140,7 @@ class RayRanks:
         from ray.train.torch import TorchConfig, TorchTrainer
 
         from launch.execution.failure_callback import TellFailures
+        from launch.execution.local_trainer import LocalTrainer
         from launch.execution.rendezvous import FileRendezvous
 
         cluster, folder = self._run.config.cluster, self._run.folder.resolve()
@@ -151,7 +152,8 @@ class RayRanks:
             board=self._board,
         )
         group = TorchConfig if cluster.address else FileRendezvous
-        return TorchTrainer(
+        trainer = TorchTrainer if cluster.address else LocalTrainer
+        return trainer(
             worker,
             train_loop_config={"spec": spec},
             torch_config=group(

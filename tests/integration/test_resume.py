@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -70,10 +71,15 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def family_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """A process and all that it has started."""
+    first = psutil.Process(process.pid)
+    return [first, *first.children(recursive=True)]
+
+
 def kill_everything(process: subprocess.Popen) -> None:
     """SIGKILL to the driver, Ray and every worker."""
-    family = [psutil.Process(process.pid)]
-    family += family[0].children(recursive=True)
+    family = family_of(process)
     for member in family:
         if member.is_running():
             member.kill()
@@ -211,10 +217,8 @@ def test_killed_with_ray_and_all_its_workers_it_ends_bit_for_bit_alike(
     ended_alike(out, undisturbed)
 
 
-def listening(process: subprocess.Popen) -> set[str]:
-    """The addresses that a process and all its children listen on."""
-    family = [psutil.Process(process.pid)]
-    family += family[0].children(recursive=True)
+def listening(family: list[psutil.Process]) -> set[str]:
+    """The addresses that processes listen on."""
     sockets = [s for member in family for s in member.net_connections("inet")]
     return {s.laddr.ip.removeprefix("::ffff:") for s in sockets if s.status == "LISTEN"}
 
@@ -223,7 +227,11 @@ def test_ctrl_c_says_how_to_go_on_and_nobody_listens_beyond_this_machine(config,
     out = tmp_path / "run"
     process = start(config, out)
     wait_for(process, lambda: any(out.glob("chains/both/seed-0/steps/0/checkpoints/*")))
-    assert listening(process) <= {"127.0.0.1", "::1"}
+    family = family_of(process)
+    assert listening(family) <= {"127.0.0.1", "::1"}
+    names = {" ".join(member.cmdline()).strip() for member in family}
+    assert {"ray::RayTrainWorker", "ray::TrainController.run"} <= names
+    assert not [name for name in names if re.search("ray::.*(Dataset|Cleaner|Preempt|IDLE)", name)]
     assert list(out.glob("targets/trainer-1.json")), "no rank serves metrics: nothing was tested"
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
