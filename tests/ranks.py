@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 _CONTEXT = mp.get_context("forkserver")
-# each rank is a fork of a process that has made these imports, which take seconds
-_CONTEXT.set_forkserver_preload(["deepspeed", "tests.trainer.loops"])
+# each rank is a fork of a process that has made these imports, which take seconds; the first
+# optimizer imports torch._dynamo, the first pipeline DALI
+IMPORTS = ["deepspeed", "tests.trainer.loops", "torch._dynamo", "nvidia.dali"]
+_CONTEXT.set_forkserver_preload(IMPORTS)
 
 
 def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) -> None:

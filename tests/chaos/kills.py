@@ -12,10 +12,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from monitoring.metrics import Metrics
+from tests.ranks import IMPORTS
 from tests.trainer.loops import train_step
 from trainer.checkpoint import Checkpoints, DamagedError, Folder
 from trainer.engine import prepare_deepspeed
@@ -95,6 +97,8 @@ def value(metrics: Metrics, name: str) -> float:
 def main(dataset: Path, out: Path) -> None:
     """Kills them all."""
     prepare_deepspeed()  # once for all of them, and without starting a thread
+    for module in IMPORTS:
+        import_module(module)
     n, ended = 0, 0
     while ended != NO_SUCH_BOUNDARY:
         n += 1
