@@ -6,10 +6,7 @@ The classifier stays outside: data-parallel reduction would mix different ranks'
 import io
 import logging
 import os
-import shutil
-import sys
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +14,6 @@ import torch.distributed as dist
 from torch import nn
 
 from trainer.heads.collectives import Ranks
-from trainer.kernels import load_cpu_kernel
 
 
 def ensure_process_group() -> None:
@@ -38,18 +34,20 @@ def discard_gradients(engine: Any) -> None:
 
 
 def prepare_deepspeed() -> Any:
-    """The module, quiet, with its kernel built."""
+    """The module, quiet, and without the kernel that it would build at its first start on a CPU.
+
+    That takes a compiler and half a minute, others wait for it, and a killed build leaves a lock.
+    It is for all-reduces of inference, which nobody asks for here.
+    """
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    if shutil.which("ninja") is None:  # it comes with our environment, which need not be active
-        os.environ["PATH"] += os.pathsep + str(Path(sys.executable).parent)
     for name in ("DeepSpeed", "torch.utils.cpp_extension"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with redirect_stdout(io.StringIO()):
         import deepspeed  # reads DS_ACCELERATOR when it is imported
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-        load_cpu_kernel()
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
@@ -63,7 +61,7 @@ def build_engine(
     """
     size = sum(parameter.numel() for parameter in embedder.parameters())
     deepspeed = prepare_deepspeed()
-    with redirect_stdout(io.StringIO()):  # DeepSpeed prints how it built its own kernels
+    with redirect_stdout(io.StringIO()):  # DeepSpeed prints what it does
         engine, *_ = deepspeed.initialize(
             model=embedder,
             optimizer=optimizer,

@@ -64,7 +64,6 @@ def test_the_entrypoint_trains_as_it_is_written(documents, small_folder, tmp_pat
     for name, text in written.items():
         (config / name).write_text(text)
     shutil.copytree(small_folder, runs / "data" / "small")
-    _kernels(volumes / "tmp")
 
     groups = [group["rayStartParams"] for group in cluster["workerGroupSpecs"]]
     small = {"object-store-memory": "100000000", "node-ip-address": "127.0.0.1"}
@@ -123,10 +122,3 @@ def test_the_entrypoint_trains_as_it_is_written(documents, small_folder, tmp_pat
     targets = json.loads((volumes / "tmp" / "target").read_text())
     assert targets[0]["targets"][0].endswith(":9400")
     assert (run / "ledger.jsonl").stat().st_uid == 10001
-
-
-def _kernels(scratch):
-    """DeepSpeed's kernel, if this machine has built it: a pod builds its own in half a minute."""
-    built = next((Path.home() / ".cache" / "torch_extensions").glob("*/deepspeed_shm_comm"), None)
-    if built is not None:  # torch adds no folder of its version to TORCH_EXTENSIONS_DIR
-        shutil.copytree(built, scratch / "torch_extensions" / built.name)

@@ -1,5 +1,7 @@
 """The engine around the embedder does what the optimiser alone would, and nothing else."""
 
+import os
+
 import pytest
 import torch
 
@@ -29,14 +31,21 @@ def trained(zero, optimizer, engine):
     return [parameter.detach().clone() for parameter in layer.parameters()]
 
 
-def on_rank():
+def on_rank(extensions):
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     cases = [(zero, optimizer) for zero in (0, 1, 2) for optimizer in ("sgd", "adam")]
     return {case: (trained(*case, True), trained(*case, False)) for case in cases}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    return on_ranks(2, on_rank, folder=tmp_path_factory.mktemp("engine"))
+def extensions(tmp_path_factory):
+    """Where torch builds extensions."""
+    return tmp_path_factory.mktemp("extensions")
+
+
+@pytest.fixture(scope="module")
+def results(extensions, tmp_path_factory):
+    return on_ranks(2, on_rank, extensions, folder=tmp_path_factory.mktemp("engine"))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -46,3 +55,8 @@ def test_steps_are_the_optimisers_own(results, zero, optimizer):
     for result in results:
         ours, plain = result[zero, optimizer]
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_engine_starts_without_building_a_kernel(results, extensions):
+    """Which takes a compiler, and half a minute."""
+    assert not list(extensions.iterdir())
