@@ -1,8 +1,9 @@
-"""A run in whose own process things go wrong when a file says so.
+"""A run that takes its time, and in whose own process things go wrong when a file says so.
 
-``python -m tests.chaos.faulty FAULTS run CONFIG ...`` is ``perennial run CONFIG ...``, where that
-trains in its own process. A file ``labels`` in the folder FAULTS gives the images of one batch the
-labels of others; a file ``weight`` makes a weight of the embedder NaN. Each is deleted when done.
+``python -m tests.chaos.faulty FAULTS run CONFIG ...`` is ``perennial run CONFIG ...``, whose steps
+are slow (`tests.chaos.pace`). Where that trains in its own process, a file ``labels`` in the folder
+FAULTS gives the images of one batch the labels of others; a file ``weight`` makes a weight of the
+embedder NaN. Each is deleted when done.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any
 
 from data_shards.storage.dataset import ShardDataset
 from launch.cli import main
+from tests.chaos.pace import slow_ranks
 from trainer.stepper import Stepper
 
 
@@ -42,5 +44,6 @@ def arm(faults: Path) -> None:
 
 
 if __name__ == "__main__":
+    slow_ranks()
     arm(Path(sys.argv.pop(1)))
     main()

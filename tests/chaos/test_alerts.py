@@ -175,7 +175,7 @@ def test_a_full_disk_a_slow_rank_and_a_frozen_one(small_folder, tmp_path, disk, 
         "embedder": {"width": 16, "dimension": 256},
         "training": {
             "iterations": ENDLESS,
-            "batch": 24,
+            "batch": 48,  # a forward pass that counts among the pauses
             "checkpoint_minutes": 0.02,
             "keep_checkpoints": 1,
             "log_every": 5,
@@ -183,7 +183,7 @@ def test_a_full_disk_a_slow_rank_and_a_frozen_one(small_folder, tmp_path, disk, 
         "cluster": {"workers": 2, "actors": 1, "threads": 1},
     }
     full = ("PerennialDiskNearlyFull", "PerennialCheckpointFailing")
-    with watched(tmp_path, disk / "run", config, "launch.cli") as run:
+    with watched(tmp_path, disk / "run", config, "tests.chaos.faulty", tmp_path) as run:
         run.wait('perennial_iterations_total{rank="1"} > 0')
         run.wait("perennial_checkpoint_timestamp_seconds > 0")
         fault = "a file fills the run folder's disk"
@@ -244,7 +244,7 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
                 "cache": {"folder": str(cache), "bytes": room},
                 "max_quarantined": 20,
             },
-            "embedder": {"width": 40, "dimension": 64},  # enough work that input is ahead
+            "embedder": {"width": 16, "dimension": 64},
             "training": {
                 "iterations": ENDLESS,
                 "batch": 72,
