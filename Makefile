@@ -23,8 +23,8 @@ monitoring: setup  ## the demo run, and a Prometheus with our alert rules beside
 	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
 	$(RUN)/perennial demo && echo "Prometheus goes on until Ctrl-C" && wait
 
-test: setup lint  ## every check that CI makes, two test files at a time: many of them wait
-	$(RUN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: setup lint  ## every check that CI makes, three test files at a time: many of them wait
+	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff and mypy
 	$(RUN)/ruff check .

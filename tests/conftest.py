@@ -27,6 +27,27 @@ hypothesis.settings.load_profile("perennial")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    "chaos/test_two_hosts.py",
+    "integration/test_photographs.py",
+    "chaos/test_processes.py",
+    "integration/test_resume.py",
+    "chaos/test_alerts.py",
+    "chaos/test_ssh.py",
+    "integration/test_jobs.py",
+    "chaos/test_between_jobs.py",
+    "integration/test_ranks.py",
+    "k8s/test_entrypoint.py",
+    "launch/test_slurm.py",
+    "integration/test_walk.py",
+    "integration/test_toy_paper.py",
+    "integration/test_prometheus.py",
+    "data_shards/test_destination.py",
+    "integration/test_bare_machine.py",
+)
+"""Files that take a minute and more, the longest first; see docs/results/ci.md."""
+
+
 def jpeg(identity: int, camera: int, size: int = 16) -> bytes:
     """A picture of coarse blocks that depends on the identity, with the camera's noise."""
     shape = np.random.default_rng(identity).integers(0, 255, (4, 4, 3))
@@ -61,6 +82,18 @@ def small(small_folder: Path) -> ShardDataset:
 def pytest_configure(config: pytest.Config) -> None:
     told = "reliability(kind, done): a line of docs/reliability.md, see tests/reliability.py"
     config.addinivalue_line("markers", told)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several processes none may begin with a long file when the others are done.
+
+    In one process tests keep their order, which docs/reliability.md has, too.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Path(__file__).parent
+    begin = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: begin.get(item.path, len(LONGEST)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -209,11 +209,11 @@ main()
 def test_a_stalled_input_is_named(config, tmp_path, record_fault):
     out = tmp_path / "run"
     command = [sys.executable, "-c", STALLED, "run", str(config), "--out", str(out)]
-    settings = ["cluster.workers=0", "cluster.stalled_seconds=40"]
+    settings = ["cluster.workers=0", "cluster.stalled_seconds=30"]
     done = subprocess.run(command + settings, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert "rank 0 has been at 'reading input' in finetune/seed-0/step-0/train for 4" in done.stderr
+    assert "rank 0 has been at 'reading input' in finetune/seed-0/step-0/train for 3" in done.stderr
     assert "cluster.stalled_seconds" in done.stderr
     record_fault(
         "the input stalls",

@@ -1,4 +1,6 @@
 import io
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,7 @@ from matplotlib import font_manager
 from PIL import Image
 
 from data_shards.settings import InputError
-from data_shards.sources import ROLES
+from data_shards.sources import ROLES, glyphs
 from data_shards.sources.glyphs import GlyphSettings, merge_coinciding, read_glyphs
 from data_shards.splits.benchmark import build_benchmark
 from data_shards.splits.benchmark_settings import BenchmarkSettings
@@ -15,10 +17,25 @@ from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
 
 
-def test_glyphs_are_the_same_every_time_and_ordered():
+@pytest.fixture(scope="module")
+def looked():
+    """Looks at a font only once: each has thousands of characters."""
+    return cache(glyphs._digests)
+
+
+@pytest.fixture
+def here(looked, monkeypatch):
+    """In this process."""
+    monkeypatch.setattr(glyphs, "worker_pool", ThreadPoolExecutor)
+    monkeypatch.setattr(glyphs, "_digests", looked)
+
+
+def test_glyphs_are_the_same_every_time_and_ordered(request):
     settings = GlyphSettings(identities=40)
+    elsewhere = list(read_glyphs(settings, processes=2))
+    request.getfixturevalue("here")
     images = list(read_glyphs(settings))
-    assert images == list(read_glyphs(settings, processes=2))
+    assert images == elsewhere
     assert len({i.identity for i in images}) == 40
     assert len({i.key for i in images}) == len(images)
     per_identity = {
@@ -40,12 +57,12 @@ def test_characters_drawn_alike_in_any_font_are_one_identity():
     assert sorted(map(sorted, groups.values())) == [sorted("AΑА"), ["B"], ["C"]]
 
 
-def test_more_characters_than_there_are_is_explained():
+def test_more_characters_than_there_are_is_explained(here):
     with pytest.raises(InputError, match=r"glyphs\.identities is 9999, but only \d+"):
         list(read_glyphs(GlyphSettings(identities=9999)))
 
 
-def test_nobody_is_trained_on_a_font_held_out_for_queries(tmp_path):
+def test_nobody_is_trained_on_a_font_held_out_for_queries(here, tmp_path):
     settings = GlyphSettings(identities=150, query_fonts=1)
     write_dataset(read_glyphs(settings), tmp_path / "d", {})
     dataset = ShardDataset.open(tmp_path / "d")
@@ -65,7 +82,7 @@ def test_nobody_is_trained_on_a_font_held_out_for_queries(tmp_path):
     assert not tested & set(dataset.identity[np.concatenate(benchmark.steps)].tolist())
 
 
-def test_two_families_of_fonts_are_left_to_train_on():
+def test_two_families_of_fonts_are_left_to_train_on(here):
     with pytest.raises(InputError, match=r"query_fonts is 9, but there are \d+ families of"):
         list(read_glyphs(GlyphSettings(identities=10, query_fonts=9)))
 
