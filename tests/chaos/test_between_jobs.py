@@ -1,4 +1,7 @@
-"""Ranks that stay for job after job: killed between two, and where the cluster lacks the room."""
+"""Ranks that stay for job after job: killed between two, and where the cluster lacks the room.
+
+That they stay otherwise is seen in tests/integration/test_resume.py.
+"""
 
 import subprocess
 import sys
@@ -122,11 +125,4 @@ def test_ranks_and_actors_make_room_for_each_other(config, undisturbed, tmp_path
     """A cluster with two cores, for two ranks or an actor."""
     events = ended(CROWDED, config, tmp_path / "run")
     assert not set(processes(events, FIRST).values()) & set(processes(events, SECOND).values())
-    assert models(tmp_path / "run") == undisturbed
-
-
-def test_ranks_stay_where_there_is_room(config, undisturbed, tmp_path):
-    events = ended("from launch.cli import main; main()", config, tmp_path / "run")
-    assert len(processes(events, FIRST)) == 2
-    assert processes(events, FIRST) == processes(events, SECOND)
     assert models(tmp_path / "run") == undisturbed

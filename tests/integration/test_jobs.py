@@ -119,7 +119,8 @@ def test_a_run_is_sent_and_followed_to_its_end(config, cluster, tmp_path):
 def test_ctrl_c_leaves_the_run_alone_and_stop_lets_it_save(config, cluster, tmp_path):
     address, environment = cluster
     out = tmp_path / "run"
-    command = perennial("run", config, "training.iterations=100000", "--out", out)
+    endless = "training.iterations=100000", "cluster.workers=0"
+    command = perennial("run", config, *endless, "--out", out)
     started = subprocess.Popen(
         [str(BIN / command[0]), *map(str, command[1:]), "--address", address],
         env=environment,

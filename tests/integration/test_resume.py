@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from monitoring.logs import read_logs
+from monitoring.records import read_jsonl
+from trainer.model import Model
 
 CONFIG = """
 dataset: {dataset}
@@ -100,6 +102,12 @@ def evaluations(out: Path) -> dict[str, str]:
     return {str(file.relative_to(out)): file.read_text() for file in files}
 
 
+def models(out: Path) -> list[str]:
+    """The fingerprint of each step's model."""
+    steps = sorted((out / "chains/both/seed-0/steps").iterdir())
+    return [Model.open(step / "model").fingerprint for step in steps]
+
+
 def ledger(out: Path) -> list[str]:
     path = out / "ledger.jsonl"
     return (
@@ -139,6 +147,17 @@ def test_a_run_leaves_what_it_promises(undisturbed):
     assert "both" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert not list((undisturbed / "targets").glob("*.json"))  # nobody is missed
+
+
+def test_ranks_stay_from_job_to_job(undisturbed):
+    """Where there is room for them and for actors."""
+    events = read_jsonl(undisturbed / "events.jsonl")
+    first, second = (
+        {event["rank"]: event["pid"] for event in events if event.get("phase", "").endswith(job)}
+        for job in ("step-0/train", "step-1/train")
+    )
+    assert len(first) == 2
+    assert first == second
 
 
 def test_every_process_of_a_run_has_logged(undisturbed):
@@ -181,6 +200,7 @@ def ended_alike(out: Path, undisturbed: Path) -> None:
     assert ledger(out) == ledger(undisturbed), "a finished phase was repeated"
     assert len(evaluations(out)) == 2
     assert evaluations(out) == evaluations(undisturbed)
+    assert models(out) == models(undisturbed)
     means = "chains/both/seed-0/steps/1/prototypes.safetensors"
     assert (out / means).read_bytes() == (undisturbed / means).read_bytes()
 
@@ -207,6 +227,7 @@ def test_killed_in_every_kind_of_phase_it_ends_bit_for_bit_alike(config, tmp_pat
 def test_killed_with_ray_and_all_its_workers_it_ends_bit_for_bit_alike(
     undisturbed, config, tmp_path
 ):
+    """Nobody killed, the ranks of both steps are the same processes."""
     out = tmp_path / "run"
     steps = out / "chains/both/seed-0/steps"
     moments = {
@@ -231,7 +252,9 @@ def test_ctrl_c_says_how_to_go_on_and_nobody_listens_beyond_this_machine(config,
     assert listening(family) <= {"127.0.0.1", "::1"}
     names = {" ".join(member.cmdline()).strip() for member in family}
     assert {"ray::RayTrainWorker", "ray::TrainController.run"} <= names
-    assert not [name for name in names if re.search("ray::.*(Dataset|Cleaner|Preempt|IDLE)", name)]
+    assert not [
+        name for name in names if re.search("ray::.*(Dataset|Cleaner|Preempt|Autoscal|IDLE)", name)
+    ]
     assert list(out.glob("targets/trainer-1.json")), "no rank serves metrics: nothing was tested"
     os.kill(process.pid, signal.SIGINT)
     code, _, err = finish(process)
