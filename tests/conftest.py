@@ -28,22 +28,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (
-    "chaos/test_two_hosts.py",
-    "integration/test_photographs.py",
-    "chaos/test_processes.py",
     "integration/test_resume.py",
+    "chaos/test_processes.py",
+    "integration/test_photographs.py",
+    "chaos/test_two_hosts.py",
     "chaos/test_alerts.py",
+    "integration/test_walk.py",
     "chaos/test_ssh.py",
     "integration/test_jobs.py",
-    "chaos/test_between_jobs.py",
     "integration/test_ranks.py",
-    "k8s/test_entrypoint.py",
-    "launch/test_slurm.py",
-    "integration/test_walk.py",
     "integration/test_toy_paper.py",
+    "chaos/test_between_jobs.py",
+    "launch/test_class_incremental.py",
     "integration/test_prometheus.py",
-    "data_shards/test_destination.py",
+    "k8s/test_entrypoint.py",
     "integration/test_bare_machine.py",
+    "data_shards/test_destination.py",
+    "launch/test_slurm.py",
 )
 """Files that take a minute and more, the longest first; see docs/results/ci.md."""
 

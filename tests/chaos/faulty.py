@@ -1,21 +1,25 @@
-"""A run that takes its time, and in whose own process things go wrong when a file says so.
+"""A run in whose own process things go wrong when a file says so.
 
-``python -m tests.chaos.faulty FAULTS run CONFIG ...`` is ``perennial run CONFIG ...``, whose steps
-are slow (`tests.chaos.pace`). Where that trains in its own process, a file ``labels`` in the folder
-FAULTS gives the images of one batch the labels of others; a file ``weight`` makes a weight of the
-embedder NaN. Each is deleted when done.
+``python -m tests.chaos.faulty FAULTS run CONFIG ...`` is ``perennial run CONFIG ...``, where that
+trains in its own process. A file ``labels`` in the folder FAULTS gives the images of one batch the
+labels of others; a file ``weight`` makes a weight of the embedder NaN. Each is deleted when done.
+Steps take a while but not a core's time, as those of a GPU do: while alerts are waited for, such a
+run costs others little.
 """
 
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_shards.storage.dataset import ShardDataset
 from launch.cli import main
-from tests.chaos.pace import slow_ranks
 from trainer.stepper import Stepper
+
+STEP_SECONDS = 0.06
+"""Beside what a step computes."""
 
 
 def arm(faults: Path) -> None:
@@ -37,13 +41,14 @@ def arm(faults: Path) -> None:
     def stepped(self: Stepper, batch: Any) -> Any:
         if asked("weight"):
             next(self._state.engine.module.parameters()).data.view(-1)[0] = math.nan
-        return step(self, batch)
+        losses = step(self, batch)
+        time.sleep(STEP_SECONDS)
+        return losses
 
     ShardDataset.images = images  # type: ignore[method-assign]
     Stepper.__call__ = stepped  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    slow_ranks()
     arm(Path(sys.argv.pop(1)))
     main()
