@@ -3,6 +3,7 @@
 import os
 import traceback
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ _CONTEXT = mp.get_context("forkserver")
 # optimizer imports torch._dynamo, the first pipeline DALI
 IMPORTS = ["deepspeed", "tests.trainer.loops", "torch._dynamo", "nvidia.dali"]
 _CONTEXT.set_forkserver_preload(IMPORTS)
+
+
+def import_all() -> None:
+    """Makes those imports in this process, which is to be forked."""
+    for module in IMPORTS:
+        import_module(module)
 
 
 def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) -> None:

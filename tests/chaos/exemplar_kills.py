@@ -17,6 +17,7 @@ from launch.config.load import load_config
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
 from tests.alone import execute_alone
+from tests.ranks import import_all
 from trainer.engine import prepare_deepspeed
 
 BOUNDARIES = ("mkdir", "open", "fsync", "rename", "replace", "unlink", "rmdir")
@@ -57,6 +58,7 @@ def kill_at(n: int) -> None:
 def main(config: Path, out: Path) -> None:
     """Kills them all but the last."""
     prepare_deepspeed()  # once for all of them, and without starting a thread
+    import_all()
     n = 0
     while True:
         n += 1

@@ -12,12 +12,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from monitoring.metrics import Metrics
-from tests.ranks import IMPORTS
+from tests.ranks import import_all
 from tests.trainer.loops import train_step
 from trainer.checkpoint import Checkpoints, DamagedError, Folder
 from trainer.engine import prepare_deepspeed
@@ -97,8 +96,7 @@ def value(metrics: Metrics, name: str) -> float:
 def main(dataset: Path, out: Path) -> None:
     """Kills them all."""
     prepare_deepspeed()  # once for all of them, and without starting a thread
-    for module in IMPORTS:
-        import_module(module)
+    import_all()
     n, ended = 0, 0
     while ended != NO_SUCH_BOUNDARY:
         n += 1
