@@ -84,12 +84,11 @@ class SetApart:
         directions = F.normalize(forward.embeddings)
         with torch.no_grad():
             unit = ShardedRows(new.first, new.last, F.normalize(new.weight), new.ranks)
-            nearest, _ = sharded_top_k(directions.detach(), unit, self.hardest)
+            nearest, _ = sharded_top_k(directions.detach(), unit, self.hardest, few=True)
         pairs = torch.cat([forward.labels[:, None], nearest], dim=1)
         cosines = activations(directions, rows, pairs, normalised=True)
         losses = (self.margin - cosines[:, :1] + cosines[:, 1:]).clamp_min(0).mean(dim=1)
-        # images of new identities stay and weigh nothing: shapes must not depend on data, for which
-        # a GPU waits
+        # images of new identities stay and weigh nothing, so that every shape is the batch's
         return (losses * is_old).sum(), every_is_old.sum().clamp_min(1)
 
 
