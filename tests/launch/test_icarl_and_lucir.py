@@ -9,17 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from data_shards.pipeline import PipelineSettings
-from data_shards.sources import SourceImage
-from data_shards.splits.benchmark_file import write_benchmark
-from data_shards.splits.published_benchmarks import class_incremental
-from data_shards.storage.dataset import ShardDataset
-from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.inference.embed import embed
 from launch.planning.plan import plan_run, split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
-from tests.conftest import jpeg
+from tests.launch.classes import TRAINED, write_classes, write_config
 from trainer.arrays import read_embeddings
 from trainer.class_means import read_class_means
 from trainer.decisions import Decision, NearestMean
@@ -29,38 +24,22 @@ from trainer.model import Model
 from trainer.row_layout import row_blocks
 from trainer.state import build_rows
 
-CLASSES, TESTED = 12, 3
 MEMORY = {"memory": {"per_class": 2}}
 METHODS = {
     "icarl": MEMORY,
     "icarl-cnn": {"kind": "icarl", "predict": "largest-logit", **MEMORY},
     "lucir": MEMORY,
+    "lucir-held": {"kind": "lucir", "hold_old_rows": True, **MEMORY},
 }
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Three steps over half of the classes, then a quarter, then the rest."""
-    root = tmp_path_factory.mktemp("classes")
-    images = [
-        SourceImage(jpeg(c, n), f"class-{c:02d}", "", f"{c}/{n}", "train" if n > 2 else "query")
-        for c in range(CLASSES)
-        for n in range(6 + TESTED)
-    ]
-    write_dataset(images, root / "d", {})
-    write_benchmark(class_incremental(ShardDataset.open(root / "d"), 2), root / "b.json")
-    values = {
-        "dataset": str(root / "d"),
-        "benchmark": {"file": str(root / "b.json"), "steps": 3},
-        "embedder": {
-            "architecture": "small", "width": 1, "dimension": 128, "projection": "none",
-        },
-        "training": {"iterations": 30, "batch": 24, "milestones": []},
-        "methods": METHODS,
-        "cluster": {"workers": 0, "actors": 1},
-    }  # fmt: skip
-    (root / "c.json").write_text(json.dumps(values))  # JSON is YAML
-    config = load_config(root / "c.json")
+    root = write_classes(tmp_path_factory.mktemp("classes"))
+    network = {"architecture": "small", "width": 1, "dimension": 128, "projection": "none"}
+    training = {"iterations": 30, "batch": 24, "milestones": []}
+    config = load_config(write_config(root, METHODS, embedder=network, training=training))
     execute_alone(config, root / "run")
     return Run.open(root / "run", config)
 
@@ -79,7 +58,9 @@ def test_every_step_is_learned(run, method):
 def test_icarl_is_trained_once_and_decides_in_both_ways(run):
     lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     trained = {line["phase"].split("/")[0] for line in lines}
-    assert trained == {"icarl", "lucir"}
+    assert trained == {"icarl", "lucir", "lucir-held"}
+    held = [line for line in lines if line["phase"].startswith("lucir-held")]
+    assert not any("/step-0/" in line["phase"] for line in held), "it is lucir's"
     for step in range(3):
         folder = run.step_folder(Chain("icarl", 0), step)
         model = Model.open(folder / "model")
@@ -107,6 +88,21 @@ def test_lucirs_embeddings_have_the_length_that_was_learned(run):
 
 
 @pytest.mark.parametrize("step", [1, 2])
+def test_old_rows_are_trained_or_held(run, step):
+    for method in ("lucir", "lucir-held"):
+        folders = [run.step_folder(Chain(method, 0), own) for own in (step - 1, step)]
+        old, now = (Model.open(f / "model").sharded_rows(Ranks()).weight for f in folders)
+        still = (now[: len(old)] == old).all(dim=1)
+        assert still.all() if method == "lucir-held" else not still.any()
+        made = read_class_means(folders[1] / "imprinted.safetensors", _model(folders[0]))
+        assert not (now[len(old) :] == made).all(dim=1).any(), "new rows are trained"
+
+
+def _model(folder):
+    return Model.open(folder / "model").fingerprint
+
+
+@pytest.mark.parametrize("step", [1, 2])
 def test_new_rows_begin_where_the_old_model_sees_their_images(run, step):
     chain = Chain("lucir", 0)
     previous = run.previous(chain, step)
@@ -117,8 +113,8 @@ def test_new_rows_begin_where_the_old_model_sees_their_images(run, step):
     for row in range(run.benchmark.row_ends[step - 1], run.benchmark.row_ends[step]):
         samples = run.benchmark.steps[step]
         own = samples[run.benchmark.row_of_identity[dataset.identity[samples]] == row]
-        assert len(own) == 6
-        vectors = torch.from_numpy(embed(network, dataset, own, PipelineSettings(), 6))
+        assert len(own) == TRAINED
+        vectors = torch.from_numpy(embed(network, dataset, own, PipelineSettings(), TRAINED))
         expected.append(F.normalize(F.normalize(vectors).mean(dim=0), dim=0) * length)
     expected = torch.cat([old, torch.stack(expected)])
     file = run.step_folder(chain, step) / "imprinted.safetensors"
@@ -150,8 +146,8 @@ def test_both_can_be_planned(tmp_path, mode):
     plan = plan_run(config, split_of(config, identities=120, images=60_000), None)
     groups = [(step.step, step.methods) for step in plan.steps]
     both = ("icarl", "icarl-cnn")
-    assert {own for own in groups if own[0] == 0} == {(0, both), (0, ("lucir",))}
-    assert len(groups) == 8, "after step 0 apart by their decisions, too"
+    assert {own for own in groups if not own[0]} == {(0, both), (0, ("lucir", "lucir-held"))}
+    assert len(groups) == 10, "after step 0 apart by their decisions, too"
     for step in plan.steps:
         assert step.memory["peak"] > step.memory["embedder"] > 4 * 460_000
         assert ("teacher" in step.calls) == (step.step > 0)

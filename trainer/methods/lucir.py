@@ -1,10 +1,10 @@
 """LUCIR (Hou et al. 2019): cosines with a learned scale, directions kept, old from new apart.
 
 Authors' settings: CIFAR-100 with ResNet-32, 160 epochs, learning rate 0.1 divided by 10 after 80
-and 120, weight decay 5e-4, batches of 128; ImageNet with ResNet-18, 90 epochs, divided after 30 and
-60, weight decay 1e-4, `weight` 10; 20 exemplars an identity by herding. Their released code holds
-old rows still while it trains; ours trains them. Its fine-tuning on balanced data, on ImageNet
-only, is left out.
+and 120, weight decay 5e-4, batches of 128; ImageNet with ResNet-18, 90 epochs, divided after 30
+and 60, weight decay 1e-4, `weight` 10; 20 exemplars an identity by herding. Their released code
+holds old rows still while it trains, as `hold_old_rows` does. Its fine-tuning on balanced data, on
+ImageNet only, is left out.
 """
 
 import math
@@ -111,6 +111,9 @@ class LUCIR(Remembering):
     """K, new rows that each image of an old identity is set apart from."""
     margin: float = Field(default=0.5, ge=0)
     """m, by which its cosine with its own row is to be the larger."""
+    hold_old_rows: bool = False
+    """Old identities' rows stay as they are, as in the authors' released code; else they are
+    trained."""
 
     def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
         # behind a projection numbers have both signs anyway
@@ -126,8 +129,9 @@ class LUCIR(Remembering):
             KeepDirections(self.weight),
             SetApart(self.ranking, self.hardest, self.margin),
         )
+        start = Start(old_rows="held" if self.hold_old_rows else "previous", new_rows="imprinted")
         return Recipe(
-            start=Start(new_rows="imprinted"),
+            start=start,
             images=self.images(),
             terms=terms,
             predict=self.rule(),
