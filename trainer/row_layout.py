@@ -20,6 +20,8 @@ class RowBlock:
     """Rows below this start as the previous model's, all others at random."""
     trained: bool
     """Else it is frozen: without gradient or optimiser, and in no checkpoint."""
+    held: int = 0
+    """Rows below this stay as they are, in a block that is trained."""
 
 
 def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, RowBlock]:
@@ -27,15 +29,16 @@ def row_blocks(recipe: Recipe, old: int, last: int) -> dict[str, RowBlock]:
 
     There are `old` rows before the step and `last` after it. The names are in checkpoints.
     """
-    kept = old if recipe.start.old_rows == "previous" else 0
+    kept = old if recipe.start.old_rows != "scratch" else 0
+    holds = recipe.start.old_rows == "held"
     overs = {term.over for term in recipe.terms}
     if not old or _one_block(recipe):
-        return {"current": RowBlock(range(last), kept=kept, trained=True)}
+        return {"current": RowBlock(range(last), kept=kept, trained=True, held=old if holds else 0)}
     # Apart, because a softmax over the new rows alone is then one over a block, whose gradient is
     # used up while it is made (`updates_in_backward`); and old rows that nobody trains cost no
     # optimiser state. They are held all the same: the finished model has a row for everybody.
     return {
-        "previous": RowBlock(range(old), kept=kept, trained="old" in overs),
+        "previous": RowBlock(range(old), kept=kept, trained="old" in overs and not holds),
         "current": RowBlock(range(old, last), kept=old, trained=True),
     }
 
@@ -69,5 +72,7 @@ def updates_in_backward(recipe: Recipe, old: int) -> bool:
     already: so only where one Term does, and that Term is over the whole block.
     """
     joined = not old or _one_block(recipe)
+    if old and joined and recipe.start.old_rows == "held":
+        return False  # the losses do not know which rows stay
     within = [t.over for t in recipe.terms if t.over is not None and (joined or t.over != "old")]
     return len(within) == 1 and within[0] != "old"

@@ -97,7 +97,7 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
         old=old,
         embedder_optimizer=embedder_optimizer,
         row_optimizers={
-            name: RowOptimizer(blocks[name], spec.training)
+            name: RowOptimizer(blocks[name], spec.training, block.held)
             for name, block in layout.items()
             if block.trained
         },

@@ -303,5 +303,8 @@ def test_its_settings():
         assert method.network(NETWORK, step).last_relu
         assert method.loss(ClassifierSettings(margin=CosFace(), sampled=0.5), step) == COSINE
     assert method.recipe().start == Start(new_rows="imprinted")
+    held = LUCIR(hold_old_rows=True).recipe().start
+    assert held == Start(old_rows="held", new_rows="imprinted")
+    assert held.spelled(False) == "previous, old rows held, new rows imprinted"
     with pytest.raises(ValidationError, match="over"):
         LUCIR(over="new")

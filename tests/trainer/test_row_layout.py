@@ -19,12 +19,14 @@ from trainer.footprint import head_footprint
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import sharded_top_k
+from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids, sparse_rows
 from trainer.methods.combination import Combination
 from trainer.methods.images import AllImages
 from trainer.methods.recipe import Forward, Recipe, Start, Teacher
 from trainer.methods.terms import Classify, Distill
 from trainer.model import Model
+from trainer.optimizers import TrainingSettings
 from trainer.row_layout import RowBlock, row_blocks, rows_over, updates_in_backward
 from trainer.state import build_state
 
@@ -330,3 +332,38 @@ def test_two_losses_over_one_block_train_alike_in_parts_and_on_ranks(small_folde
         assert losses == pytest.approx(alone, rel=1e-3)
     a, b = (Model.open(o / "1" / "model").sharded_rows(Ranks()).weight for o in outs.values())
     torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"optimizer": "adamw", "row_state": "int8"}])
+def test_held_rows_stay_and_all_others_move_as_they_would(sparse, settings):
+    training = TrainingSettings(weight_decay=0.1, **settings)
+    for rank, world in ((0, 1), (0, 2), (1, 2), (2, 3)):
+        moved = []
+        for held in (0, OLD):
+            rows = ShardedRows.new(0, ROWS, 4, 0, Ranks(rank, world))
+            before = rows.weight.detach().clone()
+            optimizer = RowOptimizer(rows, training, held)
+            for seed in range(2):
+                gradient = torch.randn(before.shape, generator=torch.manual_seed(seed))
+                index = torch.arange(len(before))
+                rows.weight.grad = (
+                    sparse_rows(index, gradient, rows.weight.shape) if sparse else gradient
+                )
+                optimizer.step(0.1)
+            moved.append(rows.weight.detach())
+        old = rows.own_ids() < OLD
+        assert torch.equal(moved[1][old], before[old])
+        assert torch.equal(moved[1][~old], moved[0][~old])
+        assert (moved[0] != before).all()
+
+
+def test_who_holds_old_rows_says_so_in_the_layout():
+    recipe = Recipe(start=Start(old_rows="held"), terms=(ALL_ROWS,))
+    (block,) = row_blocks(recipe, OLD, ROWS).values()
+    assert block == RowBlock(range(ROWS), kept=OLD, trained=True, held=OLD)
+    assert not updates_in_backward(recipe, OLD), "it would move them"
+    assert updates_in_backward(recipe.at(0, 0), 0)
+    apart = Recipe(start=Start(old_rows="held"), terms=(Classify(), Distill(1.0, 3, 0.0, TAU)))
+    assert row_blocks(apart, OLD, ROWS) == TWO[False]
+    assert updates_in_backward(apart, OLD)

@@ -8,7 +8,7 @@ import math
 import torch
 
 from trainer.heads.row_state import Index, Moment, Touched, rows_at
-from trainer.heads.rows import ShardedRows
+from trainer.heads.rows import ShardedRows, own_ids
 from trainer.optimizers import ADAM_BETAS, ADAM_EPSILON, TrainingSettings
 
 _BLOCK = 1024
@@ -22,8 +22,10 @@ class RowOptimizer:
     late in training takes a first step like any other.
     """
 
-    def __init__(self, rows: ShardedRows, settings: TrainingSettings) -> None:
+    def __init__(self, rows: ShardedRows, settings: TrainingSettings, held: int = 0) -> None:
+        """`step` leaves rows r < `held` as they are: their gradient is dropped."""
         self.rows, self._settings = rows, settings
+        self._held = len(own_ids(rows.first, max(rows.first, held), rows.ranks))
         weight = rows.weight.detach()
         precision = settings.row_state
         self._moments = {}
@@ -62,9 +64,13 @@ class RowOptimizer:
         if gradient.is_sparse:
             # old rows in no image's neighbourhood stay as they are: neither decay nor momentum
             gradient = gradient.coalesce()
-            self.update(gradient.indices()[0], gradient.values(), rate)
+            index, values = gradient.indices()[0], gradient.values()
+            if self._held:
+                moved = index >= self._held
+                index, values = index[moved], values[moved]
+            self.update(index, values, rate)
             return
-        for start in range(0, len(gradient), _BLOCK):
+        for start in range(self._held, len(gradient), _BLOCK):
             block = slice(start, min(start + _BLOCK, len(gradient)))
             self.update(block, gradient[block], rate)
 

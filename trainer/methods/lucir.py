@@ -1,10 +1,10 @@
 """LUCIR (Hou et al. 2019): cosines with a learned scale, directions kept, old from new apart.
 
 Authors' settings: CIFAR-100 with ResNet-32, 160 epochs, learning rate 0.1 divided by 10 after 80
-and 120, weight decay 5e-4, batches of 128; ImageNet with ResNet-18, 90 epochs, divided after 30 and
-60, weight decay 1e-4, `weight` 10; 20 exemplars an identity by herding. Their released code holds
-old rows still while it trains; ours trains them. Its fine-tuning on balanced data, on ImageNet
-only, is left out.
+and 120, weight decay 5e-4, batches of 128; ImageNet with ResNet-18, 90 epochs, divided after 30
+and 60, weight decay 1e-4, `weight` 10; 20 exemplars an identity by herding. Their released code
+holds old rows still while it trains, as `hold_old_rows` does. Its fine-tuning on balanced data, on
+ImageNet only, is left out.
 """
 
 import math
@@ -84,12 +84,11 @@ class SetApart:
         directions = F.normalize(forward.embeddings)
         with torch.no_grad():
             unit = ShardedRows(new.first, new.last, F.normalize(new.weight), new.ranks)
-            nearest, _ = sharded_top_k(directions.detach(), unit, self.hardest)
+            nearest, _ = sharded_top_k(directions.detach(), unit, self.hardest, few=True)
         pairs = torch.cat([forward.labels[:, None], nearest], dim=1)
         cosines = activations(directions, rows, pairs, normalised=True)
         losses = (self.margin - cosines[:, :1] + cosines[:, 1:]).clamp_min(0).mean(dim=1)
-        # images of new identities stay and weigh nothing: shapes must not depend on data, for which
-        # a GPU waits
+        # images of new identities stay and weigh nothing, so that every shape is the batch's
         return (losses * is_old).sum(), every_is_old.sum().clamp_min(1)
 
 
@@ -112,6 +111,9 @@ class LUCIR(Remembering):
     """K, new rows that each image of an old identity is set apart from."""
     margin: float = Field(default=0.5, ge=0)
     """m, by which its cosine with its own row is to be the larger."""
+    hold_old_rows: bool = False
+    """Old identities' rows stay as they are, as in the authors' released code; else they are
+    trained."""
 
     def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
         # behind a projection numbers have both signs anyway
@@ -127,8 +129,9 @@ class LUCIR(Remembering):
             KeepDirections(self.weight),
             SetApart(self.ranking, self.hardest, self.margin),
         )
+        start = Start(old_rows="held" if self.hold_old_rows else "previous", new_rows="imprinted")
         return Recipe(
-            start=Start(new_rows="imprinted"),
+            start=start,
             images=self.images(),
             terms=terms,
             predict=self.rule(),

@@ -148,9 +148,10 @@ class Start:
 
     embedder: Literal["scratch", "previous"] = "previous"
     """Random, or the previous model's, with the running statistics of its margin."""
-    old_rows: Literal["scratch", "previous"] = "previous"
-    """Old identities' rows: random, or the previous model's. A model keeps a row for every
-    identity so far, so they are held even where nothing trains them."""
+    old_rows: Literal["scratch", "previous", "held"] = "previous"
+    """Old identities' rows: random, or the previous model's; held: these, and they stay as they
+    are, whatever Term is over them. A model keeps a row for every identity so far, so they are
+    there even where nothing trains them."""
     new_rows: Literal["random", "imprinted"] = "random"
     """New identities' rows: random, or the directions of the means of the previous model's unit
     embeddings of their images, as long as old rows are on average (LUCIR, released code)."""
