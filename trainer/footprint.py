@@ -53,6 +53,8 @@ class HeadFootprint:
     """The part of an iteration from embeddings to row gradients. Sizes in bytes."""
 
     rows: int
+    loaded: int
+    """What earlier phases prepared for Terms, such as an importance of each parameter."""
     frozen: int
     """The previous model, as far as the teacher keeps it on the device."""
     optimizer: int
@@ -146,9 +148,11 @@ def head_footprint(
     training: TrainingSettings,
     online: bool,
     world: int,
+    embedder: EmbedderSettings | None = None,
 ) -> HeadFootprint:
     """Runs the Terms dry of `recipe` (as it applies at the step) and their backward pass.
 
+    Terms on the embedder's parameters need the `embedder`.
     Old models, of embeddings of `old_dimension`, share one frozen copy of their rows. By the plain
     PyTorch path: kernels of our own are nothing that a dry_run could follow.
     """
@@ -170,6 +174,12 @@ def head_footprint(
         frozen = _rows(known, old_dimension, ranks) if classifies else None
         classifier = MarginLoss(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
+        network = build_embedder(embedder) if embedder is not None else torch.nn.Module()
+        parameters = dict(network.named_parameters())
+        without = dry_run.mark()
+        imagined = {type(want): want.imagined(parameters) for want in recipe.wants}
+        loaded = {kind: made for kind, made in imagined.items() if made is not None}
+        prepared = dry_run.held - without
         before = dry_run.mark()
         teacher, anchor = Teacher(), None
         if frozen is not None:
@@ -191,6 +201,8 @@ def head_footprint(
             rows=rows_over(recipe, rows, old),
             classifier=classifier,
             teacher=teacher,
+            loaded=loaded,
+            parameters=parameters,
             update=Update(optimizers["current"], 0.1) if fused else None,
             anchor=anchor,
         )
@@ -204,6 +216,7 @@ def head_footprint(
             optimizer.step(0.1)
         return HeadFootprint(
             rows=_bytes(*(r.weight for r in rows.values())),
+            loaded=prepared,
             frozen=_bytes(frozen.weight) if frozen is not None else 0,
             optimizer=kept,
             gradients=sum(gradients),

@@ -101,6 +101,14 @@ def learning_rate(settings: TrainingSettings, iteration: int) -> float:
     return settings.learning_rate * rise * 0.1**drops
 
 
+def reach(settings: TrainingSettings, rate: float) -> float:
+    """How far a gradient moves a weight in the end, per unit, at learning rate `rate`.
+
+    Momentum repeats each gradient, a bit less every time.
+    """
+    return rate / (1 - settings.momentum) if settings.optimizer == "sgd" else rate
+
+
 def make_optimizer(
     parameters: Iterable[torch.nn.Parameter], settings: TrainingSettings
 ) -> torch.optim.Optimizer:

@@ -18,7 +18,7 @@ from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import Part
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
 from trainer.methods.wants import Want
-from trainer.optimizers import TrainingSettings, learning_rate, set_learning_rate
+from trainer.optimizers import TrainingSettings, learning_rate, reach, set_learning_rate
 from trainer.processor import multiplies_bf16
 from trainer.row_layout import rows_over, updates_in_backward
 from trainer.state import State
@@ -159,6 +159,7 @@ class Stepper:
             # averages over the ranks what each has of its own images; these are whole on each
             parameters={n: state.gradients.enter(p) for n, p in self._parameters.items()},
             iteration=state.iteration,
+            reach=reach(self._training, rate),
             update=Update(state.row_optimizers["current"], rate) if fused else None,
             anchor=self._anchor,
             part=part,

@@ -110,6 +110,8 @@ class Kind(ABC, Generic[W]):
     where: ClassVar[Where]
     only_prepares: ClassVar[bool] = False
     """Its output is read by later phases of its step alone: nobody needs it once they are done."""
+    prepares_next: ClassVar[bool] = False
+    """Its output is what the training of the step after wants, of the phase's want."""
     implied: ClassVar[bool] = False
     """A training's fingerprint does not name it: its result follows from the training's recipe and
     the models before. For kinds that were released before kinds had versions."""

@@ -10,6 +10,7 @@ from launch.phases.evaluate import Evaluate
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
 from launch.phases.head_ends import Heads
+from launch.phases.importance import ParameterImportance
 from launch.phases.imprint import ImprintRows
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
@@ -23,6 +24,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Adopt(),
     Train(),
     ChooseExemplars(),
+    ParameterImportance(),
     MeansOfExemplars(),
     Heads(),
     Bias(),

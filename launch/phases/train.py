@@ -44,6 +44,7 @@ class Train(Kind[None]):
             prepared += exemplars_before(at)
         if not at.number:
             return tuple(prepared)
+        prepared += [p for p in at.at(at.number - 1).phases if p.kind.prepares_next]
         models = dict.fromkeys((at.number - 1, at.run.anchor_step(at.chain, at.number)))
         return (*prepared, *(at.at(number).model for number in models))
 
@@ -72,7 +73,7 @@ class Train(Kind[None]):
         prepared = {
             type(given.want): given.output.path.resolve()
             for given in phase.inputs
-            if given.kind.only_prepares
+            if given.kind.only_prepares or given.kind.prepares_next
         }
         job = TrainingJob(phase.at.chain, phase.at.number, phase.fingerprint, prepared)
         executor.on_ranks(phase.name, train_step, job)

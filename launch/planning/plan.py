@@ -222,6 +222,7 @@ class _Planner:
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
+            embedder=trained.embedder,
         )
         given = split.size, training, world
         embedder = embedder_footprint(trained.embedder, *given)
@@ -254,6 +255,7 @@ class _Planner:
                 training=training,
                 old=old,
                 images=images,
+                loaded=head.loaded,
             ),
             seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
         )
@@ -269,6 +271,7 @@ class _Planner:
             "embedder optimiser": embedder.optimizer,
             "rows": head.rows,
             "row optimiser": head.optimizer,
+            "loaded for losses": head.loaded,
             "previous model": head.frozen + embedder.parameters * beside,
             "images": 3 * height * width * images * (1 + self._config.data.prefetch),
         }
@@ -295,6 +298,7 @@ class _Planner:
         training: TrainingSettings,
         old: int,
         images: int,
+        loaded: int,
     ) -> dict[str, int]:
         (rows, trained_rows), wanted = saved, trained.recipe.want(Answers)
         checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
@@ -303,6 +307,8 @@ class _Planner:
         # old ones are deleted after a new one is complete
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
+        if loaded:  # the step leaves as much for the next one
+            disk["loaded for losses"] = loaded
         if wanted is not None and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
             answer = 4 * trained.old_embedder.dimension if wanted.embeddings else 0

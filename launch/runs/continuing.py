@@ -11,6 +11,7 @@ from monitoring.run_folder import (
     COMPARISONS_FILE,
     DECISION_FOLDER,
     EXEMPLARS_FOLDER,
+    IMPORTANCE_FOLDER,
     MODEL_FOLDER,
     chain_name,
     step_folder,
@@ -64,6 +65,20 @@ def carried_decision(config: RunConfig, chain: str) -> Path:
     if not found.exists():
         raise InputError(
             f"{config.continues} has no decision of {chain}'s: give the run of the same method"
+        )
+    return found
+
+
+def carried_importance(config: RunConfig, chain: str) -> Path:
+    """How much each parameter mattered to the run which `config` continues, up to its last step.
+
+    Raises InputError where that is not known.
+    """
+    found = _last_model(config, chain).with_name(IMPORTANCE_FOLDER)
+    if not found.exists():
+        raise InputError(
+            f"{config.continues} does not know which parameters matter to {chain}: run the same "
+            "method there, too"
         )
     return found
 

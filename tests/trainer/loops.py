@@ -16,15 +16,17 @@ from launch.inference.embed import embed
 from monitoring.metrics import Metrics
 from trainer.activity import Activity
 from trainer.backbones import EmbedderSettings
-from trainer.checkpoint import Fence, unfenced
+from trainer.checkpoint import Fence, save_folder, unfenced
 from trainer.class_means import class_means, class_sums, write_class_means
 from trainer.engine import ensure_process_group
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings
+from trainer.importance import Consolidated
 from trainer.loop import LOG, train
 from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation
+from trainer.methods.importance import Importance, consolidated_files
 from trainer.methods.wants import ClassMeans
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
@@ -96,6 +98,12 @@ def spec_of(
     )
 
 
+def any_importance(embedder: torch.nn.Module) -> Consolidated:
+    """Any will do here: how they are measured is tested elsewhere."""
+    parameters = {name: p.detach() for name, p in embedder.named_parameters()}
+    return Consolidated({name: p.square() for name, p in parameters.items()}, parameters)
+
+
 def train_step(
     dataset: Path,
     out: Path,
@@ -149,6 +157,11 @@ def train_step(
         write_class_means(spec.class_means, means, previous.fingerprint)
     losses = [] if losses is None else losses
     ranks, activity = Ranks.default(), Activity(count)
+    if (wanted := recipe.want(Importance)) is not None and previous is not None:
+        folder = out / str(step) / "importance"
+        files, card = consolidated_files(any_importance(previous.embedder()), wanted.of)
+        save_folder(folder, files if ranks.rank == 0 else {}, card, ranks)
+        spec = replace(spec, prepared={Importance: folder})
 
     def report(record: dict[str, Any]) -> None:
         if "event" in record:

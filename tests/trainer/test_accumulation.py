@@ -10,7 +10,7 @@ import torch
 from data_shards.orders.order import rank_slice
 from data_shards.pipeline import Batch
 from tests.ranks import on_ranks
-from tests.trainer.loops import ALL
+from tests.trainer.loops import ALL, any_importance
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine, ensure_process_group
@@ -25,6 +25,7 @@ from trainer.methods import METHODS
 from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
 from trainer.methods.icarl import ICaRL
+from trainer.methods.importance import Importance
 from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Finetune
 from trainer.methods.recipe import OldClassifier
@@ -146,7 +147,8 @@ def updated(method, settings, accumulate):
         guard=guard,
     )
     before = [p.detach().clone() for p in embedder.parameters()]
-    step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor)
+    loaded = {Importance: any_importance(old)}
+    step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor, loaded=loaded)
     labels = torch.cat([known, new])
     losses = step(Batch(images, labels, np.arange(count), np.zeros(count, dtype=bool)))
     assert step.fault is None

@@ -52,7 +52,7 @@ class Pull:
         return forward.once(0.5 * sum(squares))
 
 
-def updated(terms, precision, accumulate, zero):
+def updated(terms, precision, accumulate, zero, loaded=None):
     """The parameters before and after one update, and the mean of each Term."""
     ranks = Ranks.default()
     training = TrainingSettings(
@@ -87,7 +87,7 @@ def updated(terms, precision, accumulate, zero):
     own = rank_slice(BATCH, ranks.rank, ranks.world)
     count = own.stop - own.start
     batch = Batch(images[own], labels[own], np.arange(count), np.zeros(count, dtype=bool))
-    step = Stepper(training, Recipe(terms=terms), state, NoTeacher(), ranks)
+    step = Stepper(training, Recipe(terms=terms), state, NoTeacher(), ranks, loaded=loaded)
     losses = step(batch)
     while step.fault == "overflow":  # of fp16, which halves the loss scale and leaves the rest
         losses = step(batch)

@@ -15,6 +15,7 @@ from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.icarl import ICaRL
+from trainer.methods.importance import ElasticWeightConsolidation, MemoryAwareSynapses
 from trainer.methods.lfl import LessForgetting
 from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Baseline, Finetune, Joint
@@ -35,6 +36,8 @@ METHODS: dict[str, type[MethodSettings]] = {
     "icarl": ICaRL,
     "lucir": LUCIR,
     "bic": BiasCorrection,
+    "ewc": ElasticWeightConsolidation,
+    "mas": MemoryAwareSynapses,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""

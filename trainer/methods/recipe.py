@@ -88,6 +88,9 @@ class Forward:
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The embedder's trainable parameters by name, with autograd, equal on every rank."""
     iteration: int = 0
+    reach: float = 0.0
+    """How far a gradient of 1 moves a weight in the end, see `trainer.optimizers.reach`; 0: not
+    known."""
     update: Update | None = None
     """For the one Term that is over the current rows: it may update them in the backward pass;
     none: leave their gradient."""

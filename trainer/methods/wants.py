@@ -4,7 +4,7 @@ A want is data: a frozen dataclass. A new one is a class of its own, in whatever
 in; nothing here or in `Recipe` lists them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -33,6 +33,13 @@ class Want:
 
         Called once on each rank before the first iteration. Nothing, unless a class knows better:
         answers and frozen rows reach Terms by ways of their own.
+        """
+        return None
+
+    def imagined(self, parameters: Mapping[str, torch.Tensor]) -> Any:
+        """The like of what `load` makes, of any values, beside an embedder of these `parameters`.
+
+        For dry runs, which read no file: its tensors count as memory of each rank.
         """
         return None
 
