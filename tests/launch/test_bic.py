@@ -21,6 +21,7 @@ from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.inference.embed import embed
 from launch.phases import bias
+from launch.planning.plan import plan_run, split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.conftest import jpeg
@@ -169,6 +170,7 @@ import os, signal, sys
 from pathlib import Path
 from launch.config.load import load_config
 from launch.phases import bias
+from launch.planning.plan import plan_run, split_of
 from tests.alone import execute_alone
 
 def killed(*_):
@@ -250,3 +252,13 @@ def test_a_memory_too_small_to_hold_images_out_is_refused_before_any_training(ro
         execute_alone(config(root, **method), root / "refused")
     assert "\n" not in str(refused.value)
     assert not (root / "refused/chains").exists()
+
+
+def test_a_plan_refuses_it_too_and_counts_what_is_trained_on(root, run):
+    good = config(root)
+    steps = plan_run(good, split_of(good, None, None), None).steps
+    trained = [len(training_samples(run.training_spec(CHAIN, step))) for step in (1, 2)]
+    assert [step.images for step in steps[1:]] == trained
+    bad = config(root, hold_out=0.2)
+    with pytest.raises(InputError, match="learning step 1 of bic would hold no image"):
+        plan_run(bad, split_of(bad, None, None), None)
