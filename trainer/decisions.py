@@ -93,6 +93,8 @@ class BiasCorrected:
     ``alpha`` and ``beta`` [C]: of each class the line that its learning step was found to need.
     """
 
+    decay: float = 1e-4
+    """What held the two numbers near 1 and 0 when they were fitted, see `trainer.bias.fit`."""
     name: ClassVar[str] = "bias-corrected"
 
     def scores(

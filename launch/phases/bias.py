@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
 from launch.execution.executor import Executor
 from launch.inference.embed import units
@@ -37,17 +36,11 @@ class CorrectionsBefore(Kind[Corrections]):
 
     def wants(self, at: Step) -> tuple[Corrections, ...]:
         want = at.recipe.want(Corrections) if at.number else None
-        if want is None:
-            return ()
-        if not isinstance(at.run.rule(at.chain), BiasCorrected):
-            raise InputError(
-                f"methods.{at.chain.method}: bic's losses ask for its decision: use bic by itself"
-            )
-        return (want,)
+        return () if want is None else (want,)
 
     def inputs(self, at: Step, want: Corrections) -> tuple[Phase, ...]:
         before = at.at(at.number - 1).decision
-        assert before is not None
+        assert before is not None, "its losses come with its rule"
         return (before,)
 
     def decides(self, at: Step, want: Corrections) -> Any:
@@ -83,7 +76,7 @@ class Bias(Kind[BiasCorrected]):
     def decides(self, at: Step, want: BiasCorrected) -> Any:
         if not at.number:
             return []
-        return [at.recipe.hold_out, self._decay(at), at.number, at.chain.seed]
+        return [at.recipe.hold_out, want.decay, at.number, at.chain.seed]
 
     def output(self, at: Step, want: BiasCorrected) -> Output:
         return Output(at.folder / DECISION_FOLDER)
@@ -94,11 +87,12 @@ class Bias(Kind[BiasCorrected]):
         if at.number:
             _, corrections, _ = phase.inputs
             alpha, beta = Corrections().load(corrections.output.path, Ranks(), torch.device("cpu"))
-            line = fit(self._held_out(phase, executor, model, (alpha, beta)), self._decay(at))
+            line = fit(self._held_out(phase, executor, model, (alpha, beta)), phase.want.decay)
             said = f"{line[0]:.4f} z {line[1]:+.4f} for new classes"
         elif run.config.continues is not None:
-            link(carried_decision(run.config, at.chain.name), phase.output.path)
-            Decision.open(phase.output.path, model)
+            carried = carried_decision(run.config, at.chain.name)
+            Decision.open(carried, model)
+            link(carried, phase.output.path)
             return "as it was"
         else:
             alpha = beta = torch.empty(0, dtype=torch.float64)
@@ -111,10 +105,6 @@ class Bias(Kind[BiasCorrected]):
         files, card = decision_files(phase.want, prepared, model)
         save_folder(phase.output.path, files, card, Ranks(), run.fence.check)
         return said
-
-    @staticmethod
-    def _decay(at: Step) -> float:
-        return at.run.config.methods[at.chain.method].decay  # type: ignore[attr-defined]
 
     @staticmethod
     def _held_out(

@@ -5,8 +5,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_shards.settings import InputError
 from data_shards.splits.benchmark import counted_split
+from data_shards.splits.holding_out import check_held
 from data_shards.storage.neighbours import VIEWS
 from launch.config.run import RunConfig
 from launch.planning.hardware import Machine
@@ -218,6 +221,10 @@ class _Planner:
         old, last, training = self._old(step), split.row_ends[step], config.training
         if recipe.sees_all:
             training = for_all_data(training, split.row_ends, step)
+        if recipe.hold_out:
+            none = np.empty(0, dtype=np.int64)
+            where = f"learning step {step} of {', '.join(methods)}"
+            check_held(none, recipe.held_each(old), none.astype(object), where)
         images = recipe.count(split.images, split.row_ends, step)
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),

@@ -24,6 +24,15 @@ from tests.fuzz.harness import Target
 from tests.fuzz.source_targets import SOURCE_TARGETS
 from trainer.arrays import read_embeddings, write_embeddings
 from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.checkpoint import save_folder
+from trainer.checkpoint.inspection import inspect
+from trainer.decisions import (
+    BiasCorrected,
+    Decision,
+    LargestOfHeads,
+    Rule,
+    decision_files,
+)
 from trainer.gallery import Gallery
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
@@ -96,14 +105,34 @@ def read_model(folder: Path) -> None:
     assert len(names) == len(rows.weight) == model.rows
 
 
-def forged(folder: Path) -> None:
-    """The model's manifest has the right hash of every file."""
-    path = folder / "m" / "manifest.json"
+def forged(folder: Path, of: str = "m") -> None:
+    """The manifest of the model, or of folder `of`, has the right hash of every file."""
+    path = folder / of / "manifest.json"
     hashes = {
-        name: hashlib.sha256((folder / "m" / name).read_bytes()).hexdigest()
+        name: hashlib.sha256((folder / of / name).read_bytes()).hexdigest()
         for name in json.loads(path.read_bytes())
     }
     path.write_text(json.dumps(hashes), encoding="utf-8")
+
+
+def decision_with(rule: Rule, name: str, **prepared: torch.Tensor) -> Callable[[Path], Path]:
+    """The decision of that model, of which file `name` is damaged."""
+
+    def good(folder: Path) -> Path:
+        model_with("card.json")(folder)
+        files, card = decision_files(rule, prepared, Model.open(folder / "m"))
+        save_folder(folder / "decision", files, card, Ranks())
+        return folder / "decision" / name
+
+    return good
+
+
+def read_decision(folder: Path) -> None:
+    """Opens it, and decides by it."""
+    model = Model.open(folder / "m")
+    classes = Decision.open(folder / "decision", model).classes(model, torch.ones(2, 8))
+    assert len(classes) == 2 and 0 <= int(classes.min()) <= int(classes.max()) < model.rows
+    inspect(str(folder / "decision"))
 
 
 def text(name: str, content: str) -> Callable[[Path], Path]:
@@ -219,6 +248,23 @@ TARGETS: dict[str, Target] = {
     "embedder": Target(model_with("embedder.safetensors"), read_model, forged),
     "names": Target(model_with("names.safetensors"), read_model, forged),
     "rows": Target(model_with("rows-00000-of-00001.safetensors"), read_model, forged),
+    "decision-card": Target(
+        decision_with(LargestOfHeads(), "card.json", ends=torch.tensor([2, 6])),
+        read_decision,
+        lambda at: forged(at, "decision"),
+    ),
+    "heads": Target(
+        decision_with(LargestOfHeads(), "prepared.safetensors", ends=torch.tensor([2, 6])),
+        read_decision,
+        lambda at: forged(at, "decision"),
+    ),
+    "lines": Target(
+        decision_with(
+            BiasCorrected(), "prepared.safetensors", alpha=torch.ones(6), beta=torch.zeros(6)
+        ),
+        read_decision,
+        lambda at: forged(at, "decision"),
+    ),
     "ledger": Target(text("ledger.jsonl", LEDGER), lambda at: Ledger.open(at / "ledger.jsonl")),
     "metrics": Target(text("metrics.jsonl", METRICS), lambda at: records.metrics(at)),
     "configuration": Target(text("run.yaml", CONFIG), lambda at: load_config(at / "run.yaml")),

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.inference.embed import embed
 from launch.phases import bias
+from launch.planning.plan import plan_run, split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.conftest import jpeg
@@ -161,28 +165,53 @@ def test_an_evaluation_goes_by_corrected_logits(run):
     assert found["class_accuracy"] == pytest.approx(np.mean(expected.numpy() == labels))
 
 
-def test_stopped_in_stage_2_it_goes_on_bit_for_bit(run, root, monkeypatch):
-    real, asked = bias.fit, []
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from launch.config.load import load_config
+from launch.phases import bias
+from launch.planning.plan import plan_run, split_of
+from tests.alone import execute_alone
 
-    def stopping(*given):
-        asked.append(given)
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return real(*given)
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(bias, "fit", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        execute_alone(config(root), root / "stopped")
-    last = root / "stopped/chains/bic/seed-0/steps/2"
-    assert (last / "model").exists() and not (last / "decision").exists()
-    execute_alone(config(root), root / "stopped")
-    assert len(asked) == 3, "what was finished was done again"
+setattr(bias, sys.argv[3], killed)
+execute_alone(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_killed_in_stage_2_it_goes_on_bit_for_bit(run, root):
+    """By SIGKILL before the old lines are there, and before new ones are found; and stopped before
+    these are written."""
+    config(root)
+    last = root / "killed/chains/bic/seed-0/steps/1"
+    for moment, there in (("link", "0/decision"), ("fit", "1/model")):
+        command = [sys.executable, "-c", KILLED, root / "c.json", root / "killed", moment]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert (last.parent / there).exists() and not (last / "decision").exists()
+    before = (root / "killed/ledger.jsonl").read_text().splitlines()
+    with pytest.MonkeyPatch.context() as patched:
+        # once more, at the last moment
+        patched.setattr(bias, "save_folder", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            execute_alone(config(root), root / "killed")
+    execute_alone(config(root), root / "killed")
+    after = (root / "killed/ledger.jsonl").read_text().splitlines()
+    assert after[: len(before)] == before
+    phases = [json.loads(line)["phase"] for line in after]
+    assert len(set(phases)) == len(phases), "what was finished was done again"
     for step in range(3):
         whole = run.step_folder(CHAIN, step)
-        own = root / "stopped" / whole.relative_to(run.folder)
+        own = root / "killed" / whole.relative_to(run.folder)
         for name in ("model", "decision"):
             assert hashes(own / name) == hashes(whole / name), (step, name)
         assert (own / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def test_a_run_that_continues_takes_the_lines_along(run, root):
@@ -223,3 +252,13 @@ def test_a_memory_too_small_to_hold_images_out_is_refused_before_any_training(ro
         execute_alone(config(root, **method), root / "refused")
     assert "\n" not in str(refused.value)
     assert not (root / "refused/chains").exists()
+
+
+def test_a_plan_refuses_it_too_and_counts_what_is_trained_on(root, run):
+    good = config(root)
+    steps = plan_run(good, split_of(good, None, None), None).steps
+    trained = [len(training_samples(run.training_spec(CHAIN, step))) for step in (1, 2)]
+    assert [step.images for step in steps[1:]] == trained
+    bad = config(root, hold_out=0.2)
+    with pytest.raises(InputError, match="learning step 1 of bic would hold no image"):
+        plan_run(bad, split_of(bad, None, None), None)

@@ -146,6 +146,15 @@ def test_wrong_losses_are_told_from_ours(wrong):
         assert_equal(results, name, given, loss)
 
 
+def test_a_student_that_says_what_its_teacher_does_is_not_pushed():
+    embeddings, labels, rows, old_embeddings, old_rows = draws()
+    alike = old_embeddings, labels, torch.cat([old_rows, rows[OLD:]]), old_embeddings, old_rows
+    _, pushed, by_id = both(alike)["distill"]
+    assert pushed.abs().max() < 1e-12 and max(g.abs().max() for g in by_id.values()) < 1e-12
+    _, pushed, _ = both((embeddings, labels, rows, old_embeddings, old_rows))["distill"]
+    assert pushed.abs().max() > 1e-3
+
+
 def test_an_update_is_that_of_a_separate_loop():
     """Network, rows and losses of three updates, lambda included."""
     found = updated(Recipe(terms=tuple(terms().values())), LINEAR, NETWORK)
@@ -176,6 +185,9 @@ def test_logits_that_are_no_lines_are_refused():
         with pytest.raises(InputError, match="softmax"):
             BiasCorrection().loss(settings, 1)
     assert BiasCorrection().loss(LINEAR, 1) == LINEAR
+    # a combination of methods asks none of them
+    with pytest.raises(InputError, match="softmax"):
+        on_rank(terms(), ClassifierSettings(margin=CosFace()), draws())
 
 
 def test_images_held_out_without_a_memory_are_refused():

@@ -52,6 +52,15 @@ def with_one(embeddings: torch.Tensor) -> torch.Tensor:
     return torch.cat([embeddings, embeddings.new_ones(len(embeddings), 1)], dim=1)
 
 
+def check_linear(classifier: ClassifierSettings) -> None:
+    """Raises InputError for logits that are no products of embeddings with all rows."""
+    if classifier.scale is not None or classifier.sampled < 1:
+        raise InputError(
+            "bic corrects plain logits over all rows: set classifier.margin.kind=softmax and "
+            "classifier.sampled=1 for it, or leave the method out"
+        )
+
+
 @dataclass(frozen=True)
 class Corrections(Want):
     """The lines of all steps before."""
@@ -89,6 +98,7 @@ class ClassifyCorrected:
         rows, lines = forward.rows["all"], forward.loaded.get(Corrections)
         embeddings = forward.embeddings
         if lines is not None:  # there are none where a training is only planned
+            check_linear(forward.classifier.settings)
             embeddings = with_one(embeddings)
             rows = rows.seen_as(lines.rows(rows.weight))
         losses = forward.classifier.losses(
@@ -155,15 +165,10 @@ class BiasCorrection(MethodSettings):
         return Recipe(
             images=(NewImages(), self.memory.source()),
             terms=(ClassifyCorrected(), DistilCorrected(self.temperature)),
-            predict=BiasCorrected(),
+            predict=BiasCorrected(self.decay),
             hold_out=self.hold_out,
         )
 
     def loss(self, usual: ClassifierSettings, step: int) -> ClassifierSettings:
-        """Raises InputError for logits that are no lines of the embedding."""
-        if usual.scale is not None or usual.sampled < 1:
-            raise InputError(
-                "bic corrects plain logits over all rows: set classifier.margin.kind=softmax and "
-                "classifier.sampled=1 for it, or leave the method out"
-            )
+        check_linear(usual)
         return usual

@@ -57,4 +57,5 @@ class Combination(MethodSettings):
             terms=terms,
             anchor=anchors.pop() if anchors else "previous",
             predict=next(iter(rules), LargestLogit()),
+            hold_out=max(recipe.hold_out for recipe in recipes),
         )
