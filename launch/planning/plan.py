@@ -16,6 +16,7 @@ from monitoring.run_folder import chain_name
 from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
+from trainer.decisions import NearestMean
 from trainer.dry_run import Operation
 from trainer.footprint import (
     Calls,
@@ -61,6 +62,8 @@ class StepPlan:
     new_identities: int
     images: int
     """Training images."""
+    exemplars: int
+    """Those of them that are of earlier steps' memory."""
     iterations: int
     epochs: float
     rows_by_rank: tuple[int, ...]
@@ -76,6 +79,18 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class KeptPlan:
+    """The memory that a learning step of a method leaves for the next."""
+
+    method: str
+    step: int
+    images: int
+    """At most: an identity may have fewer than its share."""
+    pixel_bytes: int
+    """Of the same as pixels, three bytes each; encoded images are smaller."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run's learning steps, for one seed."""
 
@@ -84,6 +99,8 @@ class Plan:
     machine: Machine | None
     shards: int | None
     steps: list[StepPlan]
+    exemplars: list[KeptPlan]
+    """Of methods with a memory."""
 
     def values(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -141,7 +158,19 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
         machine=machine,
         shards=split.shards,
         steps=steps,
+        exemplars=list(_kept(config, split)),
     )
+
+
+def _kept(config: RunConfig, split: Split) -> Iterator[KeptPlan]:
+    """What every step of every method with a memory leaves."""
+    height, width = split.size
+    for name, method in config.methods.items():
+        memory = method.recipe().memory
+        for step in range(len(split.row_ends)) if memory is not None else ():
+            assert memory is not None
+            images = memory.count(split.images, split.row_ends, step + 1)
+            yield KeptPlan(name, step, images, 3 * height * width * images)
 
 
 @dataclass(frozen=True)
@@ -218,7 +247,7 @@ class _Planner:
         old, last, training = self._old(step), split.row_ends[step], config.training
         if recipe.sees_all:
             training = for_all_data(training, split.row_ends, step)
-        images = recipe.count(split.images, split.row_ends, step)
+        images, memory = recipe.count(split.images, split.row_ends, step), recipe.memory
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
@@ -241,6 +270,7 @@ class _Planner:
             old_identities=old,
             new_identities=last - old,
             images=images,
+            exemplars=memory.count(split.images, split.row_ends, step) if memory else 0,
             iterations=training.iterations,
             epochs=training.iterations * training.batch / images,
             rows_by_rank=tuple(map(sum, owned)),
@@ -253,6 +283,7 @@ class _Planner:
                 trained=trained,
                 training=training,
                 old=old,
+                last=last,
                 images=images,
             ),
             seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
@@ -294,6 +325,7 @@ class _Planner:
         trained: "_Trained",
         training: TrainingSettings,
         old: int,
+        last: int,
         images: int,
     ) -> dict[str, int]:
         (rows, trained_rows), wanted = saved, trained.recipe.want(Answers)
@@ -303,6 +335,8 @@ class _Planner:
         # old ones are deleted after a new one is complete
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
+        if isinstance(trained.recipe.predict, NearestMean):
+            disk["class means"] = 4 * last * trained.embedder.dimension
         if wanted is not None and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
             answer = 4 * trained.old_embedder.dimension if wanted.embeddings else 0
