@@ -34,7 +34,7 @@ from trainer.methods import Method
 from trainer.methods.recipe import Recipe
 from trainer.methods.wants import Answers
 from trainer.model import Model
-from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.optimizers import TrainingSettings, schedule
 from trainer.row_layout import row_blocks
 
 
@@ -244,10 +244,9 @@ class _Planner:
     def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
         config, split, world = self._config, self._split, self.world
         recipe, dimension = trained.recipe, trained.embedder.dimension
-        old, last, training = self._old(step), split.row_ends[step], config.training
-        if recipe.sees_all:
-            training = for_all_data(training, split.row_ends, step)
+        old, last = self._old(step), split.row_ends[step]
         images, memory = recipe.count(split.images, split.row_ends, step), recipe.memory
+        training = schedule(config.training, images, recipe.sees_all, split.row_ends, step)
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
