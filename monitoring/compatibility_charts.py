@@ -6,9 +6,10 @@ from typing import Any
 
 from monitoring.charts import WIDTH, Line, line_chart, ticks
 from monitoring.compatibility import in_words
+from monitoring.heat_maps import Axes, heat_map
 
 Comparisons = list[dict[str, Any]]
-_CELL, _MARGIN = 64, 56
+_SEARCHES = Axes("queries by step", "gallery by step")
 
 
 def matrices(found: Comparisons) -> list[tuple[str, str]]:
@@ -28,7 +29,7 @@ def matrices(found: Comparisons) -> list[tuple[str, str]]:
                 cells[old, old], cells[new, old] = figures["old_old"], figures["new_old"]
                 cells[old, new], cells[new, new] = figures["old_new"], figures["new_new"]
                 holds[new, old] = figures["holds"]
-            charts.append((f"{method}: {in_words(point)}, %", heat_map(cells, holds)))
+            charts.append((f"{method}: {in_words(point)}, %", heat_map(cells, _SEARCHES, holds)))
     return charts
 
 
@@ -36,41 +37,6 @@ def _first_seed(found: Comparisons, method: str) -> Comparisons:
     own = [one for one in found if one["method"] == method]
     first = min(one["seed"] for one in own)
     return [one for one in own if one["seed"] == first]
-
-
-def heat_map(cells: dict[tuple[int, int], float], holds: dict[tuple[int, int], bool]) -> str:
-    """An SVG of shares by (row: query model's step, column: gallery model's step).
-
-    Cells in `holds` have a green frame where the criterion holds, and a red one where not.
-    """
-    size = 1 + max(row for row, _ in cells)
-    low, high = min(cells.values()), max(cells.values())
-    side = _MARGIN + size * _CELL + 8
-    parts = [f'<svg class="heat" viewBox="0 0 {side} {side}" role="img" aria-label="matrix">']
-    for step in range(size):
-        at = _MARGIN + (step + 0.5) * _CELL
-        parts.append(
-            f'<text class="tick" x="{at}" y="{_MARGIN - 8}" text-anchor="middle">{step}</text>'
-            f'<text class="tick" x="{_MARGIN - 8}" y="{at + 4}" text-anchor="end">{step}</text>'
-        )
-    middle = _MARGIN + size * _CELL / 2
-    parts.append(
-        f'<text class="tick" x="{middle}" y="18" text-anchor="middle">gallery by step</text>'
-        f'<text class="tick" transform="translate(14 {middle}) rotate(-90)" '
-        f'text-anchor="middle">queries by step</text>'
-    )
-    for (row, column), value in sorted(cells.items()):
-        strength = (value - low) / max(high - low, 1e-9)
-        x, y = _MARGIN + column * _CELL, _MARGIN + row * _CELL
-        frame = ("holds" if holds[row, column] else "fails") if (row, column) in holds else ""
-        parts.append(
-            f'<rect class="cell {frame}" x="{x + 3}" y="{y + 3}" width="{_CELL - 6}" '
-            f'height="{_CELL - 6}" rx="5" style="fill-opacity:{0.08 + 0.62 * strength:.3f}"><title>'
-            f"queries by step {row}, gallery by step {column}: {100 * value:.2f} %</title></rect>"
-            f'<text class="value" x="{x + _CELL / 2}" y="{y + _CELL / 2 + 5}" '
-            f'text-anchor="middle">{100 * value:.1f}</text>'
-        )
-    return "".join([*parts, "</svg>"])
 
 
 def gain_charts(found: Comparisons, colours: dict[str, int]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from monitoring.compatibility import (
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
 from monitoring.goodput import USES, goodput, summary_line
+from monitoring.incremental_charts import class_incremental
 from monitoring.live.extent import Damaged, extent
 from monitoring.records import Damage, comparisons, evaluations, examples, ledger, step_files, told
 from monitoring.records import metrics as training
@@ -70,6 +71,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
             for name, charts in tradeoffs(evaluations(folder, damage), methods, colours).items()
         ],
+        incremental=class_incremental(folder, rows, methods, _PICTURES, damage),
         compatibility=_compatibility(folder, colours, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours, damage)],
         timeline=Markup(timeline(spans)),

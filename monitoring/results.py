@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from monitoring.memory import memory, memory_table
 from monitoring.records import Damage, evaluations
 from untrusted.text import printable
 
@@ -19,10 +20,14 @@ METRICS = {
     "seen_top1": "top-1 on step 0's identities",
     "class_accuracy": "accuracy among all classes so far",
     "average_accuracy": "average incremental accuracy",
+    "task_accuracy": "accuracy averaged over steps' classes",
     "forgetting": "average forgetting",
+    "first_drop": "drop on step 0's classes (F)",
+    "old_as_new": "old classes' images taken for new",
+    "new_as_old": "new classes' images taken for old",
 }
-LOWER_IS_BETTER = {"forgetting"}
-HARDER_EACH_STEP = {"class_accuracy", "average_accuracy", "forgetting"}
+LOWER_IS_BETTER = {"forgetting", "first_drop", "old_as_new", "new_as_old"}
+HARDER_EACH_STEP = {"class_accuracy", "average_accuracy", "task_accuracy", *LOWER_IS_BETTER}
 """Among ever more classes: that they are worse than a step before is no fault."""
 _OF_TESTS = {
     "accuracy": "10-fold accuracy",
@@ -67,7 +72,12 @@ def figures(evaluation: dict[str, Any]) -> dict[str, tuple[str, float]]:
 
 
 def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each metric, for each run, method and step."""
+    """Mean and standard deviation over seeds of each metric, for each run, method and step.
+
+    Where learned classes are tested: ``tasks`` and ``confusion``, means over seeds, and ``memory``
+    (`monitoring.memory`).
+    """
+    folders = list(folders)
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = defaultdict(list)
     for folder in folders:
         for evaluation in evaluations(folder, damage):
@@ -81,13 +91,33 @@ def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[
             values = [figure[metric][1] for figure in of_seeds if metric in figure]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             row[metric] = {"title": title, "mean": statistics.fmean(values), "std": deviation}
+        for key in ("tasks", "confusion"):
+            lists = [evaluation[key] for evaluation in found if key in evaluation]
+            if len({len(own) for own in lists}) == 1:  # a damaged file may be of another length
+                row[key] = _mean(lists)
         rows.append(row)
+    kept = {(f.name, *key): own for f in folders for key, own in memory(f, damage).items()}
+    for row in rows:
+        if (own := kept.get((row["run"], row["method"], row["step"]))) is not None:
+            row["memory"] = own
     return rows
+
+
+def _mean(values: list[Any]) -> Any:
+    """The mean over seeds of numbers, or of lists of equal lengths, element by element."""
+    if isinstance(values[0], list):
+        return [_mean(list(own)) for own in zip(*values, strict=True)]
+    return statistics.fmean(values)
 
 
 def metrics(rows: list[dict[str, Any]]) -> dict[str, str]:
     """Every metric of `compare`'s rows and its title, those of test sets last."""
-    found = {m: v["title"] for row in rows for m, v in row.items() if isinstance(v, dict)}
+    found = {
+        m: v["title"]
+        for row in rows
+        for m, v in row.items()
+        if isinstance(v, dict) and "title" in v
+    }
     return {m: METRICS[m] for m in METRICS if m in found} | found
 
 
@@ -104,7 +134,7 @@ def ordered_methods(rows: list[dict[str, Any]], metric: str | None = None) -> li
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
-    """One table a metric: methods down, learning steps across, percent."""
+    """One table a metric: methods down, learning steps across, percent; and one of the memory."""
     steps = sorted({row["step"] for row in rows})
     several_runs = len({row["run"] for row in rows}) > 1
     found = {(r["run"], r["method"], r["step"]): r for r in rows}
@@ -125,6 +155,8 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
         drawn.append(table)
     if drawn and any(row["seeds"] > 1 for row in rows):
         drawn[-1].caption, drawn[-1].caption_justify = SPREAD, "left"
+    if (kept := memory_table(rows)) is not None:
+        drawn.append(kept)
     return drawn
 
 

@@ -16,6 +16,8 @@ from untrusted.pictures import open_picture
 from untrusted.text import printable
 
 MOST_STEPS = 10_000
+MOST_TASKS = 1000
+"""Learning steps of a matrix over them: a page has a cell for each two."""
 _PICTURE_BYTES, _PICTURE_PIXELS = 16 << 20, 1 << 26
 _STRICT = ConfigDict(strict=True)
 Phase = tuple[str, int, int, str]
@@ -48,12 +50,14 @@ def _cut(most: int, keep: str = "") -> AfterValidator:
     return AfterValidator(lambda text: printable(text[:most], keep))
 
 
+Jpeg = Annotated[str, Field(max_length=_PICTURE_BYTES), AfterValidator(_jpeg)]
 PhaseName = Annotated[str, Field(max_length=300), AfterValidator(_phase)]
 Name = Annotated[str, Field(max_length=500), _cut(500)]
 Words = Annotated[str, _cut(5000)]
 Real = Annotated[float, Field(ge=-1e18, le=1e18, allow_inf_nan=False)]
 """A number that may be added, squared and drawn."""
 Share = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Portion = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Moment = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 """Seconds since 1970."""
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
@@ -159,6 +163,28 @@ class TestResults(TypedDict):
     cleaned: NotRequired["TestResults"]
 
 
+def _square(rows: list[list[float]]) -> list[list[float]]:
+    if any(len(row) != len(rows) for row in rows):
+        raise PydanticCustomError("square", "it is no square matrix")
+    return rows
+
+
+Matrix = Annotated[
+    list[Annotated[list[Portion], Field(max_length=MOST_TASKS)]],
+    Field(min_length=1, max_length=MOST_TASKS),
+    AfterValidator(_square),
+]
+"""[T, T] a share for each two learning steps."""
+
+
+@with_config(_STRICT)
+class ModelBytes(TypedDict):
+    """What a model's numbers take."""
+
+    network: Count
+    rows: Count
+
+
 @with_config(_STRICT)
 class Evaluation(TypedDict):
     """What a learning step's model reached."""
@@ -169,7 +195,13 @@ class Evaluation(TypedDict):
     seen_top1: NotRequired[Share]
     class_accuracy: NotRequired[Share]
     average_accuracy: NotRequired[Share]
+    task_accuracy: NotRequired[Share]
     forgetting: NotRequired[Share]
+    first_drop: NotRequired[Share]
+    old_as_new: NotRequired[Share]
+    new_as_old: NotRequired[Share]
+    confusion: NotRequired[Matrix]
+    model_bytes: NotRequired[ModelBytes]
     cmc: NotRequired[Shares]
     roc: NotRequired[Curve]
     tasks: NotRequired[Shares]
@@ -181,7 +213,7 @@ class Picture(TypedDict):
     """An image and whom it shows."""
 
     identity: Annotated[str, _cut(200)]
-    jpeg: Annotated[str, Field(max_length=_PICTURE_BYTES), AfterValidator(_jpeg)]
+    jpeg: Jpeg
 
 
 @with_config(_STRICT)
@@ -190,6 +222,27 @@ class Search(TypedDict):
 
     query: Picture
     found: Annotated[list[Picture], Field(max_length=100)]
+
+
+@with_config(_STRICT)
+class ShownExemplars(TypedDict):
+    """An identity and the first of its exemplars."""
+
+    identity: Annotated[str, _cut(200)]
+    jpegs: Annotated[list[Jpeg], Field(max_length=100)]
+
+
+@with_config(_STRICT)
+class Exemplars(TypedDict):
+    """What a learning step keeps of the images so far."""
+
+    images: Count
+    identities: Count
+    bytes: Count
+    """Of the images as they are stored."""
+    pixel_bytes: NotRequired[Count]
+    """Of the same as pixels, three bytes each; not said where sizes differ."""
+    shown: Annotated[list[ShownExemplars], Field(max_length=1000)]
 
 
 @with_config(_STRICT)
@@ -308,4 +361,5 @@ EVENT = TypeAdapter(Event)
 LOG_LINE = TypeAdapter(LogLine)
 EVALUATION = TypeAdapter(Evaluation)
 EXAMPLES = TypeAdapter(Annotated[list[Search], Field(max_length=1000)])
+EXEMPLARS = TypeAdapter(Exemplars)
 COMPARISONS = TypeAdapter(Comparisons)

@@ -102,6 +102,12 @@ class Model:
         """The running statistics of its margin."""
         return Folder.at(self.folder).tensors("classifier")
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of its numbers: the network's with its running statistics, and the rows'."""
+        numbers = Folder.at(self.folder).tensors("embedder").values()
+        network = sum(tensor.numel() * tensor.element_size() for tensor in numbers)
+        return {"network": network, "rows": 4 * self.rows * self.settings.dimension}
+
     def sharded_rows(self, ranks: Ranks) -> ShardedRows:
         """This rank's part of its rows."""
         weight = load_rows(

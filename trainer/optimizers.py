@@ -1,8 +1,9 @@
 """Optimisers and learning-rate schedule of a training phase."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +20,9 @@ class TrainingSettings(Settings):
     iterations: int = Field(default=400, ge=1)
     """Optimiser updates a learning step. A method that trains on the images of all steps so far
     makes more, and has its milestones later, in proportion to the identities: as many epochs."""
+    epochs: int | None = Field(default=None, ge=1)
+    """Passes over a learning step's images, exemplars included, in place of `iterations`, which is
+    then not read; `milestones` are epochs, too. None: `iterations` says."""
     batch: int = Field(default=128, ge=1)
     """Images in the global batch, over all workers."""
     accumulate: int = Field(default=1, ge=1)
@@ -31,7 +35,8 @@ class TrainingSettings(Settings):
     learning_rate: float = Field(default=0.05, gt=0)
     """At the start of each learning step."""
     milestones: tuple[int, ...] = ()
-    """Iterations after which the learning rate is divided by ten."""
+    """Iterations, or epochs where `epochs` is set, after which the learning rate is divided by
+    ten."""
     warmup: int = Field(default=0, ge=0)
     """Iterations over which the learning rate rises linearly from zero."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -70,13 +75,39 @@ class TrainingSettings(Settings):
 
     @model_validator(mode="after")
     def _milestones_come_in_order(self) -> "TrainingSettings":
-        inside = all(0 < m < self.iterations for m in self.milestones)
+        unit = "iterations" if self.epochs is None else "epochs"
+        last = self.iterations if self.epochs is None else self.epochs
+        inside = all(0 < m < last for m in self.milestones)
         if list(self.milestones) != sorted(set(self.milestones)) or not inside:
             raise ValueError(
-                f"milestones {list(self.milestones)} must ascend and lie between 0 and "
-                f"iterations = {self.iterations}"
+                f"milestones {list(self.milestones)} must ascend and lie between 0 and {unit} = "
+                f"{last}"
             )
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        values = super().deciding()
+        # without epochs, as fingerprints were before there was this key
+        del values["epochs" if self.epochs is None else "iterations"]
+        return values
+
+
+def schedule(
+    settings: TrainingSettings, images: int, sees_all: bool, rows: Sequence[int], step: int
+) -> TrainingSettings:
+    """`settings` with the iterations and milestones of learning step `step`, on `images` images.
+
+    `sees_all`: they are those of every step so far; see `for_all_data`.
+    """
+    if settings.epochs is None:
+        return for_all_data(settings, rows, step) if sees_all else settings
+
+    def iterations(epochs: int) -> int:
+        return max(1, math.ceil(epochs * images / settings.batch))
+
+    milestones = tuple(map(iterations, settings.milestones))
+    update = {"iterations": iterations(settings.epochs), "milestones": milestones, "epochs": None}
+    return settings.model_copy(update=update)
 
 
 def for_all_data(settings: TrainingSettings, rows: Sequence[int], step: int) -> TrainingSettings:

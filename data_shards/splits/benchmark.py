@@ -14,6 +14,7 @@ from data_shards.sources import ROLES
 from data_shards.splits.benchmark_file import BenchmarkFile, place
 from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.splits.cameras import knows_cameras
+from data_shards.splits.classified import classified_samples
 from data_shards.splits.known import KnownIdentities, Names
 from data_shards.storage.dataset import ShardDataset
 from data_shards.storage.joined import JoinedDataset
@@ -52,7 +53,7 @@ class Benchmark:
     """[row_ends[-1]] the identity of each classifier row."""
     classified: tuple[Ids, ...] = ()
     """The test samples of each learning step's own identities, for accuracy task by task; none
-    unless a benchmark file names them."""
+    unless a benchmark file names them, or `BenchmarkSettings.classified` says which they are."""
     exemplars: Ids = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """The samples of the memory of earlier steps, where it is joined to the dataset; see
     `with_exemplars`."""
@@ -404,5 +405,6 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdent
         seen_query=seen_query,
         seen_gallery=seen_gallery,
         names=_names(dataset, row, rows[-1], known),
+        classified=classified_samples(dataset, settings, row, rows, learned),
         by_image=by_image(dataset, settings),
     )

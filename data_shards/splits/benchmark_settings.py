@@ -47,6 +47,10 @@ class BenchmarkSettings(Settings):
     are then found easily, and figures come out too high: take them out first. Where no image's
     camera is known, cameras means images. role: those of role query (drawn in fonts held out, for
     instance)."""
+    classified: Literal["none", "query"] = "none"
+    """Which images of *learned* identities are classified, for accuracy class by class
+    (class-incremental learning). query: those of role query; every identity that is learned then
+    needs one. With it, `test_identities` may be 0."""
     pairs: int = 6000
     """Image pairs of the 10-fold verification test, half of them of one identity."""
     seen_identities: int = 500
@@ -69,6 +73,8 @@ class BenchmarkSettings(Settings):
         values = super().deciding()
         if self.sha256 is None:  # a file counts by its content, wherever it lies
             del values["sha256"]
+        if self.classified == "none":  # as fingerprints were before there was this key
+            del values["classified"]
         return values
 
     def pinned(self) -> "BenchmarkSettings":
@@ -110,5 +116,5 @@ class BenchmarkSettings(Settings):
 
 _DRAWN_ONLY = (
     *("first_share", "train_identities", "test_identities", "evaluate", "validation_identities"),
-    *("query_cameras", "queries", "pairs", "seen_identities", "seed"),
+    *("query_cameras", "queries", "classified", "pairs", "seen_identities", "seed"),
 )

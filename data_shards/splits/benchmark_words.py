@@ -23,7 +23,10 @@ def in_words(
     if left:
         yield f"{left:,} identities of the dataset are neither learned nor tested"
     if len(tested) > learned:
-        less = "lower benchmark.test_identities; 0 learns all, where evaluation.tests measure"
+        less = (
+            "lower benchmark.test_identities; 0 learns all, where benchmark.classified or "
+            "evaluation.tests measure"
+        )
         yield f"more identities are kept for testing than are learned: {less}"
     if drawn:
         yield from _lowered(dataset, settings, benchmark)
@@ -41,12 +44,16 @@ def _lowered(
     if 0 < folds < FOLDS:
         yield f"verification has {folds} folds, not {FOLDS}: so few identities are tested"
     seen = len(benchmark.seen_query)
+    tested = sum(map(len, benchmark.classified))
+    if tested:
+        yield f"{tested:,} images with role query of the identities learned are classified"
     if seen < settings.seen_identities:
         yield (
             f"forgetting is measured on {seen:,} identities of step 0, the only ones with two "
             f"images here, not on benchmark.seen_identities = {settings.seen_identities:,}"
         )
-    used = np.concatenate([*benchmark.steps, benchmark.query, benchmark.gallery])
+    tests = [benchmark.query, benchmark.gallery, *benchmark.classified]
+    used = np.concatenate([*benchmark.steps, *tests])
     idle = np.setdiff1d(np.flatnonzero(dataset.role != ROLES.index("train")), used)
     if len(idle):
         roles = ", ".join(ROLES[role] for role in np.unique(dataset.role[idle]))

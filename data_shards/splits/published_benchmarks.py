@@ -97,8 +97,9 @@ def bct_face(dataset: ShardDataset, percents: Sequence[float], seed: int) -> Ben
     )
 
 
-def class_incremental(dataset: ShardDataset, tasks: int) -> BenchmarkFile:
-    """Half of the classes first, then the rest in `tasks` equal tasks.
+def class_incremental(dataset: ShardDataset, tasks: int, equal: bool = False) -> BenchmarkFile:
+    """Half of the classes first, then the rest in `tasks` equal tasks; or all in `tasks` `equal`
+    ones.
 
     Classes are ordered by name and permuted by NumPy's RandomState(1993), as is customary since
     iCaRL. The images with role query are the test images of their classes.
@@ -107,9 +108,9 @@ def class_incremental(dataset: ShardDataset, tasks: int) -> BenchmarkFile:
     by_name = trained[np.argsort(dataset.names[trained].astype(str), kind="stable")]
     # not `counter_rng`: published results use this very order
     order = by_name[np.random.RandomState(ORDER_SEED).permutation(len(by_name))]
-    half = len(order) // 2
-    parts = [order[:half], *np.array_split(order[half:], tasks)]
-    _all_filled(parts, tasks + 1)
+    half = 0 if equal else len(order) // 2
+    parts = [*([] if equal else [order[:half]]), *np.array_split(order[half:], tasks)]
+    _all_filled(parts, len(parts))
     learned = np.zeros(len(dataset.names), dtype=bool)
     learned[trained] = True
     tested = np.flatnonzero((dataset.role == _QUERY) & learned[dataset.identity])
@@ -120,7 +121,7 @@ def class_incremental(dataset: ShardDataset, tasks: int) -> BenchmarkFile:
         )
     return BenchmarkFile(
         benchmark="class-incremental",
-        drawn={"tasks": tasks, "order_seed": ORDER_SEED},
+        drawn={"tasks": tasks, "order_seed": ORDER_SEED} | ({"equal": True} if equal else {}),
         steps=_named(dataset, parts),
         classified=_keys(dataset, tested),
     )

@@ -86,11 +86,16 @@ def class_incremental(
     tasks: Annotated[
         int, typer.Option(min=1, help="Tasks after the first half of the classes.")
     ] = 5,
+    equal: Annotated[
+        bool, typer.Option("--equal", help="No half first: all classes in so many equal tasks.")
+    ] = False,
 ) -> None:
     """Half of the classes first, then the rest in equal tasks, in the customary order."""
     from data_shards.splits import published_benchmarks
 
-    _write(dataset, out, lambda opened: published_benchmarks.class_incremental(opened, tasks))
+    _write(
+        dataset, out, lambda opened: published_benchmarks.class_incremental(opened, tasks, equal)
+    )
 
 
 def _write(dataset: str, out: Path, draw: "Callable[[ShardDataset], BenchmarkFile]") -> None:

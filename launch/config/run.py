@@ -147,10 +147,11 @@ class RunConfig(Settings):
                 "adopted and continues both say which model is the first: leave one out"
             )
         drawn = self.benchmark.file is None and self.benchmark.evaluate == "test"
-        if drawn and self.benchmark.test_identities == 0 and not self.evaluation.tests:
+        measured = self.evaluation.tests or self.benchmark.classified != "none"
+        if drawn and self.benchmark.test_identities == 0 and not measured:
             raise ValueError(
-                "benchmark.test_identities = 0 leaves nothing to evaluate on: raise it, or name "
-                "test sets in evaluation.tests"
+                "benchmark.test_identities = 0 leaves nothing to evaluate on: raise it, name test "
+                "sets in evaluation.tests, or write benchmark.classified=query"
             )
         return self
 

@@ -16,11 +16,12 @@ from launch.phases.kind import Kind, Output, Phase, Step
 from monitoring.records import evaluation
 from monitoring.results import figures
 from monitoring.run_folder import EMBEDDINGS_FILE, EVALUATION_FILE, EXAMPLES_FILE
+from monitoring.schemas import MOST_TASKS
 from trainer.arrays import write_embeddings
 from trainer.decisions import Decision
-from trainer.evaluation.incremental import so_far
+from trainer.evaluation.incremental import confused, so_far, task_accuracy, task_confusion
 from trainer.evaluation.protocol import (
-    class_accuracies,
+    classify,
     evaluate,
     samples_to_embed,
     search_examples,
@@ -92,18 +93,25 @@ class Evaluate(Kind[None]):
 def _by_step(
     at: Step, model: Model, samples: Ids, embeddings: NDArray[np.float32]
 ) -> dict[str, Any]:
-    """Accuracy on each step's classes, and what earlier steps' say of it; see `so_far`.
+    """Accuracy on each step's classes, and what earlier steps' say of it; see `so_far`. With it
+    which step's classes images are taken for, and the bytes of the network and its rows.
 
     Empty where the benchmark names no such images, or the classifier knows other classes.
     """
     run, step = at.run, at.number
-    ends = run.benchmark.row_ends
-    if not run.benchmark.classified or model.adopted or model.rows != ends[step]:
+    ends = run.benchmark.row_ends[: step + 1]
+    if not run.benchmark.classified or model.adopted or model.rows != ends[-1]:
         return {}
     made = at.decision
     decision = Decision() if made is None else Decision.open(made.output.path, model)
     classes = partial(decision.classes, model)
-    given = (run.dataset, run.benchmark, step, samples, embeddings, classes)
+    answers = classify(run.dataset, run.benchmark, step, samples, embeddings, classes)
     earlier = [evaluation(at.at(past).folder / EVALUATION_FILE) for past in range(step)]
-    accuracies = [*(found.get("tasks", []) for found in earlier), class_accuracies(*given)]
-    return so_far(accuracies, ends) if all(accuracies) else {}
+    accuracies = [found.get("tasks", []) for found in earlier]
+    if answers is None or not all(accuracies):
+        return {}
+    accuracies.append(task_accuracy(*answers, ends).tolist())
+    found = {**so_far(accuracies, run.benchmark.row_ends), "model_bytes": model.sizes()}
+    if step < MOST_TASKS:
+        found |= confused(task_confusion(*answers, ends))
+    return found

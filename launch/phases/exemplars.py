@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.files import write_atomically
+from data_shards.files import write_atomically, write_json
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
@@ -22,7 +22,8 @@ from launch.inference.worker import ShardWorker
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.continuing import carried_exemplars
 from launch.runs.run import Run
-from monitoring.run_folder import EXEMPLARS_FOLDER
+from monitoring.run_folder import EXEMPLARS_FILE, EXEMPLARS_FOLDER
+from trainer.exemplar_sheet import exemplar_sheet
 from trainer.exemplars import drawn, herding
 from trainer.methods.images import Choice, Exemplars
 from trainer.methods.spelling import spelled
@@ -61,7 +62,7 @@ class ChooseExemplars(Kind[Exemplars]):
         return [spelled(want), at.number, at.chain.seed]
 
     def output(self, at: Step, want: Exemplars) -> Output:
-        return Output(at.folder / EXEMPLARS_FOLDER)
+        return Output(at.folder / EXEMPLARS_FOLDER, optional=(EXEMPLARS_FILE,))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, want = phase.at, phase.at.run, phase.want
@@ -77,7 +78,9 @@ class ChooseExemplars(Kind[Exemplars]):
         shutil.rmtree(written, ignore_errors=True)
         source = {"kind": "exemplars", "choose": want.choose, "share": share}
         manifest = write_dataset(chain(old, new), written, source, shard_samples=_SHARD)
+        told = exemplar_sheet(ShardDataset.open(written), run.config.evaluation.examples)
         run.fence.check()
+        write_json(phase.output.path.with_name(EXEMPLARS_FILE), told)
         shutil.rmtree(phase.output.path, ignore_errors=True)
         written.rename(phase.output.path)
         shutil.rmtree(part)

@@ -19,6 +19,7 @@ from monitoring.run_folder import chain_name
 from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
 from trainer.checkpoint.policy import superfluous
+from trainer.decisions import NearestMean
 from trainer.dry_run import Operation
 from trainer.footprint import (
     Calls,
@@ -36,7 +37,7 @@ from trainer.methods import Method
 from trainer.methods.recipe import Recipe
 from trainer.methods.wants import Answers
 from trainer.model import Model
-from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.optimizers import TrainingSettings, schedule
 from trainer.row_layout import row_blocks
 
 
@@ -64,6 +65,8 @@ class StepPlan:
     new_identities: int
     images: int
     """Training images."""
+    exemplars: int
+    """Those of them that are of earlier steps' memory."""
     iterations: int
     epochs: float
     rows_by_rank: tuple[int, ...]
@@ -79,6 +82,18 @@ class StepPlan:
 
 
 @dataclass(frozen=True)
+class KeptPlan:
+    """The memory that a learning step of a method leaves for the next."""
+
+    method: str
+    step: int
+    images: int
+    """At most: an identity may have fewer than its share."""
+    pixel_bytes: int
+    """Of the same as pixels, three bytes each; encoded images are smaller."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run's learning steps, for one seed."""
 
@@ -87,6 +102,8 @@ class Plan:
     machine: Machine | None
     shards: int | None
     steps: list[StepPlan]
+    exemplars: list[KeptPlan]
+    """Of methods with a memory."""
 
     def values(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -144,7 +161,19 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
         machine=machine,
         shards=split.shards,
         steps=steps,
+        exemplars=list(_kept(config, split)),
     )
+
+
+def _kept(config: RunConfig, split: Split) -> Iterator[KeptPlan]:
+    """What every step of every method with a memory leaves."""
+    height, width = split.size
+    for name, method in config.methods.items():
+        memory = method.recipe().memory
+        for step in range(len(split.row_ends)) if memory is not None else ():
+            assert memory is not None
+            images = memory.count(split.images, split.row_ends, step + 1)
+            yield KeptPlan(name, step, images, 3 * height * width * images)
 
 
 @dataclass(frozen=True)
@@ -218,14 +247,13 @@ class _Planner:
     def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
         config, split, world = self._config, self._split, self.world
         recipe, dimension = trained.recipe, trained.embedder.dimension
-        old, last, training = self._old(step), split.row_ends[step], config.training
-        if recipe.sees_all:
-            training = for_all_data(training, split.row_ends, step)
+        old, last = self._old(step), split.row_ends[step]
         if recipe.hold_out:
             none = np.empty(0, dtype=np.int64)
             where = f"learning step {step} of {', '.join(methods)}"
             check_held(none, recipe.held_each(old), none.astype(object), where)
-        images = recipe.count(split.images, split.row_ends, step)
+        images, memory = recipe.count(split.images, split.row_ends, step), recipe.memory
+        training = schedule(config.training, images, recipe.sees_all, split.row_ends, step)
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
@@ -249,6 +277,7 @@ class _Planner:
             old_identities=old,
             new_identities=last - old,
             images=images,
+            exemplars=memory.count(split.images, split.row_ends, step) if memory else 0,
             iterations=training.iterations,
             epochs=training.iterations * training.batch / images,
             rows_by_rank=tuple(map(sum, owned)),
@@ -261,6 +290,7 @@ class _Planner:
                 trained=trained,
                 training=training,
                 old=old,
+                last=last,
                 images=images,
                 loaded=head.loaded,
             ),
@@ -304,6 +334,7 @@ class _Planner:
         trained: "_Trained",
         training: TrainingSettings,
         old: int,
+        last: int,
         images: int,
         loaded: int,
     ) -> dict[str, int]:
@@ -316,6 +347,8 @@ class _Planner:
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
         if loaded:  # the step leaves as much for the next one
             disk["loaded for losses"] = loaded
+        if isinstance(trained.recipe.predict, NearestMean):
+            disk["class means"] = 4 * last * trained.embedder.dimension
         if wanted is not None and not self._online:
             views = len(VIEWS) if self._config.data.augmentation.flip else 1
             answer = 4 * trained.old_embedder.dimension if wanted.embeddings else 0

@@ -20,6 +20,8 @@ def plan_tables(plan: Plan) -> Iterator[Any]:
     if plan.world > 1:
         yield _parts(plan, "sent by each rank in an iteration", _messages, lambda m: m["sum"])
     yield _parts(plan, "disk, one method and seed", lambda step: step.disk, _total)
+    if plan.exemplars:
+        yield _memory(plan)
     shards = "of unknown size" if plan.shards is None else size_text(plan.shards)
     models = plan.seeds * sum(step.disk["model"] * _chains(step) for step in plan.steps)
     yield f"shards {shards}; models of all methods and seeds {size_text(models)}"
@@ -116,6 +118,18 @@ def _parts(
     for name in names:
         if any(column.get(name) for column in columns):
             table.add_row(name, *(size_text(column.get(name, 0)) for column in columns))
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    """A line a learning step and size; methods that keep as much share it."""
+    title = "exemplars kept for the next step, one seed; pixels are not encoded"
+    table = _table(title, "", "methods", "images", "pixels")
+    lines: dict[tuple[int, int, int], list[str]] = {}
+    for kept in plan.exemplars:
+        lines.setdefault((kept.step, kept.images, kept.pixel_bytes), []).append(kept.method)
+    for (step, images, pixels), methods in sorted(lines.items(), key=lambda line: line[0][0]):
+        table.add_row(f"step {step}", " ".join(methods), f"{images:,}", size_text(pixels))
     return table
 
 

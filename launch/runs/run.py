@@ -35,7 +35,7 @@ from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.images import Exemplars
 from trainer.methods.recipe import Recipe
 from trainer.model import Model
-from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.optimizers import TrainingSettings, schedule
 from trainer.training_spec import TrainingSpec
 
 
@@ -179,10 +179,11 @@ class Run:
 
     def training(self, chain: Chain, step: int) -> TrainingSettings:
         """The schedule of a learning step."""
-        settings = self.config.training
-        if not self.recipe(chain, step).sees_all:
-            return settings
-        return for_all_data(settings, self.benchmark.row_ends, step)
+        settings, recipe = self.config.training, self.recipe(chain, step)
+        rows, images = self.benchmark.row_ends, 0
+        if settings.epochs is not None:
+            images = recipe.count([len(own) for own in self.benchmark.steps], rows, step)
+        return schedule(settings, images, recipe.sees_all, rows, step)
 
     def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
         """The network of a learning step."""

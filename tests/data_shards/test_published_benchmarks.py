@@ -234,6 +234,14 @@ def test_classes_come_in_the_order_that_the_field_draws_with_seed_1993(make):
     assert order == legacy.tolist()
 
 
+def test_equal_tasks_are_the_same_order_from_the_first_on(make):
+    dataset = make("class-incremental straight", classes())
+    halved, equal = class_incremental(dataset, 5), class_incremental(dataset, 10, equal=True)
+    assert [len(step) for step in equal.steps] == [10] * 10
+    assert sum(equal.steps, ()) == sum(halved.steps, ()) and equal.classified == halved.classified
+    assert equal.drawn["equal"] and "equal" not in halved.drawn
+
+
 def test_test_images_of_classes_are_told_apart_by_step(make, tmp_path):
     dataset = make("class-incremental straight", classes())
     write_benchmark(class_incremental(dataset, 5), tmp_path / "b")

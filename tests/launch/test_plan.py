@@ -278,6 +278,34 @@ def test_the_tables_fit_eighty_columns(config):
         assert word in text
 
 
+def test_exemplars_are_planned_as_a_run_counts_them(config):
+    """Class by class: each keeps its share, and all images where it has no more."""
+    methods = "methods={a: {kind: finetune, over: all, memory: {total: 9999}}, "
+    methods += "b: {kind: finetune, over: all, memory: {per_class: 20}, predict: nearest-mean}, "
+    plan = planned(config, methods + "finetune: {over: all}}")
+    images = COUNTS["images"] // COUNTS["identities"]  # of each class
+    ends = (1500, 3000, 4500)
+    kept = {(one.method, one.step): one for one in plan.exemplars}
+    assert kept.keys() == {(name, step) for name in "ab" for step in range(3)}
+    for step, end in enumerate(ends):
+        a, b = kept["a", step], kept["b", step]
+        assert a.images == sum(min(9999 // end, images) for _ in range(end))
+        held_out = BenchmarkSettings().seen_identities
+        assert b.images == end * images - held_out  # fewer than 20 a class are there
+        assert b.pixel_bytes == 3 * 32 * 32 * b.images
+    trained = {(s.step, name): s for s in plan.steps for name in s.methods}
+    for step in (1, 2):
+        own = trained[step, "a"]
+        assert own.exemplars == kept["a", step - 1].images
+        assert own.images == own.exemplars + trained[step, "finetune"].images
+        assert trained[step, "finetune"].exemplars == 0
+        assert trained[step, "b"].disk["class means"] == 4 * 16 * ends[step]
+        assert "class means" not in own.disk
+    text = written(plan)
+    assert "exemplars kept" in text and "9,000" in text and "…" not in text
+    assert "exemplars kept" not in written(planned(config))
+
+
 def test_what_does_not_fit_is_said(config):
     overrides = "embedder.dimension=4000000", "methods={finetune: {}}"
     text = written(planned(config, *overrides, machine=MACHINES["h100"]))

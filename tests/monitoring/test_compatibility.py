@@ -12,10 +12,10 @@ from monitoring.compatibility_charts import (
     backfill_charts,
     flip_rows,
     gain_charts,
-    heat_map,
     matrices,
     whiskers,
 )
+from monitoring.heat_maps import Axes, heat_map
 from monitoring.report import draw
 from tests.monitoring.test_report import HOSTILE, write_run
 
@@ -105,7 +105,7 @@ def test_a_matrix_holds_every_model_with_every_other(tmp_path):
 
 def test_cells_are_framed_by_their_verdicts():
     cells = {(0, 0): 0.5, (1, 0): 0.6, (0, 1): 0.1, (1, 1): 0.7}
-    drawn = ET.fromstring(heat_map(cells, {(1, 0): False}))
+    drawn = ET.fromstring(heat_map(cells, Axes("query", "gallery"), {(1, 0): False}))
     frames = [e.get("class") for e in drawn.iter() if (e.get("class") or "").startswith("cell")]
     assert frames == ["cell ", "cell ", "cell fails", "cell "]
 

@@ -38,6 +38,7 @@ FILES = {
     "chains/fkd/seed-0/steps/1/compatibility.json": "compare report",
     "chains/fkd/seed-0/steps/1/examples.json": "report",
     "chains/fkd/seed-0/steps/1/neighbour_examples.json": "report",
+    "chains/fkd/seed-0/steps/1/exemplars.json": "compare report",
 }
 """Those that somebody may have damaged, and which commands look at each."""
 
@@ -80,6 +81,23 @@ def write_whole_run(folder: Path, dataset: Path) -> Path:
     return folder
 
 
+def classified(step: int) -> dict[str, Any]:
+    """The figures on learned classes after a step, as evaluation.json has them."""
+    tasks = [0.5 - 0.1 * (step - task) for task in range(step + 1)]
+    share = 1 / (step + 1)
+    figures = {"class_accuracy": 0.5, "average_accuracy": 0.6, "task_accuracy": 0.55}
+    if step:
+        figures |= {"forgetting": 0.1, "first_drop": 0.1, "old_as_new": 0.3, "new_as_old": 0.2}
+    figures |= {"tasks": tasks, "confusion": [[share] * (step + 1)] * (step + 1)}
+    return {**figures, "model_bytes": {"network": 4_200_000, "rows": 10_240}}
+
+
+def kept(step: int, jpeg: str) -> dict[str, Any]:
+    """What exemplars.json says of the exemplars that a step leaves."""
+    shown = [{"identity": "id-1", "jpegs": [jpeg, jpeg]}]
+    return {"images": 40, "identities": 20, "bytes": 51_000, "pixel_bytes": 30_720, "shown": shown}
+
+
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """A JSON lines file."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
@@ -109,7 +127,8 @@ def _write_output(run: Run, kind: str, output: Path, step: int) -> None:
         write("neighbour_examples.json", [{"query": picture, "found": [picture]}])
     elif kind == "evaluate":
         figures = {"top1": 0.5, "map": 0.4, "verification": 0.8, "cmc": [0.5, 0.6], "roc": _ROC}
-        write("evaluation.json", {**figures, "queries": 9, "tasks": [0.5], "tests": _TESTS})
+        write("evaluation.json", {**figures, **classified(step), "queries": 9, "tests": _TESTS})
+        write("exemplars.json", kept(step, picture["jpeg"]))
         write("examples.json", [{"query": picture, "found": [picture]}])
         output.with_name("embeddings.safetensors").write_bytes(b"")
     elif kind == "compatibility":

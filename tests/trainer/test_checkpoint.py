@@ -21,7 +21,7 @@ from trainer.checkpoint.rows import load_rows, part_name, rows_tensors
 from trainer.heads.collectives import Ranks
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
-from trainer.optimizers import TrainingSettings, for_all_data, learning_rate
+from trainer.optimizers import TrainingSettings, for_all_data, learning_rate, schedule
 
 FIRST, LAST, SETTINGS = 5, 18, TrainingSettings(iterations=1)
 
@@ -283,6 +283,24 @@ def test_new_rows_do_not_depend_on_the_world_size():
         for rank in range(world):
             part = ShardedRows.new(3, 9000, 4, 7, Ranks(rank, world))
             assert torch.equal(part.weight, whole.weight[part.own_ids() - 3])
+
+
+def test_epochs_are_passes_over_the_images_of_the_step():
+    settings = TrainingSettings(epochs=10, milestones=(4, 8), batch=32)
+    found = schedule(settings, images=100, sees_all=False, rows=(5, 10), step=1)
+    assert found.iterations == 32 and found.milestones == (13, 25)  # of 1,000, 400 and 800 images
+    whole = schedule(settings, images=200, sees_all=True, rows=(5, 10), step=1)
+    assert whole.iterations == 63, "not longer again for having more identities"
+    assert schedule(found, images=7, sees_all=False, rows=(5, 10), step=1) == found
+    with pytest.raises(ValueError, match="between 0 and epochs = 3"):
+        TrainingSettings(epochs=3, milestones=(3,))
+
+
+def test_epochs_leave_the_fingerprints_of_before_alone():
+    assert "epochs" not in TrainingSettings().deciding()
+    epochs = TrainingSettings(epochs=3)
+    assert epochs.deciding()["epochs"] == 3
+    assert epochs.deciding() == TrainingSettings(epochs=3, iterations=7).deciding()
 
 
 def test_the_schedule_drops_at_milestones_and_stretches_for_all_data():

@@ -17,8 +17,11 @@ from trainer.evaluation.incremental import (
     average_accuracy,
     average_forgetting,
     average_over_tasks,
+    confused,
     forgetting_rate,
+    so_far,
     task_accuracy,
+    task_confusion,
 )
 from trainer.evaluation.open_set import open_set
 from trainer.evaluation.retrieval import nearest, retrieve
@@ -323,3 +326,54 @@ def test_a_large_gallery_is_searched_in_the_memory_of_its_scores():
     assert gallery.most <= blocks.TILE
     assert used < 13 + 40  # the scores; labels in order, a row of scores sorted, a tile
     assert found[0].skipped == 0
+
+
+ENDS = st.lists(st.integers(1, 4), min_size=1, max_size=5)
+
+
+@given(sizes=ENDS, seed=st.integers(0, 10**6))
+def test_confusion_counts_image_by_image(sizes, seed):
+    ends = tuple(np.cumsum(sizes).tolist())
+    draw = np.random.default_rng(seed)
+    label = np.concatenate([np.arange(ends[-1]), draw.integers(0, ends[-1], 30)])
+    predicted = draw.integers(0, ends[-1], len(label))
+    task_of = [next(t for t, end in enumerate(ends) if c < end) for c in range(ends[-1])]
+    counts = [[0] * len(ends) for _ in ends]
+    for said, true in zip(predicted.tolist(), label.tolist(), strict=True):
+        counts[task_of[true]][task_of[said]] += 1
+    found = task_confusion(predicted, label, ends)
+    assert found.tolist() == counts
+    figures = confused(found)
+    for row, shares in zip(counts, figures["confusion"], strict=True):
+        assert shares == pytest.approx([n / sum(row) for n in row])
+    if len(ends) == 1:
+        assert figures.keys() == {"confusion"} and figures["confusion"] == [[1.0]]
+        return
+    old = [(s, t) for s, t in zip(predicted.tolist(), label.tolist(), strict=True)]
+    newest = len(ends) - 1
+    of_old = [task_of[s] == newest for s, t in old if task_of[t] < newest]
+    of_new = [task_of[s] < newest for s, t in old if task_of[t] == newest]
+    assert figures["old_as_new"] == pytest.approx(sum(of_old) / len(of_old))
+    assert figures["new_as_old"] == pytest.approx(sum(of_new) / len(of_new))
+
+
+def test_confusion_is_not_turned_nor_weighed_by_steps():
+    """As if an old step of one image counted as much as one of three, or rows were columns."""
+    label, predicted = np.array([0, 1, 1, 1, 2]), np.array([2, 1, 1, 0, 2])
+    figures = confused(task_confusion(predicted, label, (1, 2, 3)))
+    assert figures["confusion"] == [[0, 0, 1], [1 / 3, 2 / 3, 0], [0, 0, 1]]
+    assert figures["old_as_new"] == 1 / 4 and figures["new_as_old"] == 0
+    with pytest.raises(ZeroDivisionError, match="task 1 has no test image"):
+        confused(np.array([[1, 0], [0, 0]]))
+
+
+def test_the_figures_so_far_are_those_of_the_whole_matrix():
+    rows = [[0.9], [0.7, 0.8], [0.75, 0.5, 0.6]]
+    assert so_far(rows[:1], (2, 3, 4)).keys() == {
+        "tasks", "class_accuracy", "average_accuracy", "task_accuracy",
+    }  # fmt: skip
+    found = so_far(rows, (2, 3, 4))
+    assert found["task_accuracy"] == pytest.approx((0.75 + 0.5 + 0.6) / 3)
+    assert found["first_drop"] == pytest.approx(0.9 - 0.75)
+    assert found["forgetting"] == pytest.approx((0.15 + 0.3) / 2)
+    assert found["average_accuracy"] == pytest.approx((0.9 + 2.2 / 3 + 2.6 / 4) / 3)

@@ -1,4 +1,5 @@
-"""Class-incremental learning: accuracy task by task, its averages, and two kinds of forgetting.
+"""Class-incremental learning: accuracy task by task, its averages, two kinds of forgetting, and
+which task's classes images are taken for.
 
 `accuracy` is [T, T]: row t is the model after task t, column k the accuracy on task k's test
 images among all classes seen so far; entries above the diagonal do not exist and are not read.
@@ -28,13 +29,43 @@ def task_accuracy(predicted: Ids, label: Ids, rows: tuple[int, ...]) -> Floats:
     return np.bincount(task[predicted == label], minlength=len(rows)) / counts
 
 
+def task_confusion(predicted: Ids, label: Ids, rows: tuple[int, ...]) -> Ids:
+    """[t, t] how many of task j's test images (row) are taken for a class of task k (column).
+
+    `predicted` and `label` [n] are classes, task k's being rows[k-1] <= class < rows[k]. An image
+    counts on the diagonal where it is taken for another class of its own task, too.
+    """
+    tasks = len(rows)
+    true, said = (np.searchsorted(rows, classes, side="right") for classes in (label, predicted))
+    return np.bincount(tasks * true + said, minlength=tasks * tasks).reshape(tasks, tasks)
+
+
+def confused(counts: Ids) -> dict[str, Any]:
+    """The figures of `counts` [t, t] (`task_confusion`) as evaluation.json has them.
+
+    ``confusion`` [t, t]: the share of each task's images that are taken for a class of each task;
+    rows sum to 1. ``old_as_new``: the share of all earlier tasks' images that are taken for one of
+    the newest task's classes, ``new_as_old``: of the newest's for any earlier; left out after the
+    first task. Raises ZeroDivisionError for a task without images.
+    """
+    totals = counts.sum(axis=1)
+    if not totals.all():
+        raise ZeroDivisionError(f"task {int(np.argmin(totals))} has no test image")
+    found: dict[str, Any] = {"confusion": (counts / totals[:, None]).tolist()}
+    if len(counts) > 1:
+        found["old_as_new"] = float(counts[:-1, -1].sum() / totals[:-1].sum())
+        found["new_as_old"] = float(counts[-1, :-1].sum() / totals[-1])
+    return found
+
+
 def so_far(accuracies: Sequence[Sequence[float]], rows: tuple[int, ...]) -> dict[str, Any]:
     """The figures after the last of t + 1 tasks, as evaluation.json has them.
 
     `accuracies` has a list a model, with its accuracy on each task up to its own; `rows` says where
     each task's classes end. ``tasks`` is the last list; ``class_accuracy`` is over all classes,
-    ``average_accuracy`` its mean over the models, ``forgetting`` as `average_forgetting`, and left
-    out after the first task.
+    ``average_accuracy`` its mean over the models, ``task_accuracy`` the mean of the last list.
+    Left out after the first task: ``forgetting`` as `average_forgetting`, ``first_drop`` as
+    `forgetting_rate`.
     """
     count = len(accuracies)
     matrix = np.zeros((count, count))
@@ -45,8 +76,10 @@ def so_far(accuracies: Sequence[Sequence[float]], rows: tuple[int, ...]) -> dict
         "tasks": list(accuracies[-1]),
         "class_accuracy": float(by_model[-1]),
         "average_accuracy": float(by_model.mean()),
+        "task_accuracy": float(average_over_tasks(matrix)[-1]),
     }
     if count > 1:
+        found["first_drop"] = forgetting_rate(matrix)
         found["forgetting"] = float(average_forgetting(matrix)[-1])
     return found
 

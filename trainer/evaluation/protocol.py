@@ -12,7 +12,6 @@ from data_shards.splits.benchmark import Benchmark
 from data_shards.splits.cameras import cameras
 from data_shards.storage.dataset import ShardDataset
 from trainer.evaluation import EvaluationSettings
-from trainer.evaluation.incremental import task_accuracy
 from trainer.evaluation.retrieval import Retrieval, nearest, retrieve
 from trainer.evaluation.roc import roc
 from trainer.evaluation.verification import squared_distances, ten_fold_accuracy
@@ -71,27 +70,26 @@ def evaluate(
     return measured
 
 
-def class_accuracies(
+def classify(
     dataset: ShardDataset,
     benchmark: Benchmark,
     step: int,
     samples: Ids,
     embeddings: NDArray[np.float32],
     classes: Callable[[torch.Tensor], torch.Tensor],
-) -> list[float]:
-    """Accuracy on each learning step's own test images up to `step`, among all classes so far.
+) -> tuple[Ids, Ids] | None:
+    """The classes decided and the true ones ([n] each) of the test images of each learning step's
+    own identities up to `step`, among all classes so far.
 
     `embeddings` [n, d] are those of `samples` [n] (ascending), `classes` decides one for each of
-    several embeddings. Empty where the benchmark names no test images of a step's classes.
+    several embeddings. None where the benchmark names no test images of a step's classes.
     """
     tested = benchmark.classified[: step + 1]
     if not tested or not all(map(len, tested)):
-        return []
+        return None
     own = np.concatenate(tested)
     chosen = torch.from_numpy(embeddings[np.searchsorted(samples, own)])
-    predicted = classes(chosen).numpy()
-    label = benchmark.row_of_identity[dataset.identity[own]]
-    return task_accuracy(predicted, label, benchmark.row_ends[: step + 1]).tolist()
+    return classes(chosen).numpy(), benchmark.row_of_identity[dataset.identity[own]]
 
 
 def _unseen(dataset: ShardDataset, benchmark: Benchmark, embedded: Embedded) -> dict[str, Any]:
