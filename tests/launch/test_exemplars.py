@@ -127,7 +127,8 @@ def mean_of(model, jpegs, flip):
 def test_means_are_of_exemplars_and_their_mirror_images(finished):
     chain = Chain("nme", 0)
     folder, memory = finished.step_folder(chain, 2), finished.exemplars(chain, 2)
-    model, decision = Model.open(folder / "model"), Decision.open(folder / "decision")
+    model = Model.open(folder / "model")
+    decision = Decision.open(folder / "decision", model)
     found = decision.prepared["means"]
     assert len(found) == CLASSES
     for row, own in enumerate(by_class(memory).values()):
@@ -143,7 +144,8 @@ def test_means_are_of_exemplars_and_their_mirror_images(finished):
 def test_the_rule_decides_by_the_nearest_mean(finished):
     chain = Chain("nme", 0)
     folder = finished.step_folder(chain, 2)
-    model, decision = Model.open(folder / "model"), Decision.open(folder / "decision")
+    model = Model.open(folder / "model")
+    decision = Decision.open(folder / "decision", model)
     vectors = torch.randn(40, 8)
     for vector, chosen in zip(vectors, decision.classes(model, vectors).tolist(), strict=True):
         unit = vector.double() / vector.double().norm()
