@@ -93,7 +93,9 @@ def class_incremental(
     """Half of the classes first, then the rest in equal tasks, in the customary order."""
     from data_shards.splits import published_benchmarks
 
-    _write(dataset, out, lambda opened: published_benchmarks.class_incremental(opened, tasks, equal))
+    _write(
+        dataset, out, lambda opened: published_benchmarks.class_incremental(opened, tasks, equal)
+    )
 
 
 def _write(dataset: str, out: Path, draw: "Callable[[ShardDataset], BenchmarkFile]") -> None:
