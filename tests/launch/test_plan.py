@@ -306,6 +306,17 @@ def test_exemplars_are_planned_as_a_run_counts_them(config):
     assert "exemplars kept" not in written(planned(config))
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_class_incremental_methods_are_run_dry(config, world):
+    kept = "{memory: {per_class: 20}}"
+    methods = f"methods={{icarl: {kept}, lucir: {kept}, bic: {kept}, finetune: {{}}}}"
+    plan = planned(config, methods, f"cluster.workers={world}", machine=MACHINES["h100"])
+    last = {step.methods[0]: step for step in plan.steps if step.step == 2}
+    plain = last.pop("finetune").memory["peak"]
+    assert last.keys() == {"icarl", "lucir", "bic"}
+    assert all(step.memory["peak"] > plain and step.seconds["step"] > 0 for step in last.values())
+
+
 def test_what_does_not_fit_is_said(config):
     overrides = "embedder.dimension=4000000", "methods={finetune: {}}"
     text = written(planned(config, *overrides, machine=MACHINES["h100"]))

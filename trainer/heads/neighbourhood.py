@@ -26,7 +26,8 @@ def top_k(
         # topk takes any of equal values: rows where some of them were left out are sorted again
         edge = values[:, -1:]
         tied = (activations == edge).sum(dim=1) > (values == edge).sum(dim=1)
-        for row in tied.nonzero()[:, 0].tolist():
+        # of three dimensions: of such a mask a dry run takes nothing to be true, and ties are rare
+        for row in tied[None, None].nonzero()[:, 2].tolist():
             order = activations[row].sort(descending=True, stable=True)
             values[row], columns[row] = order.values[:k], order.indices[:k]
     # by id, and then stably by value: equal values are in the order of their ids
