@@ -1,9 +1,9 @@
-"""A run that is killed at every write boundary of its exemplars and class means.
+"""A run that is killed at every write boundary of its exemplars, class means and imprinted rows.
 
 ``python -m tests.chaos.exemplar_kills CONFIG OUT`` forks a driver for n = 1, 2, ...: each goes on
 from what the one before left, and dies by SIGKILL at the n-th boundary within a phase that chooses
-exemplars or averages them. Ends when a driver lives through the rest of the run, and prints at
-which boundaries the others died.
+exemplars, averages them or imprints rows. Ends when a driver lives through the rest of the run, and
+prints at which boundaries the others died.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import Any
 from launch.config.load import load_config
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
+from launch.phases.imprint import ImprintRows
 from tests.alone import execute_alone
 from tests.ranks import import_all
 from trainer.engine import prepare_deepspeed
@@ -49,7 +50,7 @@ def kill_at(n: int) -> None:
 
         return within
 
-    for kind in (ChooseExemplars, MeansOfExemplars):
+    for kind in (ChooseExemplars, MeansOfExemplars, ImprintRows):
         kind.work = watched(kind.work)  # type: ignore[method-assign]
     for name in BOUNDARIES:
         setattr(os, name, boundary(name, getattr(os, name)))

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+from safetensors.numpy import load
+
 from launch.config.load import load_config
 from launch.phases.planning import phases
 from launch.runs.run import Run
@@ -12,8 +14,7 @@ from tests.launch.classes import write_classes, write_config
 
 METHODS = {
     "nme": {
-        "kind": "finetune",
-        "over": "all",
+        "kind": "lucir",
         "memory": {"total": 14},
         "predict": "nearest-mean",
     },
@@ -25,7 +26,16 @@ def left(config, out):
     found = {}
     for phase in phases(Run.open(out, load_config(config))):
         path = phase.output.path
-        if path.is_dir():
+        if phase.kind.where == "actors" and phase.kind.only_prepares:
+            files = [path] if path.is_file() else sorted(path.iterdir())
+            # their tensors: the order of a header's metadata is any
+            held = {file.name: load(file.read_bytes()) for file in files}
+            found[phase.name] = {
+                (file, name): tensor.tobytes()
+                for file, tensors in held.items()
+                for name, tensor in tensors.items()
+            }
+        elif path.is_dir():
             manifest = json.loads((path / "manifest.json").read_text())
             found[phase.name] = manifest
         else:
@@ -33,7 +43,7 @@ def left(config, out):
     return found
 
 
-def test_killed_at_every_write_of_exemplars_and_means(tmp_path, record_fault):
+def test_killed_at_every_write_of_exemplars_means_and_imprinted_rows(tmp_path, record_fault):
     root = write_classes(tmp_path)
     config = write_config(root, METHODS)
     execute_alone(load_config(config), root / "undisturbed")
@@ -48,10 +58,10 @@ def test_killed_at_every_write_of_exemplars_and_means(tmp_path, record_fault):
         folder = root / f"run/chains/nme/seed-0/steps/{step}"
         assert not list(folder.glob("*.part")) and not list(folder.glob("*.tmp*"))
     record_fault(
-        f"the driver killed (SIGKILL) at {len(died)} writes of exemplars and class means",
-        "each is chosen anew from where it was, by the same command",
-        "the memory, means and models of an undisturbed run, bit for bit",
+        f"the driver killed (SIGKILL) at {len(died)} writes of exemplars, means and imprinted rows",
+        "each is made anew from where it was, by the same command",
+        "the memory, means, rows and models of an undisturbed run, bit for bit",
     )
 
 
-KINDS = {"exemplars", "exemplar-means"}
+KINDS = {"exemplars", "exemplar-means", "imprint"}
