@@ -41,7 +41,7 @@ class EmbedderSettings(Settings):
     normalisation. none: it is the features themselves, and `dimension` their number."""
     activation: Literal["none", "relu", "cosine"] = "none"
     """Applied to the embedding. cosine: it is divided by its length, and multiplied by a number
-    that is trained with the network and starts as 1 (LUCIR, Eq. 4, eta); see the margin cosine."""
+    that is trained with the network and starts as 1 (eta of LUCIR); see the margin cosine."""
 
     @model_validator(mode="after")
     def _embedding_fits(self) -> "EmbedderSettings":

@@ -42,7 +42,7 @@ def cosine(a, b):
 
 
 def classify(embeddings, labels, rows, *old):
-    """The softmax over eta times the cosine, where embeddings are eta times a direction: Eq. 4."""
+    """The softmax over eta times the cosine, where embeddings are eta times a direction."""
     total = 0.0
     for embedding, label in zip(embeddings, labels, strict=True):
         logits = torch.stack([row @ embedding / row.norm() for row in rows])
@@ -51,13 +51,13 @@ def classify(embeddings, labels, rows, *old):
 
 
 def keep(embeddings, labels, rows, old_embeddings, *old):
-    """Eq. 6, with the weight of a step."""
+    """The less-forget constraint, with the weight of a step."""
     apart = [1 - cosine(a, b) for a, b in zip(embeddings, old_embeddings, strict=True)]
     return LAMBDA * sum(apart) / len(apart)
 
 
 def set_apart(embeddings, labels, rows, *old):
-    """Eq. 8: for each image of an old identity, each of its K nearest new rows."""
+    """Inter-class separation: for each image of an old identity, each of its K nearest new rows."""
     pairs = []
     for embedding, label in zip(embeddings, labels, strict=True):
         if label >= OLD:

@@ -55,7 +55,7 @@ class Softmax(Settings):
 
 class Cosine(Settings):
     """Linear logits of unit rows. Where the network gives unit embeddings times a scale that it
-    learns (`embedder.activation` cosine), these are scaled cosines (LUCIR, Eq. 4)."""
+    learns (`embedder.activation` cosine), these are scaled cosines (LUCIR)."""
 
     kind: Literal["cosine"] = "cosine"
     """Rows of unit length, and embeddings as they are."""

@@ -9,18 +9,14 @@ from trainer.heads.rows import ShardedRows, sparse_rows
 
 
 def top_k(
-    activations: torch.Tensor, ids: torch.Tensor, k: int, *, few: bool = False
+    activations: torch.Tensor, ids: torch.Tensor, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The ids ([B, k] int64) and activations ([B, k]) of the k largest in each row, largest first.
 
     `activations` [B, n], `ids` [n] ascending. Ties go to the lowest id, so that the result does
-    not depend on how columns are spread over ranks; k is cut to n. With `few` all are sorted, and
-    nothing waits for ties to be found.
+    not depend on how columns are spread over ranks; k is cut to n.
     """
     k = min(k, len(ids))
-    if few:
-        ranked = activations.sort(dim=1, descending=True, stable=True)
-        return ids.to(activations.device)[ranked.indices[:, :k]], ranked.values[:, :k]
     values, columns = activations.topk(k, dim=1)
     if k and k < len(ids):
         # topk takes any of equal values: rows where some of them were left out are sorted again
@@ -38,7 +34,7 @@ def top_k(
 
 
 def sharded_top_k(
-    gathered: torch.Tensor, rows: ShardedRows, k: int, *, few: bool = False
+    gathered: torch.Tensor, rows: ShardedRows, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`top_k` over rows that are spread over the ranks: ids and activations, [B, min(k, C)].
 
@@ -47,7 +43,7 @@ def sharded_top_k(
     """
     ranks = rows.ranks
     count = rows.last - rows.first
-    ids, values = top_k(gathered @ rows.weight.T, rows.own_ids(), k, few=few)
+    ids, values = top_k(gathered @ rows.weight.T, rows.own_ids(), k)
     if ranks.world == 1:
         return ids, values
     width = max(min(k, len(_own(rows, rank))) for rank in range(ranks.world))

@@ -36,7 +36,7 @@ def adapted(old_rows: int, new_rows: int) -> float:
 @dataclass(frozen=True)
 class KeepDirections:
     """1 - cos between the previous model's embedding of an image and this one's, of all images,
-    times `adapted` (the less-forget constraint, Eq. 6)."""
+    times `adapted` (the less-forget constraint)."""
 
     weight: float
     """lambda_base."""
@@ -58,12 +58,12 @@ class KeepDirections:
 
 @dataclass(frozen=True)
 class SetApart:
-    """Margin ranking (Eq. 8): an image of an old identity is to be nearer to its own row than to
-    any new one, by `margin`.
+    """Margin ranking (inter-class separation): an image of an old identity is to be nearer to its
+    own row than to any new one, by `margin`.
 
     Of each such image the mean of max(0, margin - cos(own) + cos(new)) over its `hardest` new
-    rows, and of them the mean over the batch's images of old identities: as in the released code,
-    where the paper adds up over rows. Without such an image it is 0.
+    rows, and of them the mean over the batch's images of old identities, as in the authors'
+    released code: the mean over pairs. Without such an image it is 0.
     """
 
     weight: float
@@ -84,7 +84,7 @@ class SetApart:
         directions = F.normalize(forward.embeddings)
         with torch.no_grad():
             unit = ShardedRows(new.first, new.last, F.normalize(new.weight), new.ranks)
-            nearest, _ = sharded_top_k(directions.detach(), unit, self.hardest, few=True)
+            nearest, _ = sharded_top_k(directions.detach(), unit, self.hardest)
         pairs = torch.cat([forward.labels[:, None], nearest], dim=1)
         cosines = activations(directions, rows, pairs, normalised=True)
         losses = (self.margin - cosines[:, :1] + cosines[:, 1:]).clamp_min(0).mean(dim=1)
