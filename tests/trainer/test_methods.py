@@ -15,6 +15,7 @@ from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import top_k
 from trainer.heads.rows import ShardedRows
 from trainer.losses import neighbourhood_distillation, relaxed
+from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
 from trainer.methods.images import NewImages
@@ -125,6 +126,18 @@ def test_a_combination_keeps_the_memory_and_the_rule_of_its_methods():
     recipe = Combination(of={"lwf": lwf, "finetune": {"over": "all"}}).recipe()
     assert recipe.memory is not None and recipe.memory.per_class == 3
     assert isinstance(recipe.predict, NearestMean)
+
+
+def test_a_combination_has_the_network_and_the_rows_of_its_methods():
+    lucir = {"memory": MEMORY}
+    alone = METHODS["lucir"].model_validate(lucir)
+    both = Combination(of={"lucir": lucir, "finetune": {"over": "all"}})
+    usual = EmbedderSettings(), ClassifierSettings()
+    assert both.network(usual[0], 1) == alone.network(usual[0], 1) != usual[0]
+    assert both.loss(usual[1], 1) == alone.loss(usual[1], 1) != usual[1]
+    assert both.recipe().start == alone.recipe().start
+    with pytest.raises(ValueError, match="imprinted with the previous model"):
+        Combination(of={"lucir": lucir, "finetune": {"over": "all"}}, start="scratch").recipe()
 
 
 @pytest.mark.parametrize(

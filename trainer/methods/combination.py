@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
+from trainer.backbones import EmbedderSettings
 from trainer.decisions import LargestLogit
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.images import AllImages, NewImages
 from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Start
 from trainer.methods.wants import FrozenRows
@@ -32,6 +34,16 @@ class Combination(MethodSettings):
             raise ValueError("must map kinds to their settings, such as {fkd: {}, bct-sys: {}}")
         return {str(kind): {**(values or {}), "kind": str(kind)} for kind, values in of.items()}
 
+    def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
+        for method in self.of.values():
+            usual = method.network(usual, step)
+        return usual
+
+    def loss(self, usual: ClassifierSettings, step: int) -> ClassifierSettings:
+        for method in self.of.values():
+            usual = method.loss(usual, step)
+        return usual
+
     def recipe(self) -> Recipe:
         """Raises ValueError for methods that cannot go together."""
         recipes = [method.recipe() for method in self.of.values()]
@@ -47,7 +59,8 @@ class Combination(MethodSettings):
         if memories and self.data == "all":
             raise ValueError("data = all has every image: leave the memory out")
         anchors = {recipe.anchor for recipe in recipes if recipe.want(FrozenRows) is not None}
-        start = Start(embedder=self.start)
+        imprinted = any(recipe.start.new_rows == "imprinted" for recipe in recipes)
+        start = Start(embedder=self.start, new_rows="imprinted" if imprinted else "random")
         if self.start == "scratch" and self.data == "all":
             # old identities' rows are learned from their images; without these they are kept
             start = FROM_SCRATCH
