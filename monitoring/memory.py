@@ -54,8 +54,8 @@ def memory(folder: Path, damage: Damage | None = None) -> dict[tuple[str, int], 
 
 
 def megabytes(count: int) -> str:
-    """Bytes in MB, as papers give them."""
-    return f"{count / 1e6:,.2f}"
+    """Bytes in MB, as papers give them; two digits of less than one."""
+    return f"{count / 1e6:,.2f}" if count >= 1e6 else f"{count / 1e6:.2g}"
 
 
 def memory_cells(own: dict[str, int]) -> list[str]:

@@ -186,3 +186,20 @@ def test_its_settings():
         ICaRL(memory=MEMORY, over="new")
     others = {name: method.recipe().at(1, OLD).fingerprint() for name, method in ALL.items()}
     assert method.recipe().at(1, OLD).fingerprint() not in others.values()
+
+
+def test_a_weight_of_20_at_rate_one_tenth_is_the_authors_rate_of_2():
+    """With momentum and both decays; and the weight is that of the first step, too."""
+    method = ICaRL(memory=MEMORY, weight=20.0)
+    assert [method.recipe().at(*at).terms[0].weight for at in ((0, 0), (1, OLD))] == [20.0, 20.0]
+
+    def trained(weight: float, rate: float, decay: float) -> torch.Tensor:
+        numbers = torch.linspace(-1, 1, 5, dtype=torch.float64).requires_grad_()
+        optimizer = torch.optim.SGD([numbers], rate, momentum=0.9, weight_decay=decay)
+        for _ in range(4):
+            optimizer.zero_grad()
+            (weight * (numbers - 0.5).square().mean() / 50).backward()
+            optimizer.step()
+        return numbers.detach()
+
+    torch.testing.assert_close(trained(20.0, 0.1, 4e-4), trained(1.0, 2.0, 2e-5))

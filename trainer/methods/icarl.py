@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from trainer.heads.binary_cross_entropy import binary_cross_entropy
 from trainer.heads.margin_loss import ClassifierSettings, check_labels
@@ -74,6 +75,9 @@ class ICaRL(Remembering):
     kind: Literal["icarl"] = "icarl"
     over: Literal["all"] = "all"
     """The classifier rows that images are told apart by: those of all identities so far."""
+    weight: float = Field(default=1.0, gt=0)
+    """Of the loss. The authors' learning rate is 2; beside methods that learn at 0.1, SGD with a
+    weight of 20 and a `weight_decay` of 4e-4 makes the same updates."""
     memory: MemorySettings
     """Exemplars of old identities, trained on with the new images."""
     predict: Literal["largest-logit", "nearest-mean"] = "nearest-mean"
@@ -84,4 +88,4 @@ class ICaRL(Remembering):
         return usual.model_copy(update={"margin": Softmax(), "sampled": 1.0})
 
     def recipe(self) -> Recipe:
-        return Recipe(images=self.images(), terms=(ClassifyEach(),), predict=self.rule())
+        return Recipe(images=self.images(), terms=(ClassifyEach(self.weight),), predict=self.rule())
