@@ -11,7 +11,6 @@ show() {  # FOLDER TARGET OPTIONS
     mount --rbind "$1" "$root$2"
     mount -o "remount,bind,$3" "$root$2"
 }
-for folder in /usr /etc $SHOWN; do show "$folder" "$folder" ro; done
 for link in /bin /lib /lib64 /sbin; do ln -s "usr$link" "$root$link"; done
 for folder in /dev /proc /sys; do mkdir "$root$folder" && mount --rbind "$folder" "$root$folder"; done
 mount -t tmpfs -o mode=1777 none "$root/dev/shm"
@@ -20,6 +19,8 @@ for folder in "$volumes"/*/; do
     chown -R 10001:10001 "$folder"
     show "$folder" "$at" rw
 done
+# after the volumes, below one of which they may lie
+for folder in /usr /etc $SHOWN; do show "$folder" "$folder" ro; done
 mount -o remount,ro "$root"
 ip link set lo up
 exec chroot --userspec=10001:10001 --groups= "$root" \

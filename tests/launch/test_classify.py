@@ -1,6 +1,7 @@
 """`perennial classify` gives images the classes that an evaluation would count."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -50,7 +51,8 @@ def images(small, tmp_path_factory):
 
 def cli(*arguments):
     command = [sys.executable, "-m", "launch.cli", "classify", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    wide = {**os.environ, "COLUMNS": "300"}  # a table folds long paths
+    done = subprocess.run(command, capture_output=True, text=True, env=wide)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -44,7 +44,7 @@ def growth(config: Path, out: Path) -> tuple[float, list[str], int]:
     jobs = RankJobs(open_run, Ranks.default(), lambda record: None, with_driver=True)
     for seed in run.seeds:
         chain = Chain("finetune", seed)
-        spec = TrainingJob(chain, 0)
+        spec = TrainingJob(chain, 0, origin="")
         jobs.do(train_step, spec, phase=chain.name, metrics=Metrics(), activity=Activity())
         sizes.append(process.memory_info().rss)
     left = [type(o).__name__ for o in gc.get_objects() if isinstance(o, (engine, ImageStream))]
