@@ -59,7 +59,8 @@ def test_killed_at_every_write_of_exemplars_means_and_imprinted_rows(tmp_path, r
         # a file that was cut short while it was written has a hidden name, and is nobody's
         assert not [p for p in folder.glob("*.part") if not p.name.startswith(".")]
     record_fault(
-        f"the driver killed (SIGKILL) at {len(died)} writes of exemplars, means and imprinted rows",
+        "the driver killed (SIGKILL) at every write of exemplars, class means and imprinted rows, "
+        "one after the other in one run",
         "each is made anew from where it was, by the same command",
         "the memory, means, rows and models of an undisturbed run, bit for bit",
     )
