@@ -37,11 +37,22 @@ def config(small_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def start(config: Path, out: Path, *overrides: str) -> subprocess.Popen:
+PACED = """
+from launch.cli import main
+from launch.phases import neighbours
+from tests.chaos.pace import paced_answers
+neighbours.write_answers = paced_answers
+main()
+"""
+"""`perennial`, whose actors take their time over what the old model says."""
+
+
+def start(
+    config: Path, out: Path, *overrides: str, program: tuple[str, str] = ("-m", "launch.cli")
+) -> subprocess.Popen:
     command = [
         sys.executable,
-        "-m",
-        "launch.cli",
+        *program,
         "run",
         str(config),
         *overrides,
@@ -234,7 +245,8 @@ def test_killed_with_ray_and_all_its_workers_it_ends_bit_for_bit_alike(
         "actors at work": lambda: any(steps.glob("1/neighbours.part/shard-*")),
         "ranks at work": lambda: any(steps.glob("1/checkpoints/[234][0-9]")),
     }
-    killed_and_finished(lambda: start(config, out), out, [*moments.values()])
+    paced = ("-c", PACED)
+    killed_and_finished(lambda: start(config, out, program=paced), out, [*moments.values()])
     ended_alike(out, undisturbed)
 
 
