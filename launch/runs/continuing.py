@@ -47,13 +47,8 @@ def carried_exemplars(config: RunConfig, chain: str) -> Path:
 
     Raises InputError where it has none.
     """
-    found = _last_model(config, chain).with_name(EXEMPLARS_FOLDER)
-    if not found.exists():
-        raise InputError(
-            f"{config.continues} has kept no exemplars for {chain}: leave the method's memory out, "
-            "or run it there with a memory"
-        )
-    return found
+    lacks = "has kept no exemplars for {}: leave the method's memory out, or run it there with one"
+    return _carried(config, chain, EXEMPLARS_FOLDER, lacks)
 
 
 def carried_decision(config: RunConfig, chain: str) -> Path:
@@ -61,12 +56,8 @@ def carried_decision(config: RunConfig, chain: str) -> Path:
 
     Raises InputError where it has none.
     """
-    found = _last_model(config, chain).with_name(DECISION_FOLDER)
-    if not found.exists():
-        raise InputError(
-            f"{config.continues} has no decision of {chain}'s: give the run of the same method"
-        )
-    return found
+    lacks = "has no decision of {}'s: give the run of the same method"
+    return _carried(config, chain, DECISION_FOLDER, lacks)
 
 
 def carried_importance(config: RunConfig, chain: str) -> Path:
@@ -74,12 +65,18 @@ def carried_importance(config: RunConfig, chain: str) -> Path:
 
     Raises InputError where that is not known.
     """
-    found = _last_model(config, chain).with_name(IMPORTANCE_FOLDER)
+    lacks = "does not know which parameters matter to {}: run the same method there, too"
+    return _carried(config, chain, IMPORTANCE_FOLDER, lacks)
+
+
+def _carried(config: RunConfig, chain: str, name: str, lacks: str) -> Path:
+    """What lies beside the last model of the run that `config` continues, under `name`.
+
+    Raises InputError that says what it `lacks` where nothing does.
+    """
+    found = _last_model(config, chain).with_name(name)
     if not found.exists():
-        raise InputError(
-            f"{config.continues} does not know which parameters matter to {chain}: run the same "
-            "method there, too"
-        )
+        raise InputError(f"{config.continues} {lacks.format(chain)}")
     return found
 
 
