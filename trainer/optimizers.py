@@ -36,7 +36,9 @@ class TrainingSettings(Settings):
     """At the start of each learning step."""
     milestones: tuple[int, ...] = ()
     """Iterations, or epochs where `epochs` is set, after which the learning rate is divided by
-    ten."""
+    `decay`."""
+    decay: float = Field(default=10.0, gt=1)
+    """What the learning rate is divided by at each milestone."""
     warmup: int = Field(default=0, ge=0)
     """Iterations over which the learning rate rises linearly from zero."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -89,6 +91,8 @@ class TrainingSettings(Settings):
         values = super().deciding()
         # without epochs, as fingerprints were before there was this key
         del values["epochs" if self.epochs is None else "iterations"]
+        if self.decay == type(self).model_fields["decay"].default:
+            del values["decay"]
         return values
 
 
@@ -129,7 +133,7 @@ def learning_rate(settings: TrainingSettings, iteration: int) -> float:
     """The learning rate of `iteration` (from 0)."""
     drops = sum(iteration >= milestone for milestone in settings.milestones)
     rise = min(1.0, (iteration + 1) / settings.warmup) if settings.warmup else 1.0
-    return settings.learning_rate * rise * 0.1**drops
+    return settings.learning_rate * rise / settings.decay**drops
 
 
 def reach(settings: TrainingSettings, rate: float) -> float:

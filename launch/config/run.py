@@ -47,7 +47,7 @@ class RunConfig(Settings):
     classifier: ClassifierSettings = ClassifierSettings()
     """The softmax loss over the identities, and its memory."""
     training: TrainingSettings = TrainingSettings()
-    """Length and rate of each learning step."""
+    """Length and rate of each learning step, of methods that have no `training` of their own."""
     teacher: TeacherSettings = TeacherSettings()
     """How the previous model is asked."""
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -64,14 +64,14 @@ class RunConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _methods_change_the_runs_model(cls, values: Any) -> Any:
-        """Fills in what a method's own `embedder` or `classifier` leaves out."""
+        """Fills in what a method's own `embedder`, `classifier` or `training` leaves out."""
         if not isinstance(values, Mapping) or not isinstance(values.get("methods"), Mapping):
             return values
 
         def filled(method: Any) -> Any:
             if not isinstance(method, Mapping):
                 return method
-            own = {part: method.get(part) for part in ("embedder", "classifier")}
+            own = {part: method.get(part) for part in ("embedder", "classifier", "training")}
             return {
                 **method,
                 **{
@@ -159,29 +159,35 @@ class RunConfig(Settings):
     def _counts_fit(self) -> "RunConfig":
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds {list(self.seeds)} repeat a value")
-        if self.training.batch < self.cluster.workers:
-            raise ValueError(
-                f"training.batch is {self.training.batch}, fewer than cluster.workers = "
-                f"{self.cluster.workers}: raise it or lower the workers"
-            )
-        if self.training.batch // max(1, self.cluster.workers) < self.training.accumulate:
-            raise ValueError(
-                f"training.accumulate = {self.training.accumulate} leaves a worker no image a part:"
-                " lower it or cluster.workers, or raise training.batch"
-            )
+        own = {f"methods.{n}.training": m.training for n, m in self.methods.items() if m.training}
+        for key, training in {"training": self.training, **own}.items():
+            self._batch_fits(key, training)
         compared = self.evaluation.compatibility
         if compared and compared.paragon is not None and compared.paragon not in self.methods:
             raise ValueError(
                 f"evaluation.compatibility.paragon is {compared.paragon}, which is none of the "
                 f"methods {', '.join(self.methods)}"
             )
-        order = self.data.order
-        if order.kind == "identities" and self.training.batch % order.images_per_identity:
+        return self
+
+    def _batch_fits(self, key: str, training: TrainingSettings) -> None:
+        """Raises ValueError when a batch of the settings `key` cannot be shared out."""
+        workers, order = self.cluster.workers, self.data.order
+        if training.batch < workers:
             raise ValueError(
-                f"training.batch = {self.training.batch} is no multiple of "
+                f"{key}.batch is {training.batch}, fewer than cluster.workers = {workers}: raise "
+                "it or lower the workers"
+            )
+        if training.batch // max(1, workers) < training.accumulate:
+            raise ValueError(
+                f"{key}.accumulate = {training.accumulate} leaves a worker no image a part: lower "
+                f"it or cluster.workers, or raise {key}.batch"
+            )
+        if order.kind == "identities" and training.batch % order.images_per_identity:
+            raise ValueError(
+                f"{key}.batch = {training.batch} is no multiple of "
                 f"data.order.images_per_identity = {order.images_per_identity}: change either"
             )
-        return self
 
     @model_validator(mode="after")
     def _teacher_sees_what_is_trained_on(self) -> "RunConfig":

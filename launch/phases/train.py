@@ -51,7 +51,7 @@ class Train(Kind[None]):
     def decides(self, at: Step, want: None) -> Any:
         run, chain, step = at.run, at.chain, at.number
         deciding, recipe = run.config.deciding(), at.recipe
-        common = [deciding[k] for k in ("benchmark", "data", "training")]
+        common = [deciding["benchmark"], deciding["data"], run.lessons(chain).deciding()]
         model = [run.embedder(chain, step).deciding(), run.classifier(chain, step).deciding()]
         teacher = deciding["teacher"] if recipe.wants else None
         return [common, model, recipe.fingerprint(), teacher, chain.seed, step]

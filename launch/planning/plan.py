@@ -185,6 +185,8 @@ class _Trained:
     old_embedder: EmbedderSettings | AdoptedSettings
     """The network of the model of the step before."""
     classifier: ClassifierSettings
+    lessons: TrainingSettings
+    """What its schedule is made of."""
 
 
 def _given(config: RunConfig) -> dict[str, EmbedderSettings | AdoptedSettings]:
@@ -229,6 +231,7 @@ class _Planner:
                 embedder=method.network(usual, step),
                 old_embedder=self._old_embedder(name, method, step),
                 classifier=method.loss(loss, step),
+                lessons=method.lessons(self._config.training),
             )
             groups.setdefault(trained, []).append(name)
         for trained, methods in groups.items():
@@ -245,7 +248,7 @@ class _Planner:
         return self._split.row_ends[step - 1] if step else 0
 
     def _step(self, step: int, trained: "_Trained", methods: tuple[str, ...]) -> StepPlan:
-        config, split, world = self._config, self._split, self.world
+        split, world = self._split, self.world
         recipe, dimension = trained.recipe, trained.embedder.dimension
         old, last = self._old(step), split.row_ends[step]
         if recipe.hold_out:
@@ -253,7 +256,7 @@ class _Planner:
             where = f"learning step {step} of {', '.join(methods)}"
             check_held(none, recipe.held_each(old), none.astype(object), where)
         images, memory = recipe.count(split.images, split.row_ends, step), recipe.memory
-        training = schedule(config.training, images, recipe.sees_all, split.row_ends, step)
+        training = schedule(trained.lessons, images, recipe.sees_all, split.row_ends, step)
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
@@ -282,7 +285,7 @@ class _Planner:
             epochs=training.iterations * training.batch / images,
             rows_by_rank=tuple(map(sum, owned)),
             images_by_rank=tuple(images_by_rank(training.batch, world)),
-            memory=self._memory(head, embedder, recipe),
+            memory=self._memory(head, embedder, recipe, training.batch),
             calls=_sent(calls, world),
             disk=self._disk(
                 saved=saved,
@@ -298,11 +301,11 @@ class _Planner:
         )
 
     def _memory(
-        self, head: HeadFootprint, embedder: EmbedderFootprint, recipe: Recipe
+        self, head: HeadFootprint, embedder: EmbedderFootprint, recipe: Recipe, batch: int
     ) -> dict[str, int]:
         beside = self._online and recipe.want(Answers) is not None
         height, width = self._split.size
-        images = max(images_by_rank(self._config.training.batch, self.world))
+        images = max(images_by_rank(batch, self.world))
         lasting = {
             "embedder": embedder.parameters,
             "embedder optimiser": embedder.optimizer,

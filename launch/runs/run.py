@@ -179,11 +179,15 @@ class Run:
 
     def training(self, chain: Chain, step: int) -> TrainingSettings:
         """The schedule of a learning step."""
-        settings, recipe = self.config.training, self.recipe(chain, step)
+        settings, recipe = self.lessons(chain), self.recipe(chain, step)
         rows, images = self.benchmark.row_ends, 0
         if settings.epochs is not None:
             images = recipe.count([len(own) for own in self.benchmark.steps], rows, step)
         return schedule(settings, images, recipe.sees_all, rows, step)
+
+    def lessons(self, chain: Chain) -> TrainingSettings:
+        """What the schedules of the chain's learning steps are made of."""
+        return self.config.methods[chain.method].lessons(self.config.training)
 
     def embedder(self, chain: Chain, step: int) -> EmbedderSettings:
         """The network of a learning step."""
@@ -230,7 +234,7 @@ class Run:
     def checkpoints(self, chain: Chain, step: int, phase: str = "") -> str:
         """Path or URL of a training's checkpoints."""
         folder = self.training_folder(chain, step, phase)
-        url = self.config.training.checkpoint_url
+        url = self.lessons(chain).checkpoint_url
         if url is None:
             return str(folder / CHECKPOINTS_FOLDER)
         return f"{url.rstrip('/')}/{folder.relative_to(self.folder)}/{CHECKPOINTS_FOLDER}"

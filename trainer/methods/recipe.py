@@ -20,6 +20,7 @@ from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.images import AllImages, Exemplars, ImageSource, NewImages
 from trainer.methods.spelling import spelled, spelled_needs
 from trainer.methods.wants import Want, merged
+from trainer.optimizers import TrainingSettings
 
 Anchor = Literal["previous", "first"]
 Over = Literal["old", "new", "all"]
@@ -306,6 +307,10 @@ def _those_at(terms: tuple[Term, ...], old_rows: int) -> tuple[Term, ...]:
 class MethodSettings(Settings):
     """Base of every method's settings."""
 
+    training: TrainingSettings | None = None
+    """How long and how fast this method's learning steps are trained; keys left out are those of
+    the run's. None: the run's."""
+
     def recipe(self) -> Recipe:
         """The method as a recipe."""
         raise NotImplementedError
@@ -317,6 +322,10 @@ class MethodSettings(Settings):
     def loss(self, usual: ClassifierSettings, step: int) -> ClassifierSettings:
         """The classifier of learning step `step`, where the run's is `usual`."""
         return usual
+
+    def lessons(self, usual: TrainingSettings) -> TrainingSettings:
+        """How each learning step is trained, where the run's settings are `usual`."""
+        return self.training or usual
 
 
 class Retrained(MethodSettings):
