@@ -8,20 +8,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.counter_rng import bits, shuffled, stream_key
+from data_shards.counter_rng import shuffled, stream_key
 from data_shards.settings import InputError
-from data_shards.sources import ROLES
 from data_shards.splits.benchmark_file import BenchmarkFile, place
 from data_shards.splits.benchmark_settings import BenchmarkSettings
-from data_shards.splits.cameras import knows_cameras
 from data_shards.splits.classified import classified_samples
+from data_shards.splits.drawing import (
+    THERE,
+    by_image,
+    choose,
+    query_and_gallery,
+    seen_split,
+    testable,
+    verification_pairs,
+    with_role,
+)
 from data_shards.splits.known import KnownIdentities, Names
 from data_shards.storage.dataset import ShardDataset
 from data_shards.storage.joined import JoinedDataset
 
 Ids = NDArray[np.int64]
-FOLDS = 10
-_THERE = "are there: lower it or use a larger dataset"
 _LEFT = "are left beside those that are tested on: lower it or benchmark.test_identities"
 
 
@@ -89,144 +95,6 @@ class Benchmark:
         return np.concatenate(self.steps[: step + 1]) if all_so_far else self.steps[step]
 
 
-def _choose(draw: np.uint64, pool: Ids, count: int, what: str, rule: str) -> tuple[Ids, Ids]:
-    """`count` identities drawn from `pool`, and the rest of it, both in ascending order.
-
-    Raises InputError when the pool is too small; `rule` describes its identities there.
-    """
-    if count > len(pool):
-        raise InputError(f"benchmark.{what} is {count}, but only {len(pool)} identities {rule}")
-    order = shuffled(draw, pool)
-    return np.sort(order[:count]), np.sort(order[count:])
-
-
-def _trains(dataset: ShardDataset) -> NDArray[np.bool_]:
-    """[n] which samples have role train."""
-    return dataset.role == ROLES.index("train")
-
-
-def _asks(dataset: ShardDataset) -> NDArray[np.bool_]:
-    """[n] which samples have role query."""
-    return dataset.role == ROLES.index("query")
-
-
-def _by_identity(dataset: ShardDataset, samples: Ids) -> dict[int, Ids]:
-    """The samples of each identity, ascending."""
-    if not len(samples):
-        return {}
-    order = samples[np.argsort(dataset.identity[samples], kind="stable")]
-    ids, starts = np.unique(dataset.identity[order], return_index=True)
-    return dict(zip(ids.tolist(), np.split(order, starts[1:]), strict=True))
-
-
-def by_image(dataset: ShardDataset, settings: BenchmarkSettings) -> bool:
-    """Whether queries are drawn image by image: by the settings, or because no camera is known."""
-    wanted = settings.queries == "images"
-    return wanted or (settings.queries == "cameras" and not knows_cameras(dataset))
-
-
-def _views(dataset: ShardDataset, settings: BenchmarkSettings) -> Ids:
-    """[n] what an identity's queries and gallery must not share: the camera, or the image."""
-    if by_image(dataset, settings):
-        return np.arange(len(dataset))
-    return dataset.camera.astype(np.int64)
-
-
-def _testable(
-    dataset: ShardDataset, everyone: Ids, settings: BenchmarkSettings
-) -> tuple[NDArray[np.bool_], str]:
-    """[identities of the dataset] which can be tested on, and the rule in words, for errors."""
-    trains, count = _trains(dataset), dataset.manifest["identities"]
-    images = np.bincount(dataset.identity[trains], minlength=count)
-    if settings.queries == "role":
-        able = np.bincount(dataset.identity[_asks(dataset)], minlength=count) > 0
-        rule = "an image with role query beside those with role train"
-        remedy = "benchmark.queries=cameras and =images go by images with role train alone"
-    elif by_image(dataset, settings):
-        able = images > 1
-        rule, remedy = "two images with role train", "import more images of each identity"
-    else:
-        seen = np.flatnonzero(trains)
-        views = np.unique(np.stack([dataset.identity[seen], dataset.camera[seen]]), axis=1)
-        able = np.bincount(views[0], minlength=count) > 1
-        several = int((images[everyone] > 1).sum())
-        rule = "images from two cameras"
-        remedy = (
-            f"benchmark.queries=images asks for two images only, which {several:,} identities have"
-        )
-    if able[everyone].all():
-        return able, _THERE
-    return able, f"qualify of {len(everyone):,}, each needs {rule}: lower it, or {remedy}"
-
-
-def _query_and_gallery(
-    dataset: ShardDataset, tested: Ids, settings: BenchmarkSettings
-) -> tuple[Ids, Ids]:
-    """Splits the tested identities' samples by role or view; no identity shares a view."""
-    none = np.empty(0, dtype=np.int64)
-    theirs = np.isin(dataset.identity, tested)
-    samples = np.flatnonzero(_trains(dataset) & theirs)
-    if settings.queries == "role":
-        return np.flatnonzero(_asks(dataset) & theirs), samples
-    query, gallery, view = [none], [none], _views(dataset, settings)
-    for identity, own in _by_identity(dataset, samples).items():
-        key = stream_key(settings.seed, "query cameras", identity)
-        views = shuffled(key, np.unique(view[own]))
-        asked = views[: min(settings.query_cameras, len(views) - 1)]  # one is left for the gallery
-        is_query = np.isin(view[own], asked)
-        query.append(own[is_query])
-        gallery.append(own[~is_query])
-    return np.sort(np.concatenate(query)), np.sort(np.concatenate(gallery))
-
-
-def _verification_pairs(
-    dataset: ShardDataset, query: Ids, gallery: Ids, settings: BenchmarkSettings
-) -> tuple[Ids, NDArray[np.bool_], Ids]:
-    """Pairs in ten folds with disjoint identities, half of one identity, as LFW is built.
-
-    Fewer than 20 identities make fewer folds.
-    """
-    queries, galleries = _by_identity(dataset, query), _by_identity(dataset, gallery)
-    people = shuffled(stream_key(settings.seed, "folds"), np.array(sorted(queries)))
-    if not len(people):
-        none = np.empty(0, dtype=np.int64)
-        return none.reshape(0, 2), none.astype(bool), none
-    count = min(FOLDS, len(people) // 2)
-    if count < 2:
-        raise InputError(
-            f"verification needs 4 evaluated identities for two folds, but there are "
-            f"{len(people)}: raise benchmark.{settings.evaluate}_identities"
-        )
-    half = max(1, settings.pairs // (2 * count))
-    pairs, same, folds = [], [], []
-    for fold, members in enumerate(np.array_split(people, count)):
-        draws = bits(stream_key(settings.seed, "pairs", fold), np.arange(8 * half)).reshape(-1, 4)
-        for number, (a, b, left, right) in enumerate(draws.tolist()):
-            first = members[a % len(members)]
-            others = members[members != first]
-            second = first if number < half else others[b % len(others)]
-            q, g = queries[int(first)], galleries[int(second)]
-            pairs.append((q[left % len(q)], g[right % len(g)]))
-            same.append(first == second)
-            folds.append(fold)
-    return np.array(pairs, dtype=np.int64), np.array(same), np.array(folds, dtype=np.int64)
-
-
-def _seen_split(
-    dataset: ShardDataset, samples: Ids, settings: BenchmarkSettings
-) -> tuple[Ids, Ids]:
-    """One held-out sample of up to `seen_identities` identities with at least two, and the rest."""
-    held = {i: own for i, own in _by_identity(dataset, samples).items() if len(own) > 1}
-    order = shuffled(stream_key(settings.seed, "seen"), np.array(sorted(held), dtype=np.int64))
-    query, gallery = [], []
-    for identity in np.sort(order[: settings.seen_identities]).tolist():
-        own = shuffled(stream_key(settings.seed, "seen image", identity), held[identity])
-        query.append(own[:1])
-        gallery.append(np.sort(own[1:]))
-    empty = np.empty(0, dtype=np.int64)
-    return np.concatenate([empty, *query]), np.concatenate([empty, *gallery])
-
-
 def _rows_after(learned: int, evaluated: int, settings: BenchmarkSettings) -> tuple[int, ...]:
     """The classifier rows after each learning step. Raises InputError when there are too few."""
     untested = settings.test_identities == 0 and settings.evaluate == "test"
@@ -262,15 +130,15 @@ def counted_split(
         return rows, _spread(rows, images, identities, len(read[0].seen))
     draw, everyone = np.uint64(0), np.arange(identities)
     tested = _tested(identities, settings)
-    chosen, pool = _choose(
-        draw=draw, pool=everyone, count=tested, what="test_identities", rule=_THERE
+    chosen, pool = choose(
+        draw=draw, pool=everyone, count=tested, what="test_identities", rule=THERE
     )
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
-    learned, _ = _choose(draw=draw, pool=pool, count=wanted, what="train_identities", rule=_LEFT)
+    learned, _ = choose(draw=draw, pool=pool, count=wanted, what="train_identities", rule=_LEFT)
     if settings.evaluate == "validation":
         count = settings.validation_identities
-        chosen, learned = _choose(
-            draw=draw, pool=learned, count=count, what="validation_identities", rule=_THERE
+        chosen, learned = choose(
+            draw=draw, pool=learned, count=count, what="validation_identities", rule=THERE
         )
     rows = _rows_after(len(learned), len(chosen), settings)
     held_out = min(settings.seen_identities, rows[0]) if images >= 2 * identities else 0
@@ -320,7 +188,7 @@ def _listed(
     known.refuse(np.flatnonzero(placed.row >= 0), dataset, f"{path} trains on")
     known.refuse(np.unique(dataset.identity[tested]), dataset, f"{path} tests on")
     row, rows = known.with_new(placed.row), known.before(placed.rows)
-    old = (known.row[dataset.identity] >= 0) & _trains(dataset)
+    old = (known.row[dataset.identity] >= 0) & with_role(dataset, "train")
     old[placed.seen] = False
     trained = np.union1d(placed.trained, np.flatnonzero(old))
 
@@ -358,12 +226,12 @@ def _names(dataset: ShardDataset, row: Ids, rows: int, known: KnownIdentities) -
 def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdentities) -> Benchmark:
     """The benchmark drawn by `settings.seed` from the images with role train."""
     count = dataset.manifest["identities"]
-    trains = _trains(dataset)
+    trains = with_role(dataset, "train")
     everyone = np.unique(dataset.identity[trains])
     everyone = everyone[known.row[everyone] < 0]
-    several, rule = _testable(dataset, everyone, settings)
+    several, rule = testable(dataset, everyone, settings)
     seed, able = settings.seed, everyone[several[everyone]]
-    chosen, rest = _choose(
+    chosen, rest = choose(
         draw=stream_key(seed, "test"),
         pool=able,
         count=_tested(len(everyone), settings),
@@ -372,13 +240,13 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdent
     )
     pool = np.sort(np.concatenate([rest, everyone[~several[everyone]]]))
     wanted = len(pool) if settings.train_identities is None else settings.train_identities
-    learned, _ = _choose(
+    learned, _ = choose(
         draw=stream_key(seed, "train"), pool=pool, count=wanted, what="train_identities", rule=_LEFT
     )
     if settings.evaluate == "validation":
         able = learned[several[learned]]
         count_, draw = settings.validation_identities, stream_key(seed, "validation")
-        chosen, rest = _choose(
+        chosen, rest = choose(
             draw=draw, pool=able, count=count_, what="validation_identities", rule=rule
         )
         learned = np.sort(np.concatenate([rest, learned[~several[learned]]]))
@@ -389,10 +257,13 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdent
     sample_rows = row[dataset.identity]
     step_of = np.searchsorted(rows, sample_rows, side="right")
     step_of[(sample_rows < 0) | ~trains] = -1
-    seen_query, seen_gallery = _seen_split(dataset, np.flatnonzero(step_of == 0), settings)
+    classified = classified_samples(dataset, settings, row, learned)
+    task = np.searchsorted(rows, sample_rows[classified], side="right")
+    step_of[classified] = -1
+    seen_query, seen_gallery = seen_split(dataset, np.flatnonzero(step_of == 0), settings)
     step_of[seen_query] = -1
-    query, gallery = _query_and_gallery(dataset, chosen, settings)
-    pairs, same, folds = _verification_pairs(dataset, query, gallery, settings)
+    query, gallery = query_and_gallery(dataset, chosen, settings)
+    pairs, same, folds = verification_pairs(dataset, query, gallery, settings)
     return Benchmark(
         steps=tuple(np.flatnonzero(step_of == t) for t in range(len(rows))),
         row_of_identity=row,
@@ -405,6 +276,6 @@ def _drawn(dataset: ShardDataset, settings: BenchmarkSettings, known: KnownIdent
         seen_query=seen_query,
         seen_gallery=seen_gallery,
         names=_names(dataset, row, rows[-1], known),
-        classified=classified_samples(dataset, settings, row, rows, learned),
+        classified=tuple(classified[task == t] for t in range(len(rows))) if len(task) else (),
         by_image=by_image(dataset, settings),
     )

@@ -47,10 +47,12 @@ class BenchmarkSettings(Settings):
     are then found easily, and figures come out too high: take them out first. Where no image's
     camera is known, cameras means images. role: those of role query (drawn in fonts held out, for
     instance)."""
-    classified: Literal["none", "query"] = "none"
+    classified: Literal["none", "query", "held-out"] = "none"
     """Which images of *learned* identities are classified, for accuracy class by class
     (class-incremental learning). query: those of role query; every identity that is learned then
-    needs one. With it, `test_identities` may be 0."""
+    needs one. held-out: those of a fifth of its cameras with role train, or a fifth of its images
+    where no camera is known, which are then not trained on (to choose settings without seeing test
+    images). With either, `test_identities` may be 0."""
     pairs: int = 6000
     """Image pairs of the 10-fold verification test, half of them of one identity."""
     seen_identities: int = 500

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_shards.sources import ROLES
-from data_shards.splits.benchmark import FOLDS, Benchmark
+from data_shards.splits.benchmark import Benchmark
 from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.splits.drawing import FOLDS
 from data_shards.storage.dataset import ShardDataset
 
 
@@ -46,7 +47,9 @@ def _lowered(
     seen = len(benchmark.seen_query)
     tested = sum(map(len, benchmark.classified))
     if tested:
-        yield f"{tested:,} images with role query of the identities learned are classified"
+        held = settings.classified == "held-out"
+        which = "held out of training" if held else "with role query"
+        yield f"{tested:,} images {which} of the identities learned are classified"
     if seen < settings.seen_identities:
         yield (
             f"forgetting is measured on {seen:,} identities of step 0, the only ones with two "

@@ -1,9 +1,10 @@
 """Test images of identities that are learned, where the benchmark is drawn."""
 
+import numpy as np
 import pytest
 
 from data_shards.settings import InputError
-from data_shards.sources import SourceImage
+from data_shards.sources import UNKNOWN_CAMERA, SourceImage
 from data_shards.splits.benchmark import build_benchmark
 from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.splits.benchmark_words import in_words
@@ -22,9 +23,10 @@ def written(folder, tested):
     """A dataset of `CLASSES`: of each, of its `IMAGES`, those that `tested(class, n)` are of role
     query."""
     images = [
-        SourceImage(jpeg(c, n), f"c{c:02d}", "", f"{c}/{n}", "query" if tested(c, n) else "train")
+        SourceImage(jpeg(c, n), f"c{c:02d}", UNKNOWN_CAMERA, f"{c}/{n}", role)
         for c in range(CLASSES)
         for n in range(IMAGES)
+        for role in ["query" if tested(c, n) else "train"]
     ]
     write_dataset(images, folder, {})
     return ShardDataset.open(folder)
@@ -112,3 +114,50 @@ def test_no_test_identities_are_needed_where_learned_ones_are_classified(tmp_pat
     values["benchmark"] = {"file": "b.json", "classified": "query"}
     with pytest.raises(ValueError, match=r"classified is decided by benchmark\.file"):
         RunConfig.model_validate(values)
+
+
+HELD = ALONE | {"classified": "held-out"}
+
+
+def test_held_out_images_are_a_fifth_of_each_classes_and_not_trained_on(tmp_path):
+    """Those with role query, which are test images, are neither."""
+    classes = written(tmp_path / "d", lambda c, n: n == 0)
+    benchmark = build_benchmark(classes, BenchmarkSettings(**HELD))
+    held = np.concatenate(benchmark.classified)
+    trained = np.concatenate(benchmark.steps)
+    assert not np.isin(held, trained).any() and (classes.role[held] == 0).all()
+    assert sorted([*held, *trained]) == np.flatnonzero(classes.role == 0).tolist()
+    for identity in range(CLASSES):
+        of_role_train = int(((classes.identity == identity) & (classes.role == 0)).sum())
+        assert (classes.identity[held] == identity).sum() == max(1, round(of_role_train / 5))
+    for step, own in enumerate(benchmark.classified):
+        first, last = (0, *benchmark.row_ends)[step : step + 2]
+        rows = benchmark.row_of_identity[classes.identity[own]]
+        assert ((first <= rows) & (rows < last)).all()
+    other = build_benchmark(classes, BenchmarkSettings(**HELD, seed=1))
+    assert not np.array_equal(np.sort(held), np.sort(np.concatenate(other.classified)))
+
+
+def test_no_cameras_images_are_both_held_out_and_trained_on(tmp_path):
+    """Near-duplicates would be: photographs of a burst, or a font's variants."""
+    images = [
+        SourceImage(jpeg(c, 7 * n + k), f"c{c:02d}", f"camera {n}", f"{c}/{n}/{k}", "train")
+        for c in range(4)
+        for n in range(5)
+        for k in range(3)
+    ]
+    write_dataset(images, tmp_path / "d", {})
+    dataset = ShardDataset.open(tmp_path / "d")
+    settings = BenchmarkSettings(**{**HELD, "steps": 2})
+    benchmark = build_benchmark(dataset, settings)
+    held, trained = np.concatenate(benchmark.classified), np.concatenate(benchmark.steps)
+    for identity in range(4):
+        sides = [dataset.camera[own[dataset.identity[own] == identity]] for own in (held, trained)]
+        assert len(sides[0]) == 3 and len(sides[1]) == 12
+        assert not np.intersect1d(*sides).size
+
+
+def test_a_class_with_one_image_cannot_hold_any_out(tmp_path):
+    dataset = written(tmp_path / "d", lambda c, n: c == 5 and n > 0)
+    with pytest.raises(InputError, match=r"held-out .* 'c05' has no others to train on: leave it"):
+        build_benchmark(dataset, BenchmarkSettings(**HELD))
