@@ -11,6 +11,8 @@ from launch.cli import app
 from launch.config.cluster import ClusterSettings
 from launch.config.load import differences, fields, load_config
 from launch.config.run import RunConfig
+from launch.phases.planning import phases
+from tests.launch.test_net import run_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -143,6 +145,29 @@ def test_a_method_changes_the_runs_model_where_it_says_so(file):
     assert other.loss(config.classifier, 1).precision == "bf16"
     with pytest.raises(InputError, match=r"unknown key methods\.finetune\.embedder"):
         load_config(file, ["methods.finetune.embedder={dimension: 7}"])
+
+
+def test_a_method_has_a_schedule_of_its_own(file, tmp_path):
+    """iCaRL's authors learn at 2, divided by 5: another schedule than those it is compared with."""
+    given = ["training={iterations: 30, batch: 24}", "cluster.workers=2"]
+    own = "methods.finetune.training={learning_rate: 2, decay: 5, milestones: [20]}"
+    plain, config = load_config(file, given), load_config(file, [*given, own])
+    lessons = config.methods["finetune"].lessons(config.training)
+    assert (lessons.iterations, lessons.batch, lessons.learning_rate) == (30, 24, 2)
+    assert config.methods["fkd"].lessons(config.training) == config.training
+    before, after = (
+        {phase.name: phase.fingerprint for phase in phases(run_of(c, tmp_path))}
+        for c in (plain, config)
+    )
+    changed = {name for name, own in after.items() if before[name] != own}
+    assert "finetune/seed-0/step-0/train" in changed
+    assert all(name.startswith("finetune/") for name in changed)
+    with pytest.raises(InputError, match=r"methods\.finetune\.training\.batch is 1, fewer than"):
+        load_config(file, [*given, "methods.finetune.training={batch: 1}"])
+    with pytest.raises(InputError, match=r"say training of the combination, not of fkd"):
+        load_config(
+            file, ["methods.both={kind: combination, of: {fkd: {training: {batch: 8}}, bct: }}"]
+        )
 
 
 def test_a_combination_names_its_methods_and_their_mistakes(file):

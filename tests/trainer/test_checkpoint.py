@@ -307,6 +307,9 @@ def test_the_schedule_drops_at_milestones_and_stretches_for_all_data():
     settings = TrainingSettings(iterations=10, learning_rate=1.0, milestones=(4, 8), warmup=2)
     rates = [learning_rate(settings, i) for i in range(10)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    fifths = settings.model_copy(update={"decay": 5.0})
+    rates = [learning_rate(fifths, i) for i in (3, 4, 8)]
+    assert rates == pytest.approx([1, 0.2, 0.04])
     longer = for_all_data(settings, (5, 10, 15), 2)
     assert (longer.iterations, longer.milestones) == (30, (12, 24))
     assert for_all_data(settings, (9, 10), 1).iterations == 11

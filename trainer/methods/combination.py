@@ -46,6 +46,8 @@ class Combination(MethodSettings):
 
     def recipe(self) -> Recipe:
         """Raises ValueError for methods that cannot go together."""
+        if own := [kind for kind, method in self.of.items() if method.training is not None]:
+            raise ValueError(f"say training of the combination, not of {' and '.join(own)}")
         recipes = [method.recipe() for method in self.of.values()]
         terms = tuple(dict.fromkeys(term for recipe in recipes for term in recipe.terms))
         kinds = [type(term).__name__ for term in terms]
