@@ -1,0 +1,1 @@
+"""Replay without images: features of earlier steps' identities, drawn anew in every iteration."""
