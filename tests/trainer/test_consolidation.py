@@ -25,6 +25,7 @@ from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.importance import Consolidated, consolidated, importance_sums
+from trainer.methods.distillation import LearningWithoutForgetting
 from trainer.methods.importance import (
     Consolidate,
     ElasticWeightConsolidation,
@@ -187,6 +188,15 @@ def test_the_methods_are_finetune_with_a_penalty_and_a_head_for_each_step():
     assert MemoryAwareSynapses(predict="largest-logit").recipe().predict == LargestLogit()
     kinds = {m().recipe().fingerprint() for m in (ElasticWeightConsolidation, MemoryAwareSynapses)}
     assert len(kinds) == 2
+
+
+@pytest.mark.parametrize("method", [Finetune, LearningWithoutForgetting])
+def test_methods_that_tell_new_classes_apart_may_decide_by_heads_too(method):
+    recipe = method(predict="largest-of-heads").recipe()
+    assert recipe.predict == LargestOfHeads()
+    assert recipe.fingerprint() == method().recipe().fingerprint()
+    with pytest.raises(ValueError, match="set over=new, or predict=largest-logit"):
+        method(over="all", predict="largest-of-heads")
 
 
 # --- one learning step, by a loop of its own --------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_shards.settings import Settings
-from trainer.decisions import LargestLogit, NearestMean, Rule
+from trainer.decisions import LargestLogit, LargestOfHeads, NearestMean, Rule
 from trainer.methods.images import Choice, Exemplars, ImageSource, NewImages
 from trainer.methods.recipe import MethodSettings
 
@@ -41,13 +41,24 @@ class Remembering(MethodSettings):
     memory: MemorySettings | None = None
     """Exemplars of old identities, trained on with the new images; `over` must then be all."""
 
-    predict: Literal["largest-logit", "nearest-mean"] = "largest-logit"
-    """Which class the model decides for: the one with the largest logit, or the one whose
-    exemplars' mean embedding is nearest."""
+    predict: Literal["largest-logit", "nearest-mean", "largest-of-heads"] = "largest-logit"
+    """Which class the model decides for: the one with the largest logit, the one whose exemplars'
+    mean embedding is nearest, or, where images are told apart by new rows alone, the one with the
+    largest probability within its step's classes."""
+
+    @model_validator(mode="after")
+    def _heads_are_apart(self) -> "Remembering":
+        if self.over == "all" and self.predict == LargestOfHeads.name:
+            raise ValueError(
+                "predict=largest-of-heads is for classes that are told apart within their step: "
+                "set over=new, or predict=largest-logit"
+            )
+        return self
 
     def rule(self) -> Rule:
         """The decision rule."""
-        return NearestMean() if self.predict == "nearest-mean" else LargestLogit()
+        rules = (LargestLogit(), NearestMean(), LargestOfHeads())
+        return next(rule for rule in rules if rule.name == self.predict)
 
     def images(self) -> tuple[ImageSource, ...]:
         """What a step trains on."""
