@@ -10,9 +10,10 @@ from monitoring.memory import KEPT, exemplars, memory_cells, newest
 from monitoring.records import Damage
 from monitoring.run_folder import EXEMPLARS_FILE
 
-_TASKS = Axes("model after step", "classes of step")
-_CONFUSION = Axes("images of step", "taken for a class of step")
+TASKS = Axes("model after step", "classes of step")
+CONFUSION = Axes("images of step", "taken for a class of step")
 Rows = list[dict[str, Any]]
+Cells = dict[tuple[int, int], float]
 Drawn = list[tuple[str, Markup]]
 
 
@@ -24,20 +25,24 @@ def class_incremental(
     `rows` are `monitoring.results.compare`'s of the run `folder`, `methods` the order to show them
     in. Of exemplars, as many methods are shown as `room` bytes have place for.
     """
-    tasks, confusion = task_maps(rows, methods), confusion_maps(rows, methods)
+    tasks = _drawn(task_cells(rows, methods), TASKS)
     if not tasks:
         return None
     kept = {row["method"]: row["memory"] for row in newest(rows)}
     return {
         "tasks": tasks,
-        "confusion": confusion,
+        "confusion": _drawn(confusion_cells(rows, methods), CONFUSION),
         "heads": list(KEPT.values()),
         "memory": [(m, memory_cells(kept[m])) for m in methods if m in kept],
         "sheets": _sheets(exemplars(folder, damage), methods, room, damage),
     }
 
 
-def task_maps(rows: Rows, methods: list[str]) -> Drawn:
+def _drawn(maps: list[tuple[str, Cells]], axes: Axes) -> Drawn:
+    return [(name, Markup(heat_map(cells, axes, scale=(0, 1)))) for name, cells in maps]
+
+
+def task_cells(rows: Rows, methods: list[str]) -> list[tuple[str, Cells]]:
     """For each method the accuracy [after step t, on the classes of step k], mean over seeds."""
     maps = []
     for method in methods:
@@ -48,11 +53,11 @@ def task_maps(rows: Rows, methods: list[str]) -> Drawn:
             for task, share in enumerate(row.get("tasks", ())[: row["step"] + 1])
         }
         if cells:
-            maps.append((method, Markup(heat_map(cells, _TASKS, scale=(0, 1)))))
+            maps.append((method, cells))
     return maps
 
 
-def confusion_maps(rows: Rows, methods: list[str]) -> Drawn:
+def confusion_cells(rows: Rows, methods: list[str]) -> list[tuple[str, Cells]]:
     """For each method, after its newest step, the share of the images of step j's classes that are
     taken for a class of step k, mean over seeds."""
     maps = []
@@ -65,8 +70,7 @@ def confusion_maps(rows: Rows, methods: list[str]) -> Drawn:
                 for true, shares in enumerate(last["confusion"])
                 for said, share in enumerate(shares)
             }
-            chart = Markup(heat_map(cells, _CONFUSION, scale=(0, 1)))
-            maps.append((f"{method}, step {last['step']}", chart))
+            maps.append((f"{method}, step {last['step']}", cells))
     return maps
 
 

@@ -30,10 +30,14 @@ class Rule(Protocol):
     def name(self) -> str:
         """What files and people call it."""
 
+    @property
+    def score(self) -> str:
+        """What its scores are, as people are told: probability, similarity."""
+
     def scores(
         self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
     ) -> torch.Tensor:
-        """[n, C] a probability of each class, of which the largest decides.
+        """[n, C] what `score` names, of each class; the largest decides.
 
         `embeddings` are [n, d], `logits` [n, C], `prepared` the decision's tensors.
         """
@@ -44,6 +48,7 @@ class LargestLogit:
     """The class with the largest logit."""
 
     name: ClassVar[str] = "largest-logit"
+    score: ClassVar[str] = "probability"
 
     def scores(
         self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
@@ -56,17 +61,18 @@ class NearestMean:
     """The class whose exemplars' mean is nearest (iCaRL, Alg. 1).
 
     ``means`` [C, d]: of each exemplar's embedding and its mirror image's, of unit length each, the
-    mean, again of unit length.
+    mean, again of unit length. Scores are cosines with them, between -1 and 1.
     """
 
     name: ClassVar[str] = "nearest-mean"
+    score: ClassVar[str] = "similarity"
 
     def scores(
         self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
     ) -> torch.Tensor:
-        means = prepared["means"]
-        # all of unit length: the squared distance is 2 - 2 cos
-        return (2 * F.normalize(embeddings) @ means.T - 2).softmax(dim=1)
+        # All of unit length: the squared distance is 2 - 2 cos, so that the nearest mean has the
+        # largest cosine. No softmax: the rule has no temperature, and shares would be nearly even.
+        return F.normalize(embeddings) @ prepared["means"].T
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class LargestOfHeads:
     """
 
     name: ClassVar[str] = "largest-of-heads"
+    score: ClassVar[str] = "probability"
 
     def scores(
         self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
@@ -96,6 +103,7 @@ class BiasCorrected:
     decay: float = 1e-4
     """What held the two numbers near 1 and 0 when they were fitted, see `trainer.bias.fit`."""
     name: ClassVar[str] = "bias-corrected"
+    score: ClassVar[str] = "probability"
 
     def scores(
         self, embeddings: torch.Tensor, logits: torch.Tensor, prepared: Tensors
@@ -156,7 +164,7 @@ class Decision:
     def scores(
         self, model: Model, embeddings: torch.Tensor, directions: torch.Tensor
     ) -> torch.Tensor:
-        """[n, C] probabilities, of `embeddings` [n, d] and the model's rows as logits see them."""
+        """[n, C] the rule's scores, of `embeddings` [n, d] and the rows as logits see them."""
         logits = model.classifier.inputs(embeddings) @ directions.T
         return self.rule.scores(embeddings, logits, self.prepared)
 

@@ -193,10 +193,11 @@ def classify(
         bool, typer.Option("--json", help="Print a line of JSON for each image.")
     ] = False,
 ) -> None:
-    """Say which class images are of: the five most probable ones, with probabilities.
+    """Say which class images are of: the five likeliest ones, with their probabilities.
 
-    The decision beside the model decides; without one, the largest logit. Exit status 2: some
-    images are damaged; each is named, and the others are classified.
+    The decision beside the model decides; without one, the largest logit. Where nearest means
+    decide, their cosine similarities are told instead. Exit status 2: some images are damaged;
+    each is named, and the others are classified.
     """
     from launch.models.classify import Classifier, classes_table, images_at
     from launch.terminal.progress import progress

@@ -40,7 +40,9 @@ class Classified:
 
     image: Path
     classes: tuple[tuple[str, float], ...] = ()
-    """The most probable ones with their probabilities, the one decided for first."""
+    """The likeliest ones with their scores, the one decided for first."""
+    score: str = "probability"
+    """What these scores are, see `trainer.decisions.Rule`."""
     refused: str = ""
     """Why the image is not classified, if it is not."""
 
@@ -48,7 +50,7 @@ class Classified:
         """It as plain values."""
         if self.refused:
             return {"image": str(self.image), "refused": self.refused}
-        found = [{"class": name, "probability": share} for name, share in self.classes]
+        found = [{"class": name, self.score: value} for name, value in self.classes]
         return {"image": str(self.image), "classes": found}
 
 
@@ -133,10 +135,11 @@ class Classifier:
             tops = (part[:, :SHOWN].tolist() for part in (order.indices, order.values))
             said = [list(zip(*both, strict=True)) for both in zip(*tops, strict=True)]
         told = dict(zip(good, said, strict=True))
+        score = self.decision.rule.score
         return [
             Classified(image, refused=found)
             if isinstance(found, str)
-            else Classified(image, tuple((self._names[row], p) for row, p in told[number]))
+            else Classified(image, tuple((self._names[row], s) for row, s in told[number]), score)
             for number, (image, found) in enumerate(zip(batch, pixels, strict=True))
         ]
 
@@ -196,11 +199,14 @@ def _first_line(error: Exception) -> str:
 
 
 def classes_table(found: Iterable[Classified]) -> Table:
-    """A table of the images' most probable classes."""
-    table = Table("image", "class", "probability")
+    """A table of the likeliest classes of one classifier's images."""
+    found = [one for one in found if one.classes]
+    score = found[0].score if found else "probability"
+    written = "{:.2%}" if score == "probability" else "{:.4f}"
+    table = Table("image", "class", score)
     table.columns[2].justify = "right"
     for one in found:
-        for place, (name, share) in enumerate(one.classes):
-            table.add_row("" if place else str(one.image), name, f"{share:.2%}")
+        for place, (name, value) in enumerate(one.classes):
+            table.add_row("" if place else str(one.image), name, written.format(value))
         table.add_section()
     return table

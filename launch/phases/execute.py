@@ -24,6 +24,7 @@ from launch.runs.ledger import Ledger
 from launch.runs.records import append
 from launch.runs.remembered import remember
 from launch.runs.run import Run, check_memory, check_steps
+from launch.runs.single_classes import untaught
 from launch.terminal.datasets import build_glyphs, verify_dataset
 from monitoring.compatibility import summary, summary_tables
 from monitoring.logs import logging_to
@@ -96,6 +97,8 @@ def execute(
             if known:
                 tell(f"{known:,} identities are known from {config.continues}")
             for line in in_words(run.dataset, config.benchmark, run.benchmark, known):
+                tell(line)
+            for line in untaught(config.methods, run.benchmark.row_ends, bool(run.given)):
                 tell(line)
             iterations = sum(phase.iterations for phase in todo)
             metrics = RunMetrics(folder, len(every), done)

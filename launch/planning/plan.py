@@ -15,6 +15,7 @@ from launch.config.run import RunConfig
 from launch.planning.hardware import Machine
 from launch.runs.continuing import first_model, known_names
 from launch.runs.run import Run, check_steps
+from launch.runs.single_classes import untaught
 from monitoring.run_folder import chain_name
 from trainer.adopted import AdoptedSettings
 from trainer.backbones import EmbedderSettings
@@ -104,6 +105,8 @@ class Plan:
     steps: list[StepPlan]
     exemplars: list[KeptPlan]
     """Of methods with a memory."""
+    notes: list[str]
+    """What a run would say of its learning steps before it begins."""
 
     def values(self) -> dict[str, Any]:
         """The plan as plain values."""
@@ -162,6 +165,7 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
         shards=split.shards,
         steps=steps,
         exemplars=list(_kept(config, split)),
+        notes=list(untaught(config.methods, split.row_ends, bool(planner.given))),
     )
 
 

@@ -15,6 +15,7 @@ def plan_tables(plan: Plan) -> Iterator[Any]:
     Parts are shown for the method that needs most at each step; the plan's values have all methods.
     """
     yield _steps(plan)
+    yield from plan.notes
     yield _iterations(plan)
     yield _parts(plan, "memory of the fullest rank", lambda step: step.memory, lambda m: m["peak"])
     if plan.world > 1:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from monitoring.live.classes import Classes
 from monitoring.live.endpoints import Answer, Target, read_targets
 from monitoring.live.extent import Damaged, Extent, extent
 from monitoring.live.files import Records, Stamp, last_record, stamp
@@ -64,6 +65,7 @@ class LiveRun:
         self._counted: Counted | None = None
         self._drawn = 0
         self._reached: dict[tuple[Chain, int], tuple[Stamp, dict[str, tuple[str, float]]]] = {}
+        self._classes = Classes(root)
         self.targets: list[Target] = []
 
     def _changed(self, name: str) -> bool:
@@ -158,6 +160,7 @@ class LiveRun:
             if where is None or now is None:
                 continue
             key = ((where[0], where[1]), where[2])
+            self._classes.look(*key, file.parent)
             before, known = self._reached.get(key, (None, {}))
             figures_left -= len(known)
             if before == now:
@@ -167,11 +170,13 @@ class LiveRun:
             room -= min(now[1], _EVALUATION_BYTES)
             try:
                 content = read_bytes(file, _EVALUATION_BYTES, self._root)
-                found = figures(checked(parse_json(content), EVALUATION))
+                evaluation = checked(parse_json(content), EVALUATION)
             except (OSError, ValueError):
-                found = {}
+                evaluation = {}
+            found = figures(evaluation)
             self._reached[key] = now, found
             figures_left -= len(found)
+            self._classes.hear(*key, evaluation)
             self._drawn += 1
 
     def done(self) -> tuple[int, int]:
@@ -273,6 +278,7 @@ class LiveRun:
                 if records.damaged
             },
             "drawn": self._drawn,
+            "classes": self._classes.version,
         }
 
     def _spans(
@@ -297,6 +303,10 @@ class LiveRun:
         end = now if state in ("running", "stalled") else max(heard, last)
         kind = kinds.get(found[3], found[3])
         yield _span(found, kind, min(max(last, begun) or heard or now, end), end, state)
+
+    def classes(self, seed: int) -> dict[str, Any]:
+        """What one seed's models make of each learning step's classes."""
+        return self._classes.of(seed, self.extent.methods if self.extent else [])
 
     def curves(self, seed: int) -> dict[str, Any]:
         """Loss, speed and accuracy of one seed's chains, each a line of at most 500 points."""

@@ -27,7 +27,7 @@ from monitoring.live.run import LiveRun, report_of
 from monitoring.run_folder import CONFIG_FILE
 from untrusted.files import Refused
 
-_SCRIPTS = ("page.js", "list.js", "run.js", "charts.js", "words.js")
+_SCRIPTS = ("page.js", "list.js", "run.js", "charts.js", "classes.js", "words.js")
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),
@@ -114,12 +114,17 @@ class Server:
 
     async def curves(self, request: web.Request) -> web.StreamResponse:
         """The curves of one seed of a run."""
-        seed = request.query.get("seed", "")
-        if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
-            raise web.HTTPBadRequest(text="seed must be a whole number")
+        seed = _seed(request)
         async with self._reading:
             run = await self._find(request)
-            return answer_json(await asyncio.to_thread(run.curves, int(seed)))
+            return answer_json(await asyncio.to_thread(run.curves, seed))
+
+    async def classes(self, request: web.Request) -> web.StreamResponse:
+        """The maps over learning steps and the exemplars of one seed of a run."""
+        seed = _seed(request)
+        async with self._reading:
+            run = await self._find(request)
+            return answer_json(await asyncio.to_thread(run.classes, seed))
 
     async def report(self, request: web.Request) -> web.StreamResponse:
         """A run's final report, unable to run anything."""
@@ -143,6 +148,14 @@ class Server:
         if run is None:
             raise web.HTTPNotFound(text="no such run")
         return run
+
+
+def _seed(request: web.Request) -> int:
+    """The seed that is asked for."""
+    seed = request.query.get("seed", "")
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
+        raise web.HTTPBadRequest(text="seed must be a whole number")
+    return int(seed)
 
 
 def _is_run(folder: Path) -> bool:
@@ -210,6 +223,7 @@ def application(page: Page, port: int, session: aiohttp.ClientSession) -> web.Ap
     app.router.add_get("/api/runs", server.runs)
     app.router.add_get("/api/runs/{name}", server.run)
     app.router.add_get("/api/runs/{name}/curves", server.curves)
+    app.router.add_get("/api/runs/{name}/classes", server.classes)
     app.router.add_get("/report/{name}", server.report)
     return app
 

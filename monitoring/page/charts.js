@@ -4,7 +4,7 @@ import { make, set, value } from "/words.js";
 
 const HEIGHT = 240, LEFT = 46, RIGHT = 12, TOP = 8, BOTTOM = 30;
 
-function svg(tag, attributes) {
+export function svg(tag, attributes) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, given] of Object.entries(attributes)) made.setAttribute(name, given);
   return made;

@@ -1,6 +1,7 @@
 // One run: what is wrong, how far it is, its phases, curves, processes and events.
 
 import { chart } from "/charts.js";
+import { showClasses } from "/classes.js";
 import { drawAlerts, pill } from "/list.js";
 import { age, bytes, duration, make, moment, percent, set, value } from "/words.js";
 
@@ -47,15 +48,17 @@ export function showRun(main, fetchJson, name) {
   const legend = make("ul", { class: "legend" });
   const training = make("div", { class: "charts" });
   const accuracy = make("div", { class: "charts" });
+  const classes = showClasses();
   const ranks = make("div", { class: "scroll" });
   const events = make("ul", { class: "events" });
   main.append(header, trouble, alerts,
     make("div", { class: "tiles" }, ...Object.values(tiles).map((one) => one.box)), note,
     section("Phases", kinds, make("div", { class: "card" }, timeline)),
     section("Training and accuracy", seeds, legend, training, accuracy),
+    classes.box,
     section("Processes", make("div", { class: "card" }, ranks)),
     section("Events", make("div", { class: "card" }, events)));
-  let seed = null, picked = false, drawn = null, curves = null, run = null;
+  let seed = null, picked = false, drawn = null, mapped = null, curves = null, run = null;
 
   function drawHead() {
     state.replaceChildren(pill(run.state));
@@ -157,6 +160,7 @@ export function showRun(main, fetchJson, name) {
         [seed, picked, drawn] = [number, true, null];
         drawSeeds();
         loadCurves(() => true).catch(() => {});
+        loadClasses(() => true).catch(() => {});
       });
       return button;
     });
@@ -170,6 +174,15 @@ export function showRun(main, fetchJson, name) {
     if (!current()) return;
     [curves, drawn] = [found, version];
     drawCurves();
+  }
+
+  async function loadClasses(current) {
+    const version = `${seed} ${run.classes}`;
+    if (seed === null || version === mapped) return;
+    const found = await fetchJson(`${address}/classes?seed=${seed}`);
+    if (!current()) return;
+    mapped = version;
+    classes.draw(found, run.seeds.length > 1 ? `seed ${seed}` : "");
   }
 
   function drawRanks() {
@@ -232,6 +245,7 @@ export function showRun(main, fetchJson, name) {
       drawRanks();
       drawEvents();
       await loadCurves(current);
+      await loadClasses(current);
     },
   };
 }

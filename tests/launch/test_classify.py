@@ -81,12 +81,13 @@ def means(model):
     model.folder.with_name("decision").rmdir()
 
 
-def check(found, expected, names):
-    """`found` are lines of JSON, `expected` [n, C] the probabilities of a separate computation."""
+def check(found, expected, names, score="probability"):
+    """`found` are lines of JSON, `expected` [n, C] the scores of a separate computation."""
     for line, shares in zip(found, expected, strict=True):
         order = shares.argsort(descending=True)[:5]
         assert [one["class"] for one in line["classes"]] == [names[row] for row in order]
-        told = [one["probability"] for one in line["classes"]]
+        assert all(one.keys() == {"class", score} for one in line["classes"])
+        told = [one[score] for one in line["classes"]]
         assert told == pytest.approx(shares[order].tolist(), rel=1e-4)
 
 
@@ -102,18 +103,28 @@ def test_the_largest_logit_decides_as_in_an_evaluation(model, images, small):
     assert [line["classes"][0]["class"] for line in lines] == [names[row] for row in classes]
 
 
-def test_the_decision_beside_the_model_decides(model, images, small, means):
+def test_nearest_means_beside_the_model_decide_and_tell_cosines(model, images, small, means):
     found = [one.values() for batch in Classifier(model)(images_at([images])) for one in batch]
-    unit = torch.nn.functional.normalize(vectors(model, small).double())
-    far = ((unit[:, None] - means) ** 2).sum(dim=2)
-    check(found, (-far).softmax(dim=1), model.names())
+    given = vectors(model, small).double()
+    cosines = torch.nn.functional.cosine_similarity(given[:, None], means, dim=2)
+    check(found, cosines, model.names(), "similarity")
+    unit = torch.nn.functional.normalize(given)
+    nearest = ((unit[:, None] - means) ** 2).sum(dim=2).argmin(dim=1)
+    names = model.names()
+    assert [line["classes"][0]["class"] for line in found] == [names[row] for row in nearest]
 
 
-def test_a_table_shows_the_five_most_probable(model, images):
+def test_a_table_shows_the_five_likeliest(model, images):
     code, out, err = cli(model.folder, images / "0" / "000.jpg")
     assert code == 0, err
     assert out.count("000.jpg") == 1 and out.count("%") == 5
     assert "class" in out and "probability" in out
+
+
+def test_the_table_of_nearest_means_has_similarities(model, images, means):
+    code, out, err = cli(model.folder, images / "0" / "000.jpg")
+    assert code == 0, err
+    assert "similarity" in out and "probability" not in out and "%" not in out
 
 
 def test_pictures_become_what_an_import_would_store_of_them(model, tmp_path):

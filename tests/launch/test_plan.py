@@ -317,6 +317,45 @@ def test_class_incremental_methods_are_run_dry(config, world):
     assert all(step.memory["peak"] > plain and step.seconds["step"] > 0 for step in last.values())
 
 
+SINGLE = "benchmark={steps: 3, first_share: 0.9, test_identities: 24, pairs: 40}"
+SINGLE_METHODS = (
+    "methods={finetune: {}, ewc: {}, lwf: {}, joint: {}, told: {kind: lwf, over: all}, "
+    "icarl: {memory: {per_class: 2}}}"
+)
+
+
+def test_steps_of_one_class_that_teach_nothing_are_named_before_any_work(
+    config, small_folder, tmp_path
+):
+    overrides = [f"dataset={small_folder}", SINGLE, SINGLE_METHODS, "cluster.workers=1"]
+
+    def said(counts, *more):
+        plan = planned(config, *overrides, "training.batch=64", *more, counts=counts)
+        text = " ".join(written(plan).split())
+        assert all(note in text for note in plan.notes)
+        return plan.notes
+
+    few, more = "benchmark.train_identities=20", "benchmark.train_identities=22"
+    (line,) = said({"identities": None, "images": None}, few)
+    assert "learning steps 1, 2 has one class, and finetune, ewc, lwf classify" in line
+    assert "methods.NAME.over=all" in line and "\n" not in line
+    assert said({"identities": 60, "images": 240}, few) == [line]
+    assert said({"identities": 60, "images": 240}, "benchmark.first_share=0.5", more) == []
+    whole = said({"identities": 60, "images": 240}, "benchmark.train_identities=3")
+    assert [name in whole[0] for name in ("joint", "told", "ewc")] == [False, False, True]
+    assert whole[1].startswith("learning step 0 ") and "joint, told" in whole[1]
+
+    told = Console(file=io.StringIO(), width=500)
+
+    def at_work(cluster):
+        assert line in told.file.getvalue()
+        raise InputError("work would begin here")
+
+    with pytest.raises(InputError, match="would begin"):
+        execute(load_config(config, [*overrides, few]), tmp_path / "r", told, at_work)
+    assert told.file.getvalue().count("has one class") == 1
+
+
 def test_what_does_not_fit_is_said(config):
     overrides = "embedder.dimension=4000000", "methods={finetune: {}}"
     text = written(planned(config, *overrides, machine=MACHINES["h100"]))

@@ -346,7 +346,7 @@ def test_a_real_prometheus_is_understood(runs, tmp_path):
 
 def test_the_scripts_set_text_and_never_markup():
     scripts = list((files("monitoring") / "page").iterdir())
-    assert len(scripts) == 7
+    assert len(scripts) == 8
     for script in scripts:
         for word in (
             "innerHTML",

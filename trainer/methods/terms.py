@@ -9,7 +9,7 @@ from trainer.heads.distillation import distillation
 from trainer.heads.margin_loss import Part
 from trainer.heads.neighbourhood import activations
 from trainer.losses import embedding_distance, leading, neighbourhood_distillation, relaxed
-from trainer.methods.recipe import Forward, Over
+from trainer.methods.recipe import Forward, Over, Recipe
 from trainer.methods.spelling import added, renamed, spelled_needs, unspelled
 from trainer.methods.wants import Answers, Want
 
@@ -60,6 +60,12 @@ class Classify:
             observe=False,  # the margin's statistics move with the Term that classifies all samples
         )
         return (losses * is_old).sum(), every_is_old.sum().clamp_min(1)
+
+
+def softmax_is_constant(recipe: Recipe, rows: int) -> bool:
+    """Whether `recipe` classifies by a softmax over the `rows` of the identities it trains on, and
+    there is but one: its loss is 0, and so is its gradient."""
+    return rows == 1 and any(isinstance(t, Classify) and t.over == "new" for t in recipe.terms)
 
 
 @dataclass(frozen=True)
