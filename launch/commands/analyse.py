@@ -1,0 +1,31 @@
+"""The commands `perennial analyse ...`: what a finished run's models make of images."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from launch.commands.arguments import RunFolder
+from launch.terminal.console import Terminal, console, say_json
+
+analyse = typer.Typer(help="Look into the models of a run.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")]
+
+
+@analyse.command("similarity")
+def analyse_similarity(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Compare each step's model with all later ones, layer by layer, on its own test images.
+
+    SVCCA: 100 % is the same up to a linear map. Given again after a kill, it goes on.
+    """
+    from launch.analyses.similarity import similarity
+    from monitoring.analyses import similarities, similarity_tables
+
+    similarity(folder, Terminal(stderr=True, highlight=False) if as_json else console)
+    found = similarities(folder)
+    if as_json:
+        say_json(found)
+        return
+    for table in similarity_tables(found):
+        console.print(table)
+    console.print(Text(f"`perennial report {folder}` draws it over steps"))

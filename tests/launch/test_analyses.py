@@ -1,0 +1,180 @@
+"""`perennial analyse` on a whole class-incremental run, and where there is nothing to look at."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from data_shards.splits.benchmark import build_benchmark
+from data_shards.storage.dataset import ShardDataset
+from launch.analyses import similarity as module
+from launch.analyses.opened import drawn, images_of
+from launch.cli import app
+from launch.config.load import load_config
+from monitoring.report import draw
+from tests.alone import execute_alone
+from tests.launch.classes import write_classes, write_config
+from tests.trainer.test_similarity import by_hand
+from trainer.arrays import read_embeddings
+from trainer.model import Model
+from untrusted.errors import InputError
+
+METHODS = {
+    "finetune": {"over": "all"},
+    "replay": {"kind": "finetune", "over": "all", "memory": {"per_class": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A run of three steps, and where its dataset lies."""
+    root = write_classes(tmp_path_factory.mktemp("analyses"))
+    execute_alone(load_config(write_config(root, METHODS)), root / "run")
+    return root
+
+
+@pytest.fixture
+def run(root, tmp_path):
+    """A copy of that run, without any analysis."""
+    return shutil.copytree(root / "run", tmp_path / "run", symlinks=True)
+
+
+def analyse(*words):
+    """What a command of the group prints. Raises what it raises."""
+    command = ["analyse", *map(str, words)]
+    done = CliRunner().invoke(app, command, env={"COLUMNS": "200"}, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def written(run):
+    return (run / "analyses/similarity.json").read_text()
+
+
+def step_folder(run, method, step):
+    return run / f"chains/{method}/seed-0/steps/{step}"
+
+
+def test_similarity_is_that_of_the_embeddings_of_the_images_of_each_steps_classes(run, root):
+    printed = analyse("similarity", run)
+    config = load_config(root / "finetune-replay.yaml")
+    benchmark = build_benchmark(ShardDataset.open(root / "d"), config.benchmark)
+    cells = cells_in(written(run), "replay")
+    assert list(cells) == [(0, 1), (0, 2), (1, 2)]
+    for (task, step), cell in cells.items():
+        vectors = []
+        for number in (task, step):
+            folder = step_folder(run, "replay", number)
+            of = Model.open(folder / "model").fingerprint
+            samples, every = read_embeddings(folder / "embeddings.safetensors", of)
+            vectors.append(every[np.isin(samples, benchmark.classified[task])].astype(float))
+        mean, kept = by_hand(*vectors, 0.99)
+        layers = cell["layers"]
+        assert layers["embedding"]["mean"] == pytest.approx(mean, abs=1e-4)
+        assert layers["embedding"]["directions"] == list(kept)
+        assert cell["images"] == len(vectors[0])
+        assert list(layers) == [*(f"block {n}" for n in range(1, 5)), "embedding", "logits"]
+        shown = (
+            f"{100 * layers['embedding']['mean']:.1f} ({100 * layers['embedding']['floor']:.0f})"
+        )
+        assert shown in printed or step < 2 or task
+
+
+def test_a_blocks_samples_are_all_places_of_all_images(run, root):
+    analyse("similarity", run)
+    config = load_config(root / "finetune-replay.yaml")
+    dataset = ShardDataset.open(root / "d")
+    tested = build_benchmark(dataset, config.benchmark).classified[0]
+    (images,) = images_of(dataset, tested, config.data)
+    made = []
+    for step in (0, 2):
+        embedder = Model.open(step_folder(run, "finetune", step) / "model").embedder()
+        pixels = (images.double() - 127.5) / 127.5
+        with torch.inference_mode():  # the first convolution keeps the images' size: a block
+            made.append(embedder.double().trunk[0](pixels).permute(0, 2, 3, 1).flatten(0, 2))
+    mean, kept = by_hand(*(one.numpy() for one in made), 0.99)
+    layer = cells_in(written(run))[0, 2]["layers"]["block 1"]
+    assert layer["mean"] == pytest.approx(mean, abs=1e-4) and layer["directions"] == list(kept)
+
+
+def cells_in(text, method="finetune"):
+    (chain,) = (one for one in json.loads(text)["chains"] if one["method"] == method)
+    return {(one["task"], one["step"]): one for one in chain["cells"]}
+
+
+def watch(monkeypatch, failing=None):
+    """The methods whose models are compared from now on; of those that are `failing`, none is."""
+    compared, real = [], module._compared
+
+    def watched(work, *others):
+        compared.append(work.chain.method)
+        if work.chain.method == failing:
+            raise RuntimeError("killed")
+        return real(work, *others)
+
+    monkeypatch.setattr(module, "_compared", watched)
+    return compared
+
+
+def test_only_chains_that_changed_are_compared_again(run, monkeypatch):
+    analyse("similarity", run)
+    first, compared = written(run), watch(monkeypatch)
+    analyse("similarity", run)
+    assert not compared and written(run) == first
+    last = step_folder(run, "replay", 2) / "model"
+    shutil.rmtree(last)
+    shutil.copytree(step_folder(run, "finetune", 2) / "model", last)
+    analyse("similarity", run)
+    assert set(compared) == {"replay"}
+    before, now = cells_in(first, "replay"), cells_in(written(run), "replay")
+    assert now[0, 1] == before[0, 1] and now[0, 2] != before[0, 2]
+    assert cells_in(written(run)) == cells_in(first)
+
+
+def test_a_kill_loses_no_chain_that_was_done(run, monkeypatch):
+    with monkeypatch.context() as patched:
+        watch(patched, failing="replay")
+        with pytest.raises(RuntimeError, match="killed"):
+            analyse("similarity", run)
+    begun, compared = written(run), watch(monkeypatch)
+    assert list(cells_in(begun)) == [(0, 1), (0, 2), (1, 2)] and "replay" not in begun
+    analyse("similarity", run)
+    assert set(compared) == {"replay"} and cells_in(written(run)) == cells_in(begun)
+    assert cells_in(written(run), "replay").keys() == cells_in(begun).keys()
+
+
+def test_json_and_the_report_show_the_same(run):
+    found = json.loads(analyse("similarity", run, "--json"))
+    assert [one["method"] for one in found] == ["finetune", "replay"]
+    page = draw(run).read_text()
+    assert page.count('<svg class="layers"') == 2
+    cell = found[1]["cells"][2]["layers"]["block 2"]
+    told = f"block 2, classes of step 1 after step 2: {100 * cell['mean']:.1f} %"
+    assert told in page
+
+
+def test_images_are_drawn_by_seed_and_purpose_alone():
+    samples = np.arange(100, 1100)
+    assert np.array_equal(drawn(samples, 1000, 0, "a"), samples)
+    own = drawn(samples, 50, 0, "a")
+    assert np.array_equal(own, np.unique(own)) and len(own) == 50
+    assert np.isin(own, samples).all() and np.array_equal(own, drawn(samples, 50, 0, "a"))
+    assert not np.array_equal(own, drawn(samples, 50, 1, "a"))
+    assert not np.array_equal(own, drawn(samples, 50, 0, "b"))
+
+
+def test_what_cannot_be_looked_at_is_said_in_one_line(run, tmp_path):
+    with pytest.raises(InputError, match="is no run folder"):
+        analyse("similarity", tmp_path)
+    for method in METHODS:
+        for step in (1, 2):
+            shutil.rmtree(step_folder(run, method, step))
+    with pytest.raises(InputError, match=r"one learning step alone.*go on with"):
+        analyse("similarity", run)
+    shutil.rmtree(run / "chains")
+    with pytest.raises(InputError, match="has no finished model yet: go on with"):
+        analyse("similarity", run)
+    assert not (run / "analyses").exists()
