@@ -18,6 +18,7 @@ from monitoring.compatibility import (
 )
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
+from monitoring.feature_plots import feature_plots, features
 from monitoring.goodput import USES, goodput, summary_line
 from monitoring.incremental_charts import class_incremental
 from monitoring.live.extent import Damaged, extent
@@ -75,6 +76,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         ],
         incremental=class_incremental(folder, rows, methods, _PICTURES, damage),
         similarity=similarity_maps(similarities(folder, damage), methods),
+        planes=feature_plots(features(folder, damage)),
         compatibility=_compatibility(folder, colours, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours, damage)],
         timeline=Markup(timeline(spans)),

@@ -28,4 +28,30 @@ def analyse_similarity(folder: RunFolder, as_json: AsJson = False) -> None:
         return
     for table in similarity_tables(found):
         console.print(table)
-    console.print(Text(f"`perennial report {folder}` draws it over steps"))
+    _told(f"`perennial report {folder}` draws it over steps")
+
+
+@analyse.command("features")
+def analyse_features(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option(help="Whose model.")],
+    step: Annotated[
+        int | None, typer.Option(help="After which learning step; default: the last finished.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class by its name; may be repeated. Default: ten."),
+    ] = None,
+) -> None:
+    """Lay out embeddings of some classes in the plane by t-SNE: test images and exemplars."""
+    from launch.analyses.features import features
+
+    target = features(
+        folder, console, method=method, seed=seed, step=step, classes=tuple(classes or ())
+    )
+    _told(f"features: {target}; `perennial report {folder}` draws them")
+
+
+def _told(line: str) -> None:
+    console.print(Text(line), soft_wrap=True)

@@ -1,7 +1,9 @@
 """`perennial analyse` on a whole class-incremental run, and where there is nothing to look at."""
 
 import json
+import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -10,13 +12,14 @@ from typer.testing import CliRunner
 
 from data_shards.splits.benchmark import build_benchmark
 from data_shards.storage.dataset import ShardDataset
+from launch.analyses import features as features_module
 from launch.analyses import similarity as module
 from launch.analyses.opened import drawn, images_of
 from launch.cli import app
 from launch.config.load import load_config
 from monitoring.report import draw
 from tests.alone import execute_alone
-from tests.launch.classes import write_classes, write_config
+from tests.launch.classes import TESTED, write_classes, write_config
 from tests.trainer.test_similarity import by_hand
 from trainer.arrays import read_embeddings
 from trainer.model import Model
@@ -178,3 +181,90 @@ def test_what_cannot_be_looked_at_is_said_in_one_line(run, tmp_path):
     with pytest.raises(InputError, match="has no finished model yet: go on with"):
         analyse("similarity", run)
     assert not (run / "analyses").exists()
+
+
+def laid_out(run, *words, method="replay", step=2):
+    analyse("features", run, "--method", method, *words)
+    file = run / f"analyses/features/{method}/seed-0/step-{step}.json"
+    return json.loads(file.read_text())
+
+
+def test_features_are_of_test_images_and_exemplars_of_learned_classes(run, root):
+    found = laid_out(run)
+    assert found["model"] == Model.open(step_folder(run, "replay", 2) / "model").fingerprint
+    counts = {(g["origin"], g["label"]): len(g["points"]) for g in found["groups"]}
+    for origin, each in (("test", TESTED), ("exemplar", 2)):
+        labels = [label for of, label in counts if of == origin]
+        assert len(labels) == len(set(labels)) == 10
+        assert all(counts[origin, label] == each for label in labels)
+    config = load_config(root / "finetune-replay.yaml")
+    names = build_benchmark(ShardDataset.open(root / "d"), config.benchmark).names.tolist()
+    first = laid_out(run, "--step", 0, method="finetune", step=0)
+    assert [g["label"] for g in first["groups"]] == names[:6], "ten are not learned yet"
+    assert {g["origin"] for g in first["groups"]} == {"test"}, "finetune keeps none"
+
+
+def test_features_are_the_same_for_the_same_seed(run):
+    chosen = ("--class", "class-03", "--class", "class-07")
+    first = laid_out(run, *chosen)
+    assert {g["label"] for g in first["groups"]} == {"class-03", "class-07"}
+    assert laid_out(run, *chosen) == first
+    assert '<svg class="plane"' in draw(run).read_text()
+
+
+def test_neighbours_in_the_plane_are_those_of_the_embeddings():
+    draws = np.random.default_rng(0)
+    rows = np.repeat(np.arange(6), 15)
+    vectors = (20 * draws.normal(size=(6, 12)))[rows] + draws.normal(size=(90, 12))
+    plane = features_module._TSNE()
+    points = plane(vectors.astype(np.float32), 0)
+    apart = ((points[:, None] - points[None]) ** 2).sum(axis=2) + 1e9 * np.eye(90)
+    assert (rows[apart.argmin(axis=1)] == rows).mean() > 0.97
+    assert np.array_equal(points, plane(vectors.astype(np.float32), 0))
+
+
+class Doubling:
+    """A `FeatureSource` of rows 0 to 4 whose features tell their class and noise."""
+
+    rows, noise = 5, 3
+
+    def features(self, classes, noise):
+        return torch.cat([classes[:, None].float(), 2 * noise], dim=1)
+
+
+def test_generated_features_are_of_the_classes_that_the_generator_knows():
+    found = features_module.generated(Doubling(), np.array([1, 3, 7]), 40, seed=4)
+    assert found.rows.tolist() == [1] * 40 + [3] * 40 and found.vectors.shape == (80, 4)
+    assert np.array_equal(found.vectors[:, 0], found.rows)
+    noise = found.vectors[:, 1:] / 2
+    assert len(np.unique(noise)) == noise.size and abs(noise.mean()) < 0.3
+    again = features_module.generated(Doubling(), np.array([1, 3, 7]), 40, seed=4)
+    assert np.array_equal(again.vectors, found.vectors)
+    other = features_module.generated(Doubling(), np.array([1, 3, 7]), 40, seed=5)
+    assert not np.array_equal(other.vectors, found.vectors)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "fkd"), "no finished model of a method 'fkd', only of: finetune, replay"),
+        (("--method", "replay", "--step", "3"), "no finished model of step 3, only of: 0, 1, 2"),
+        (("--method", "replay", "--seed", "5"), "no finished model of seed 5, only of: 0"),
+        (
+            ("--method", "replay", "--step", "0", "--class", "class-99"),
+            "'class-99' is none of the 6",
+        ),
+        (("--method", "replay", *["--class", "class-03"] * 21), "21 classes have more colours"),
+        (("--method", "finetune", "--class", "class-03"), "3 features are too few"),
+    ],
+)
+def test_bad_choices_are_named_with_what_there_is(run, words, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        analyse("features", run, *words)
+    assert not (run / "analyses").exists()
+
+
+def test_t_sne_without_scikit_learn_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(InputError, match=re.escape("pip install 'perennial-id[analysis]'")):
+        analyse("features", run, "--method", "replay")
