@@ -53,5 +53,22 @@ def analyse_features(
     _told(f"features: {target}; `perennial report {folder}` draws them")
 
 
+@analyse.command("memory")
+def analyse_memory(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Say what each method keeps for its next step: exemplars, network, rows and all else."""
+    from launch.analyses.memory import kept
+    from monitoring.memory import memory_table
+    from monitoring.records import Damage, told
+
+    damage: Damage = {}
+    rows = kept(folder, damage)
+    if as_json:
+        say_json([{"method": r["method"], "step": r["step"], **r["memory"]} for r in rows])
+        return
+    console.print(memory_table(rows))
+    for line in told(damage):
+        console.print(Text(line, "yellow"))
+
+
 def _told(line: str) -> None:
     console.print(Text(line), soft_wrap=True)

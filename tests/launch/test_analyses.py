@@ -19,7 +19,7 @@ from launch.cli import app
 from launch.config.load import load_config
 from monitoring.report import draw
 from tests.alone import execute_alone
-from tests.launch.classes import TESTED, write_classes, write_config
+from tests.launch.classes import CLASSES, TESTED, write_classes, write_config
 from tests.trainer.test_similarity import by_hand
 from trainer.arrays import read_embeddings
 from trainer.model import Model
@@ -268,3 +268,32 @@ def test_t_sne_without_scikit_learn_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(InputError, match=re.escape("pip install 'perennial-id[analysis]'")):
         analyse("features", run, "--method", "replay")
+
+
+def test_memory_is_what_each_method_keeps_after_its_newest_step(run):
+    last = step_folder(run, "replay", 2)
+    (last / "importance").mkdir()
+    (last / "importance/importances.safetensors").write_bytes(b"0" * 1234)
+    rows = {row.pop("method"): row for row in json.loads(analyse("memory", run, "--json"))}
+    images = json.loads((last / "exemplars.json").read_text())
+    tensors = Model.open(last / "model").embedder().state_dict().values()
+    network = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    model = {"step": 2, "network_bytes": network, "rows_bytes": 4 * 8 * CLASSES}
+    assert rows["finetune"] == model
+    assert rows["replay"] == model | {
+        "exemplar_images": 2 * CLASSES,
+        "exemplar_bytes": images["bytes"],
+        "exemplar_pixel_bytes": 2 * CLASSES * 3 * 16 * 16,
+        "importance_bytes": 1234,
+    }
+    printed = analyse("memory", run)
+    assert "exemplars as pixels" in printed and "importances" in printed and "24" in printed
+
+
+def test_memory_needs_no_test_of_classes(run):
+    for file in run.glob("chains/*/*/steps/*/evaluation.json"):
+        file.unlink()
+    shutil.rmtree(step_folder(run, "finetune", 2) / "model")
+    rows = {row["method"]: row for row in json.loads(analyse("memory", run, "--json"))}
+    assert {method: row["step"] for method, row in rows.items()} == {"finetune": 1, "replay": 2}
+    assert rows["replay"]["exemplar_images"] == 24 and rows["finetune"]["rows_bytes"] == 4 * 8 * 9
