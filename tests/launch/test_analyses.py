@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,3 +298,18 @@ def test_memory_needs_no_test_of_classes(run):
     rows = {row["method"]: row for row in json.loads(analyse("memory", run, "--json"))}
     assert {method: row["step"] for method, row in rows.items()} == {"finetune": 1, "replay": 2}
     assert rows["replay"]["exemplar_images"] == 24 and rows["finetune"]["rows_bytes"] == 4 * 8 * 9
+
+
+def test_images_are_queries_where_no_learned_class_is_tested():
+    def run(**parts):
+        settings = SimpleNamespace(benchmark=SimpleNamespace(seed=0))
+        return SimpleNamespace(folder="r", benchmark=SimpleNamespace(**parts), config=settings)
+
+    several, many = (np.array([5, 9]), np.array([7])), np.arange(5000)
+    tested = run(classified=several, query=many)
+    assert module._test_images(tested, 1).tolist() == [7]
+    queries = [module._test_images(run(classified=(), query=many), step) for step in (0, 0, 1)]
+    assert [len(own) for own in queries] == [2000] * 3
+    assert np.array_equal(queries[0], queries[1]) and not np.array_equal(queries[0], queries[2])
+    with pytest.raises(InputError, match="tests no image of the classes of learning step 0"):
+        module._test_images(run(classified=(), query=np.empty(0, dtype=int)), 0)
