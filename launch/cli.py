@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import typer
 
+from launch.commands.analyse import analyse
 from launch.commands.clusters import launching
 from launch.commands.errors import report_errors
 from launch.commands.models import adopt, backfill, classify, compat, embed, evaluate, inspect
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
+app.add_typer(analyse, name="analyse")
 COMMANDS: tuple[Callable[..., None], ...] = (
     *(adopt, embed, backfill, evaluate, classify),
     *(run, attach, stop, demo, compare, report, status, logs, serve),

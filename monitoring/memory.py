@@ -1,5 +1,6 @@
 """What methods keep from one learning step for the next, in bytes: exemplars and the model."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,17 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from monitoring.records import Damage, Record, evaluations, read_value, step_files
-from monitoring.run_folder import EXEMPLARS_FILE
+from monitoring.run_folder import EXEMPLARS_FILE, IMPORTANCE_FOLDER, IMPORTANCES_FILE
 from monitoring.schemas import EXEMPLARS
+from untrusted.files import open_regular
 from untrusted.text import printable
 
 IMAGES = "exemplar_images"
+IMPORTANCE_BYTES = "importance_bytes"
 KEPT = {
     IMAGES: "exemplars, images",
     "exemplar_bytes": "exemplars as stored",
     "exemplar_pixel_bytes": "exemplars as pixels",
     "network_bytes": "network",
     "rows_bytes": "classifier rows",
+    IMPORTANCE_BYTES: "importances",
 }
 """Of `memory`, in words. All but the images are bytes."""
 
@@ -32,15 +36,34 @@ def exemplars(folder: Path, damage: Damage | None = None) -> list[Record]:
     return [{**found, **where} for where, found in read if found is not None]
 
 
-def memory(folder: Path, damage: Damage | None = None) -> dict[tuple[str, int], dict[str, int]]:
+def importances(folder: Path, damage: Damage | None = None) -> list[Record]:
+    """The bytes of how much each parameter matters, where a step left that (EWC, MAS), with its
+    method, seed and step. The parameters themselves are the network's."""
+    found = []
+    for where, path in step_files(folder, IMPORTANCE_FOLDER, damage):
+        try:
+            with open_regular(path / IMPORTANCES_FILE, folder) as file:
+                found.append({IMPORTANCE_BYTES: os.fstat(file.fileno()).st_size, **where})
+        except OSError:  # not finished, or no run's
+            continue
+    return found
+
+
+def memory(
+    folder: Path, damage: Damage | None = None, models: Sequence[Record] | None = None
+) -> dict[tuple[str, int], dict[str, int]]:
     """By method and learning step what is kept after it, of its first seed: a number for some of
     `KEPT`.
+
+    Steps have their models' bytes from their evaluations, or from `models`: ``model_bytes`` with
+    method, seed and step.
 
     Of a method without exemplars there is only the model. Steps whose models are not tested class
     by class are left out.
     """
     found: dict[tuple[str, int], dict[str, int]] = {}
-    for one in sorted(evaluations(folder, damage), key=lambda one: -one["seed"]):
+    given = evaluations(folder, damage) if models is None else models
+    for one in sorted(given, key=lambda one: -one["seed"]):
         if (sizes := one.get("model_bytes")) is not None:
             own = {f"{part}_bytes": count for part, count in sizes.items()}
             found[one["method"], one["step"]] = own
@@ -50,6 +73,9 @@ def memory(folder: Path, damage: Damage | None = None) -> dict[tuple[str, int], 
             if "pixel_bytes" in one:
                 own["exemplar_pixel_bytes"] = one["pixel_bytes"]
             found[one["method"], one["step"]] |= own
+    for one in sorted(importances(folder, damage), key=lambda one: -one["seed"]):
+        if (one["method"], one["step"]) in found:
+            found[one["method"], one["step"]][IMPORTANCE_BYTES] = one[IMPORTANCE_BYTES]
     return {key: {n: own[n] for n in KEPT if n in own} for key, own in found.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
+from monitoring.analyses import similarities
 from monitoring.charts import Line, Span, line_chart, timeline
 from monitoring.compatibility import (
     SUMMARY_HEADS,
@@ -17,6 +18,7 @@ from monitoring.compatibility import (
 )
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
+from monitoring.feature_plots import feature_plots, features
 from monitoring.goodput import USES, goodput, summary_line
 from monitoring.incremental_charts import class_incremental
 from monitoring.live.extent import Damaged, extent
@@ -25,6 +27,7 @@ from monitoring.records import metrics as training
 from monitoring.results import LOWER_IS_BETTER, compare, metrics, ordered_methods
 from monitoring.run_folder import EXAMPLES_FILE, LEDGER_FILE, NEIGHBOUR_EXAMPLES_FILE, REPORT_FILE
 from monitoring.schemas import phase_of
+from monitoring.similarity_maps import similarity_maps
 from untrusted.errors import InputError
 from untrusted.text import printable
 
@@ -72,6 +75,8 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
             for name, charts in tradeoffs(evaluations(folder, damage), methods, colours).items()
         ],
         incremental=class_incremental(folder, rows, methods, _PICTURES, damage),
+        similarity=similarity_maps(similarities(folder, damage), methods),
+        planes=feature_plots(features(folder, damage)),
         compatibility=_compatibility(folder, colours, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours, damage)],
         timeline=Markup(timeline(spans)),

@@ -2,6 +2,7 @@
 
     RUN/run.yaml phases.json ledger.jsonl metrics.jsonl events.jsonl report.html
         attempts/ targets/ logs/
+        analyses/   similarity.json features/METHOD/seed-S/step-T.json
         published/METHOD/seed-S/step-T/ step-T-decision/   (what a rule needs beside the model)
         chains/METHOD/seed-S/steps/T/   what a learning step left, and in phases/ further trainings
 
@@ -26,6 +27,10 @@ ATTEMPTS_FOLDER = "attempts"
 TARGETS_FOLDER = "targets"
 """A file for each process that serves metrics, see `monitoring.exporter`."""
 LOGS_FOLDER = "logs"
+ANALYSES_FOLDER = "analyses"
+"""What `perennial analyse` found; no phase reads it."""
+SIMILARITY_FILE = "similarity.json"
+FEATURES_FOLDER = "features"
 
 MODEL_FOLDER = "model"
 """Of a learning step, as are those below."""
@@ -42,6 +47,8 @@ EXEMPLARS_FILE = "exemplars.json"
 DECISION_FOLDER = "decision"
 CORRECTIONS_FOLDER = "corrections"
 IMPORTANCE_FOLDER = "importance"
+IMPORTANCES_FILE = "importances.safetensors"
+"""Within it."""
 COMPARISONS_FILE = "compatibility.json"
 PHASES_FOLDER = "phases"
 """A folder for each further training, laid out as the step's."""
@@ -101,6 +108,11 @@ def target_file(run: Path, process: str) -> Path:
 def log_file(run: Path, process: str) -> Path:
     """A process' log."""
     return run / LOGS_FOLDER / f"{process}.jsonl"
+
+
+def features_file(run: Path, chain: str, step: int) -> Path:
+    """Where the features of a learning step's model are drawn from."""
+    return run / ANALYSES_FOLDER / FEATURES_FOLDER / f"{step_name(chain, step)}.json"
 
 
 def files_of_steps(run: Path, name: str) -> Iterator[Path]:

@@ -109,6 +109,7 @@ def test_a_whole_run_is_shown_by_every_command(run):
     assert "left out" not in status(run)
     assert "top-1" in compared(run) and "left out" not in compared(run)
     assert "Neighbourhoods" in report(run) and "Left out" not in report(run)
+    assert '<svg class="layers"' in report(run) and '<svg class="plane"' in report(run)
     assert "begins" in logs(run) and '"done": 4' in live(run)
 
 

@@ -89,6 +89,22 @@ def test_compare_has_the_memory_of_the_first_seed(tmp_path):
     assert drawn.row_count == 2 and str(drawn.title).startswith("kept after")
 
 
+def test_importances_are_memory_wherever_a_step_left_them_whole(tmp_path):
+    folder = write_classes(tmp_path, seeds=(3, 10))
+    for seed in (3, 10):
+        of = folder / f"chains/finetune/seed-{seed}/steps/1/importance"
+        of.mkdir()
+        (of / "importances.safetensors").write_bytes(b"0" * (100 + seed))
+    (folder / "chains/finetune/seed-3/steps/2/importance").mkdir()
+    linked = folder / "chains/fkd/seed-3/steps/1/importance"
+    linked.mkdir()
+    (linked / "importances.safetensors").symlink_to("/etc/passwd")
+    kept = memory(folder)
+    assert kept["finetune", 1]["importance_bytes"] == 103
+    others = {key for key, own in kept.items() if "importance_bytes" in own}
+    assert others == {("finetune", 1)}
+
+
 def test_pictures_that_a_page_has_no_room_for_are_left_out_and_said(tmp_path):
     rows, damage = compare([write_classes(tmp_path)]), {}
     shown = class_incremental(tmp_path, rows, ["fkd", "finetune"], 10, damage)

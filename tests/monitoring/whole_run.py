@@ -39,8 +39,41 @@ FILES = {
     "chains/fkd/seed-0/steps/1/examples.json": "report",
     "chains/fkd/seed-0/steps/1/neighbour_examples.json": "report",
     "chains/fkd/seed-0/steps/1/exemplars.json": "compare report",
+    "analyses/similarity.json": "report",
+    "analyses/features/fkd/seed-0/step-1.json": "report",
 }
 """Those that somebody may have damaged, and which commands look at each."""
+
+_LAYERS = {
+    name: {"mean": mean, "floor": 0.1, "directions": [3, 4]}
+    for name, mean in (("block 1", 0.75), ("embedding", 0.5))
+}
+ANALYSES: dict[str, Any] = {
+    "similarity.json": {
+        "version": 1,
+        "variance": 0.99,
+        "chains": [
+            {
+                "method": "fkd",
+                "seed": 0,
+                "of": "models",
+                "cells": [{"task": 0, "step": 1, "images": 9, "layers": _LAYERS}],
+            }
+        ],
+    },
+    "features/fkd/seed-0/step-1.json": {
+        "version": 1,
+        "method": "fkd",
+        "seed": 0,
+        "step": 1,
+        "model": "model",
+        "groups": [
+            {"label": "id-1", "origin": origin, "points": [[0.0, n], [1.0, 2.0]]}
+            for n, origin in enumerate(("test", "exemplar", "generated"))
+        ],
+    },
+}
+"""What `perennial analyse` leaves in its folder."""
 
 
 def write_whole_run(folder: Path, dataset: Path) -> Path:
@@ -78,6 +111,8 @@ def write_whole_run(folder: Path, dataset: Path) -> Path:
     (folder / "targets").mkdir()
     target = [{"targets": ["127.0.0.1:1"], "labels": {"job": "driver", "run": "r"}}]
     (folder / "targets" / "driver.json").write_text(json.dumps(target), encoding="utf-8")
+    for name, value in ANALYSES.items():
+        write_json(folder / "analyses" / name, value)
     return folder
 
 

@@ -1,0 +1,1 @@
+"""Analyses of finished runs: what their models make of images, beyond accuracy."""

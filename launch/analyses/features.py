@@ -1,0 +1,205 @@
+"""Where a model puts images of some classes, their exemplars and generated features of them, in
+the plane by t-SNE (GFR, Figure 7)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from data_shards.counter_rng import stream_key
+from data_shards.files import write_json
+from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
+from launch.analyses.opened import Ids, drawn, images_of, model_of, opened
+from launch.runs.run import Chain, Run
+from launch.terminal.progress import progress
+from monitoring.analysis_schemas import MOST_CLASSES
+from monitoring.run_folder import EXEMPLARS_FOLDER, features_file
+from trainer.model import Model
+from trainer.replay.source import FeatureSource
+
+_CLASSES, _EACH = 10, 40
+"""Classes unless some are named, and features of each from one origin, at most."""
+_PERPLEXITY = 30.0
+"""That of van der Maaten and Hinton 2008; of few features a third of their number."""
+_FEWEST = 5
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Features of some classes, all from one origin."""
+
+    name: str
+    rows: Ids
+    """[n] the classifier row of each."""
+    vectors: NDArray[np.float32]
+    """[n, d]"""
+
+
+def features(
+    folder: Path,
+    console: Console,
+    *,
+    method: str,
+    seed: int | None = None,
+    step: int | None = None,
+    classes: Sequence[str] = (),
+) -> Path:
+    """Lays features by the model of a learning step out in the plane, and writes them.
+
+    `seed` is the method's lowest unless it is given, `step` the last one finished; `classes` are
+    ten of those learned, evenly spaced. Of each, at most 40 test images, or training images where
+    no learned class is tested; as many exemplars, where the method keeps some. All by draws of the
+    seed. Returns the file. Raises InputError.
+    """
+    tsne = _TSNE()  # before anything is embedded
+    run, finished = opened(folder)
+    chain, step = _chosen(run, finished, method, seed, step)
+    rows = _rows(run, step, classes)
+    model = Model.open(model_of(run, chain, step))
+    found = _of_images(run, chain, step, rows, model, console)
+    vectors = np.concatenate([origin.vectors for origin in found])
+    if len(vectors) < _FEWEST:
+        raise InputError(
+            f"{len(vectors)} features are too few for a picture: name more classes by --class"
+        )
+    with console.status(f"laying out {len(vectors):,} features"):
+        points = tsne(vectors, chain.seed)
+    groups, first = [], 0
+    for origin in found:
+        own = points[first : (first := first + len(origin.rows))]
+        for row in rows[np.isin(rows, origin.rows)].tolist():
+            label = str(run.benchmark.names[row])
+            chosen = own[origin.rows == row].round(3).tolist()
+            groups.append({"label": label, "origin": origin.name, "points": chosen})
+    names = {"method": chain.method, "seed": chain.seed, "step": step}
+    target = features_file(folder, chain.name, step)
+    write_json(target, {"version": 1, **names, "model": model.fingerprint, "groups": groups})
+    return target
+
+
+def _chosen(
+    run: Run, finished: dict[Chain, list[int]], method: str, seed: int | None, step: int | None
+) -> tuple[Chain, int]:
+    """The chain and step that are meant. Raises InputError saying which there are."""
+    chains = {chain.seed: chain for chain in finished if chain.method == method}
+    if not chains:
+        there = ", ".join(dict.fromkeys(chain.method for chain in finished))
+        raise InputError(
+            f"{run.folder} has no finished model of a method {method!r}, only of: {there}"
+        )
+    seed = min(chains) if seed is None else seed
+    if seed not in chains:
+        there = ", ".join(map(str, sorted(chains)))
+        raise InputError(
+            f"{run.folder}: {method} has no finished model of seed {seed}, only of: {there}"
+        )
+    steps = finished[chains[seed]]
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        there = ", ".join(map(str, steps))
+        raise InputError(
+            f"{run.folder}: {chains[seed].name} has no finished model of step {step}, only of: "
+            f"{there}"
+        )
+    return chains[seed], step
+
+
+def _rows(run: Run, step: int, classes: Sequence[str]) -> Ids:
+    """The classifier rows of the classes asked for, ascending. Raises InputError."""
+    learned = run.benchmark.row_ends[step]
+    if not classes:
+        return np.unique(np.linspace(0, learned - 1, _CLASSES).astype(np.int64))
+    if len(classes) > MOST_CLASSES:
+        raise InputError(
+            f"{len(classes)} classes have more colours than can be told apart: name at most "
+            f"{MOST_CLASSES} by --class"
+        )
+    names = run.benchmark.names[:learned].tolist()
+    row_of = {str(name): row for row, name in enumerate(names)}
+    for name in classes:
+        if name not in row_of:
+            raise InputError(
+                f"--class {name!r} is none of the {learned:,} classes learned up to step {step}, "
+                f"such as {str(names[0])!r}"
+            )
+    return np.unique([row_of[name] for name in classes])
+
+
+def _of_images(
+    run: Run, chain: Chain, step: int, rows: Ids, model: Model, console: Console
+) -> list[Origin]:
+    """The features of test images, or of training images, and of exemplars."""
+    benchmark, seed = run.benchmark, chain.seed
+    parts = benchmark.classified or benchmark.steps
+    of_rows = benchmark.row_of_identity[run.dataset.identity]
+    name = "test" if benchmark.classified else "training"
+    samples = _of_each(np.concatenate(parts[: step + 1]), of_rows, rows, (seed, name))
+    wanted = [(name, run.dataset, samples, of_rows[samples])]
+    if run.memory(chain) and (run.step_folder(chain, step) / EXEMPLARS_FOLDER).exists():
+        memory = run.exemplars(chain, step)
+        row_of = {str(name): row for row, name in enumerate(benchmark.names.tolist())}
+        of_identities = np.array([row_of.get(str(name), -1) for name in memory.names.tolist()])
+        of_rows = of_identities[memory.identity]
+        samples = _of_each(np.arange(len(memory)), of_rows, rows, (seed, "exemplar"))
+        wanted.append(("exemplar", memory, samples, of_rows[samples]))
+    found, embedder = [], model.embedder()
+    total, done = sum(len(samples) for _, _, samples, _ in wanted), 0
+    with progress(console, "embedding", total) as hear, torch.inference_mode():
+        for name, dataset, samples, own in wanted:
+            vectors = [np.empty((0, model.settings.dimension), dtype=np.float32)]
+            for images in _images(run, dataset, samples):
+                vectors.append(embedder(images).float().numpy())
+                hear(done := done + len(images))
+            found.append(Origin(name, own, np.concatenate(vectors)))
+    return found
+
+
+def _images(run: Run, dataset: ShardDataset, samples: Ids) -> Any:
+    return images_of(dataset, samples, run.config.data) if len(samples) else ()
+
+
+def _of_each(samples: Ids, of_rows: Ids, rows: Ids, draw: tuple[int, str]) -> Ids:
+    """At most `_EACH` of the `samples` of each of `rows`, by a draw; those of a row together."""
+    seed, what = draw
+    own = of_rows[samples]
+    chosen = [drawn(samples[own == row], _EACH, seed, f"features/{what}/{row}") for row in rows]
+    return np.concatenate(chosen)
+
+
+@torch.inference_mode()
+def generated(source: FeatureSource, rows: Ids, each: int, seed: int) -> Origin:
+    """`each` features that `source` draws of each of `rows` that it knows, by a draw of `seed`."""
+    known = np.repeat(rows[rows < source.rows], each)
+    generator = torch.Generator().manual_seed(int(stream_key(seed, "drawn features") >> 1))
+    noise = torch.randn(len(known), source.noise, generator=generator)
+    vectors = source.features(torch.from_numpy(known), noise)
+    return Origin("generated", known, vectors.float().numpy())
+
+
+class _TSNE:
+    """t-SNE (van der Maaten and Hinton 2008; Barnes-Hut) from principal components."""
+
+    def __init__(self) -> None:
+        """Raises InputError where scikit-learn is not installed."""
+        try:
+            from sklearn.manifold import TSNE
+            from threadpoolctl import threadpool_limits
+        except ImportError as error:
+            raise InputError(
+                "t-SNE needs scikit-learn: pip install 'perennial-id[analysis]'"
+            ) from error
+        self._made, self._threads = TSNE, threadpool_limits
+
+    def __call__(self, vectors: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
+        """[n, 2] of `vectors` [n, d]: a function of them and of `seed`."""
+        perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
+        state = int(stream_key(seed, "t-SNE") % 2**32)
+        made = self._made(perplexity=perplexity, init="pca", random_state=state)
+        with self._threads(1):  # several threads add up in any order, and were slower
+            return np.asarray(made.fit_transform(vectors), dtype=np.float64)

@@ -1,0 +1,72 @@
+"""The finished models of a run, and the test images that they are compared on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from data_shards.counter_rng import shuffled, stream_key
+from data_shards.pipeline import ImageStream, PipelineSettings, Request
+from data_shards.settings import InputError
+from data_shards.storage.dataset import ShardDataset
+from launch.phases.status import open_run
+from launch.runs.run import Chain, Run
+from monitoring.run_folder import MODEL_FOLDER, steps_of
+
+Ids = NDArray[np.int64]
+_MANIFEST = "manifest.json"
+_BATCH = 64
+"""Images decoded and embedded at a time; no result depends on it."""
+
+
+def finished_steps(run: Run) -> dict[Chain, list[int]]:
+    """The learning steps of each chain whose models are finished, ascending.
+
+    Raises InputError where there is none at all.
+    """
+    found = {}
+    for chain in run.chains():
+        steps = steps_of(run.folder, chain.name)
+        there = [n for n in steps if (model_of(run, chain, n) / _MANIFEST).exists()]
+        if there:
+            found[chain] = there
+    if not found:
+        raise InputError(
+            f"{run.folder} has no finished model yet: go on with `perennial run`, or see "
+            f"`perennial status {run.folder}`"
+        )
+    return found
+
+
+def opened(folder: Path) -> tuple[Run, dict[Chain, list[int]]]:
+    """A run with its finished steps. Raises InputError."""
+    run = open_run(folder)
+    return run, finished_steps(run)
+
+
+def model_of(run: Run, chain: Chain, step: int) -> Path:
+    """Where the model of a learning step lies."""
+    return run.step_folder(chain, step) / MODEL_FOLDER
+
+
+def drawn(samples: Ids, count: int, seed: int, what: str) -> Ids:
+    """At most `count` of `samples`, ascending: a draw by (seed, what) alone."""
+    chosen = samples
+    if len(samples) > count:
+        chosen = shuffled(stream_key(seed, "analysis", what), samples)[:count]
+    return np.sort(chosen)
+
+
+def images_of(
+    dataset: ShardDataset, samples: Ids, data: PipelineSettings
+) -> Iterator[torch.Tensor]:
+    """The images of `samples` as they are, [b, 3, H, W] uint8, a batch at a time.
+
+    Raises InputError for a damaged one.
+    """
+    parts = [samples[i : i + _BATCH] for i in range(0, len(samples), _BATCH)]
+    requests = (Request.plain(dataset, part) for part in parts)
+    for _, images in ImageStream(dataset, requests, _BATCH, data, augmented=False):
+        yield images

@@ -1,0 +1,74 @@
+"""The commands `perennial analyse ...`: what a finished run's models make of images."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from launch.commands.arguments import RunFolder
+from launch.terminal.console import Terminal, console, say_json
+
+analyse = typer.Typer(help="Look into the models of a run.", no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")]
+
+
+@analyse.command("similarity")
+def analyse_similarity(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Compare each step's model with all later ones, layer by layer, on its own test images.
+
+    SVCCA: 100 % is the same up to a linear map. Given again after a kill, it goes on.
+    """
+    from launch.analyses.similarity import similarity
+    from monitoring.analyses import similarities, similarity_tables
+
+    similarity(folder, Terminal(stderr=True, highlight=False) if as_json else console)
+    found = similarities(folder)
+    if as_json:
+        say_json(found)
+        return
+    for table in similarity_tables(found):
+        console.print(table)
+    _told(f"`perennial report {folder}` draws it over steps")
+
+
+@analyse.command("features")
+def analyse_features(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option(help="Whose model.")],
+    step: Annotated[
+        int | None, typer.Option(help="After which learning step; default: the last finished.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="A class by its name; may be repeated. Default: ten."),
+    ] = None,
+) -> None:
+    """Lay out embeddings of some classes in the plane by t-SNE: test images and exemplars."""
+    from launch.analyses.features import features
+
+    target = features(
+        folder, console, method=method, seed=seed, step=step, classes=tuple(classes or ())
+    )
+    _told(f"features: {target}; `perennial report {folder}` draws them")
+
+
+@analyse.command("memory")
+def analyse_memory(folder: RunFolder, as_json: AsJson = False) -> None:
+    """Say what each method keeps for its next step: exemplars, network, rows and all else."""
+    from launch.analyses.memory import kept
+    from monitoring.memory import memory_table
+    from monitoring.records import Damage, told
+
+    damage: Damage = {}
+    rows = kept(folder, damage)
+    if as_json:
+        say_json([{"method": r["method"], "step": r["step"], **r["memory"]} for r in rows])
+        return
+    console.print(memory_table(rows))
+    for line in told(damage):
+        console.print(Text(line, "yellow"))
+
+
+def _told(line: str) -> None:
+    console.print(Text(line), soft_wrap=True)

@@ -1,0 +1,85 @@
+"""The shape of what `perennial analyse` writes into a run folder."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
+
+from monitoring.run_folder import METHOD
+from monitoring.schemas import MOST_STEPS, Count, Name, Portion, Real, Step
+
+_MOST_CHAINS, _MOST_LAYERS, _MOST_POINTS = 10_000, 100, 100_000
+MOST_CLASSES = 20
+"""Classes in one picture of features: as many colours can be told apart."""
+MethodName = Annotated[str, Field(pattern=f"^{METHOD.pattern}$")]
+
+
+@with_config({"strict": True})
+class LayerSimilarity(TypedDict):
+    """How alike two models see the same images in a layer."""
+
+    mean: Portion
+    """The mean canonical correlation."""
+    floor: Portion
+    """What independent features would be found to have."""
+    directions: Annotated[list[Count], Field(min_length=2, max_length=2)]
+
+
+@with_config({"strict": True})
+class SimilarityCell(TypedDict):
+    """The model that learned the classes of step `task`, and that of a later `step`, compared."""
+
+    task: Step
+    step: Step
+    images: Count
+    layers: Annotated[dict[Name, LayerSimilarity], Field(max_length=_MOST_LAYERS)]
+
+
+@with_config({"strict": True})
+class ChainSimilarity(TypedDict):
+    """The models of one chain compared."""
+
+    method: MethodName
+    seed: Count
+    of: Annotated[str, Field(max_length=200)]
+    """A hash of all that it follows from."""
+    cells: Annotated[list[SimilarityCell], Field(max_length=10 * MOST_STEPS)]
+
+
+@with_config({"strict": True})
+class Similarities(TypedDict):
+    """The models of a run compared."""
+
+    version: Literal[1]
+    variance: Portion
+    chains: Annotated[list[ChainSimilarity], Field(max_length=_MOST_CHAINS)]
+
+
+@with_config({"strict": True})
+class FeatureGroup(TypedDict):
+    """The features of one class and origin, in the plane."""
+
+    label: Name
+    """The class."""
+    origin: Literal["test", "training", "exemplar", "generated"]
+    points: Annotated[
+        list[Annotated[list[Real], Field(min_length=2, max_length=2)]],
+        Field(max_length=_MOST_POINTS),
+    ]
+
+
+@with_config({"strict": True})
+class Features(TypedDict):
+    """Features of some classes by one model, laid out in the plane."""
+
+    version: Literal[1]
+    method: MethodName
+    seed: Count
+    step: Step
+    model: Annotated[str, Field(max_length=200)]
+    """Its fingerprint."""
+    groups: Annotated[list[FeatureGroup], Field(max_length=4 * MOST_CLASSES)]
+
+
+SIMILARITIES = TypeAdapter(Similarities)
+FEATURES = TypeAdapter(Features)

@@ -1,0 +1,99 @@
+"""Features in the plane as inline SVG: colour by class, shape by origin (GFR, Figure 7)."""
+
+from collections.abc import Sequence
+from html import escape
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from monitoring.analysis_schemas import FEATURES, MOST_CLASSES
+from monitoring.records import Damage, Record, read_value
+from monitoring.run_folder import ANALYSES_FOLDER, FEATURES_FOLDER
+
+_WIDTH, _HEIGHT, _EDGE = 520, 420, 12
+_MOST = 60
+"""Pictures in a page, at most."""
+_WORDS = {
+    "test": "test images",
+    "training": "training images",
+    "exemplar": "exemplars kept",
+    "generated": "generated",
+}
+
+
+def features(folder: Path, damage: Damage | None = None) -> list[Record]:
+    """The features laid out of a run's models, by method, seed and step."""
+    files = (folder / ANALYSES_FOLDER / FEATURES_FOLDER).glob("*/seed-*/step-*.json")
+    read = (
+        read_value(file, FEATURES, damage, within=folder)
+        for file in sorted(islice(files, _MOST + 1))
+    )
+    found = [one for one in read if one is not None]
+    return sorted(found, key=lambda one: (one["method"], one["seed"], one["step"]))[:_MOST]
+
+
+def feature_plots(found: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the report's template shows of each."""
+    plots = []
+    for one in found:
+        labels = list(dict.fromkeys(group["label"] for group in one["groups"]))
+        colours = {label: number % MOST_CLASSES for number, label in enumerate(labels)}
+        origins = list(dict.fromkeys(group["origin"] for group in one["groups"]))
+        plots.append(
+            {
+                "title": f"{one['method']}, seed {one['seed']}, step {one['step']}",
+                "classes": list(colours.items()),
+                "origins": [(_WORDS[own], Markup(_key(own))) for own in origins],
+                "chart": Markup(scatter(one["groups"], colours)),
+            }
+        )
+    return plots
+
+
+def scatter(groups: Sequence[Record], colours: dict[str, int]) -> str:
+    """An SVG of groups' points; those of images below, then exemplars, then generated ones."""
+    every = [point for group in groups for point in group["points"]]
+    if not every:
+        return ""
+    lows = [min(point[axis] for point in every) for axis in (0, 1)]
+    highs = [max(point[axis] for point in every) for axis in (0, 1)]
+    # one scale for both axes: only distances mean something
+    scale = min(
+        (size - 2 * _EDGE) / max(high - low, 1e-9)
+        for size, low, high in zip((_WIDTH, _HEIGHT), lows, highs, strict=True)
+    )
+    parts = [f'<svg class="plane" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="plane">']
+    order = list(_WORDS)
+    for group in sorted(groups, key=lambda group: order.index(group["origin"])):
+        told = escape(f"{group['label']}, {_WORDS[group['origin']]}")
+        colour = f"var(--c{colours[group['label']]})"
+        marks = "".join(
+            _mark(
+                group["origin"],
+                _WIDTH / 2 + (x - (lows[0] + highs[0]) / 2) * scale,
+                _HEIGHT / 2 - (y - (lows[1] + highs[1]) / 2) * scale,
+            )
+            for x, y in group["points"]
+        )
+        parts.append(f'<g style="--own:{colour}"><title>{told}</title>{marks}</g>')
+    return "".join([*parts, "</svg>"])
+
+
+def _mark(origin: str, x: float, y: float) -> str:
+    """A dot of an image, a framed square of an exemplar, a hollow triangle of what is generated."""
+    if origin == "exemplar":
+        return (
+            f'<rect class="exemplar" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" rx="1"/>'
+        )
+    if origin == "generated":
+        return f'<path class="generated" d="M{x:.1f} {y - 5:.1f}l4.6 8h-9.2z"/>'
+    return f'<circle class="image" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>'
+
+
+def _key(origin: str) -> str:
+    return (
+        '<svg class="plane mark" viewBox="0 0 14 14" style="--own:var(--dim)">'
+        f"{_mark(origin, 7, 7)}</svg>"
+    )

@@ -1,0 +1,130 @@
+"""Analyses in the report and in tables: means over seeds, words escaped, damage left out."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from monitoring.analyses import similarities, similarity_by_method, similarity_tables
+from monitoring.feature_plots import feature_plots, features, scatter
+from monitoring.similarity_maps import layer_map, similarity_maps
+from tests.monitoring.test_report import HOSTILE
+from tests.monitoring.whole_run import ANALYSES
+
+
+def layer(mean, floor=0.2):
+    return {"mean": mean, "floor": floor, "directions": [2, 2]}
+
+
+def chain(method, seed, cells):
+    made = [
+        {"task": t, "step": s, "images": 5, "layers": {n: layer(m) for n, m in layers.items()}}
+        for (t, s), layers in cells.items()
+    ]
+    return {"method": method, "seed": seed, "of": "x", "cells": made}
+
+
+CHAINS = [
+    chain("b", 0, {(0, 1): {"block 1": 0.9, "logits": 0.5}, (0, 2): {"block 1": 0.8}}),
+    chain("a", 0, {(0, 1): {"block 1": 0.2}, (0, 2): {"block 1": 0.1}, (1, 2): {"block 1": 0.4}}),
+    chain("b", 1, {(0, 1): {"block 1": 0.7, "logits": 0.7}}),
+]
+
+
+def test_maps_are_means_over_seeds_in_the_reports_order_of_methods():
+    found = similarity_by_method(CHAINS)
+    assert found["b"][0, 1] == {"block 1": pytest.approx(0.8), "logits": pytest.approx(0.6)}
+    assert found["b"][0, 2] == {"block 1": 0.8}
+    assert [name for name, _ in similarity_maps(CHAINS, ["a", "c"])] == ["a", "b"]
+    told = [
+        title.text for title in ET.fromstring(similarity_maps(CHAINS, ["b"])[0][1]).iter("title")
+    ]
+    assert told == [
+        "block 1, classes of step 0 after step 1: 80.0 %; unrelated features: 20 %",
+        "logits, classes of step 0 after step 1: 60.0 %; unrelated features: 20 %",
+        "block 1, classes of step 0 after step 2: 80.0 %; unrelated features: 20 %",
+    ]
+
+
+def test_tables_are_of_each_methods_newest_step():
+    rows = [[list(column.cells) for column in table.columns] for table in similarity_tables(CHAINS)]
+    assert [list(map(str, column)) for column in rows[0]] == [
+        ["b", "a"],
+        ["2", "2"],
+        ["80.0 (20)", "10.0 (20)"],
+        ["–", "–"],
+    ]
+    assert rows[1][2] == ["80.0 (20)", "25.0 (20)"], "the mean over two steps' classes"
+
+
+@pytest.mark.parametrize("steps", [2, 6, 7, 26])
+def test_maps_of_many_steps_show_a_few_steps_classes_from_first_to_last(steps):
+    cells = {(t, s): {"block 1": 0.5} for s in range(steps) for t in range(s)}
+    chart = layer_map(cells, cells)
+    shown = sorted({int(n) for n in re.findall(r">classes of step (\d+)<", chart)})
+    assert len(shown) == min(5, steps - 1) and (shown[0], shown[-1]) == (0, steps - 2)
+    assert chart.count("<rect") == sum(steps - 1 - task for task in shown)
+    written = chart.count('class="value"')
+    assert written == (chart.count("<rect") if steps < 8 else 0)
+    box = ET.fromstring(chart).attrib["viewBox"].split()
+    for rect in ET.fromstring(chart).iter("rect"):
+        assert float(rect.attrib["y"]) + float(rect.attrib["height"]) <= float(box[3])
+
+
+def test_points_keep_their_distances_and_lie_within_the_picture():
+    groups = [
+        {"label": "a", "origin": "test", "points": [[0.0, 0.0], [3.0, 4.0]]},
+        {"label": "b", "origin": "test", "points": [[30.0, -7.0], [30.0, -2.0]]},
+    ]
+    drawn = ET.fromstring(scatter(groups, {"a": 0, "b": 1}))
+    places = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in drawn.iter("circle")]
+    assert all(0 < x < 520 and 0 < y < 420 for x, y in places)
+    lengths = [abs(complex(*a) - complex(*b)) for a, b in (places[:2], places[2:])]
+    assert lengths[0] == pytest.approx(lengths[1], abs=0.5), "one scale for both axes"
+    assert places[0][1] > places[1][1], "up is up"
+    assert scatter([{"label": "a", "origin": "test", "points": []}], {"a": 0}) == ""
+    one = scatter([{"label": "a", "origin": "test", "points": [[5.0, 5.0]]}], {"a": 0})
+    assert 'cx="260.0" cy="210.0"' in one
+
+
+def test_classes_have_colours_and_origins_shapes(tmp_path):
+    value = json.loads(json.dumps(ANALYSES["features/fkd/seed-0/step-1.json"]))
+    value["groups"].append({"label": HOSTILE, "origin": "test", "points": [[2.0, 1.0]]})
+    for step in (10, 2):
+        file = tmp_path / f"analyses/features/fkd/seed-0/step-{step}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**value, "step": step}))
+    (tmp_path / "analyses/features/fkd/seed-0/step-3.json").write_text('{"version": 7}')
+    damage = {}
+    found = features(tmp_path, damage)
+    assert [one["step"] for one in found] == [2, 10]
+    assert list(damage) == ["analyses/features/fkd/seed-0/step-3.json"]
+    (first, _) = feature_plots(found)
+    assert first["title"] == "fkd, seed 0, step 2"
+    assert [words for words, _ in first["origins"]] == [
+        "test images",
+        "exemplars kept",
+        "generated",
+    ]
+    assert [colour for _, colour in first["classes"]] == [0, 1]
+    chart = first["chart"]
+    kinds = [chart.count(f'class="{kind}"') for kind in ("image", "exemplar", "generated")]
+    assert kinds == [3, 2, 2] and "--own:var(--c1)" in chart and "<script" not in chart
+    ET.fromstring(chart)
+
+
+def test_a_damaged_file_is_left_out_and_said(tmp_path):
+    (tmp_path / "analyses").mkdir()
+    file = tmp_path / "analyses/similarity.json"
+    value = ANALYSES["similarity.json"]
+    for damaged in (
+        "{",
+        json.dumps({**value, "version": 2}),
+        json.dumps(value).replace("0.75", "7"),
+    ):
+        file.write_text(damaged)
+        damage = {}
+        assert similarities(tmp_path, damage) == [] and list(damage) == ["analyses/similarity.json"]
+    file.write_text(json.dumps(value))
+    assert similarities(tmp_path) == value["chains"]
