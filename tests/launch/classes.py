@@ -14,15 +14,20 @@ from tests.conftest import jpeg
 CLASSES, TRAINED, TESTED = 12, 6, 3
 
 
-def write_classes(root: Path) -> Path:
-    """Twelve classes, half of them first: the folder that holds dataset ``d``, benchmark ``b``."""
+def write_classes(
+    root: Path, tasks: int = 2, tested: int = TESTED, shard_samples: int = 20
+) -> Path:
+    """Twelve classes, half of them first, the others in `tasks` equal parts: the folder that holds
+    dataset ``d``, benchmark ``b``. `tested` images of each are for testing."""
     images = [
-        SourceImage(jpeg(c, n), f"class-{c:02d}", "", f"{c}/{n}", "train" if n > 2 else "query")
+        SourceImage(
+            jpeg(c, n), f"class-{c:02d}", "", f"{c}/{n}", "train" if n >= tested else "query"
+        )
         for c in range(CLASSES)
-        for n in range(TRAINED + TESTED)
+        for n in range(TRAINED + tested)
     ]
-    write_dataset(images, root / "d", {}, shard_samples=20)
-    write_benchmark(class_incremental(ShardDataset.open(root / "d"), 2), root / "b.json")
+    write_dataset(images, root / "d", {}, shard_samples=shard_samples)
+    write_benchmark(class_incremental(ShardDataset.open(root / "d"), tasks), root / "b.json")
     return root
 
 

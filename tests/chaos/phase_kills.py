@@ -1,9 +1,9 @@
-"""A run that is killed at every write boundary of its exemplars, class means and imprinted rows.
+"""A run that is killed at every write boundary of some kinds of phases.
 
-``python -m tests.chaos.exemplar_kills CONFIG OUT`` forks a driver for n = 1, 2, ...: each goes on
-from what the one before left, and dies by SIGKILL at the n-th boundary within a phase that chooses
-exemplars, averages them or imprints rows. Ends when a driver lives through the rest of the run, and
-prints at which boundaries the others died.
+``python -m tests.chaos.phase_kills CONFIG OUT KIND...`` forks a driver for n = 1, 2, ...: each goes
+on from what the one before left, and dies by SIGKILL at the n-th boundary within a phase of such a
+kind. Ends when a driver lives through the rest of the run, and prints at which boundaries the
+others died.
 """
 
 import os
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.config.load import load_config
-from launch.phases.exemplar_means import MeansOfExemplars
-from launch.phases.exemplars import ChooseExemplars
-from launch.phases.imprint import ImprintRows
+from launch.phases.registry import KINDS
 from tests.alone import execute_alone
 from tests.ranks import import_all
 from trainer.engine import prepare_deepspeed
@@ -24,8 +22,8 @@ from trainer.engine import prepare_deepspeed
 BOUNDARIES = ("mkdir", "open", "fsync", "rename", "replace", "unlink", "rmdir")
 
 
-def kill_at(n: int) -> None:
-    """Arms this process: SIGKILL at the n-th boundary within such a phase."""
+def kill_at(n: int, kinds: list[str]) -> None:
+    """Arms this process: SIGKILL at the n-th boundary within a phase of these `kinds`."""
     seen, inside = 0, ""
 
     def boundary(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -50,13 +48,13 @@ def kill_at(n: int) -> None:
 
         return within
 
-    for kind in (ChooseExemplars, MeansOfExemplars, ImprintRows):
+    for kind in (type(kind) for kind in KINDS if kind.name in kinds):
         kind.work = watched(kind.work)  # type: ignore[method-assign]
     for name in BOUNDARIES:
         setattr(os, name, boundary(name, getattr(os, name)))
 
 
-def main(config: Path, out: Path) -> None:
+def main(config: Path, out: Path, kinds: list[str]) -> None:
     """Kills them all but the last."""
     prepare_deepspeed()  # once for all of them, and without starting a thread
     import_all()
@@ -66,7 +64,7 @@ def main(config: Path, out: Path) -> None:
         child = os.fork()
         if child == 0:
             try:
-                kill_at(n)
+                kill_at(n, kinds)
                 execute_alone(load_config(config), out)
                 os._exit(0)
             finally:
@@ -79,4 +77,4 @@ def main(config: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

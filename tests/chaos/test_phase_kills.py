@@ -1,4 +1,4 @@
-"""The memory of a run that dies while it is chosen, again and again."""
+"""Runs that die while they prepare or keep what later steps need, again and again."""
 
 import json
 import subprocess
@@ -12,13 +12,7 @@ from launch.runs.run import Run
 from tests.alone import execute_alone
 from tests.launch.classes import write_classes, write_config
 
-METHODS = {
-    "nme": {
-        "kind": "lucir",
-        "memory": {"total": 14},
-        "predict": "nearest-mean",
-    },
-}
+NEAREST = {"kind": "lucir", "memory": {"total": 14}, "predict": "nearest-mean"}
 
 
 def left(config, out):
@@ -43,21 +37,25 @@ def left(config, out):
     return found
 
 
-def test_killed_at_every_write_of_exemplars_means_and_imprinted_rows(tmp_path, record_fault):
-    root = write_classes(tmp_path)
-    config = write_config(root, METHODS)
+def end_alike(root, config, kinds):
+    """A run killed at every write of phases of these kinds ends as an undisturbed one."""
     execute_alone(load_config(config), root / "undisturbed")
-    command = [sys.executable, "-m", "tests.chaos.exemplar_kills", config, root / "run"]
+    command = [sys.executable, "-m", "tests.chaos.phase_kills", config, root / "run", *kinds]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    died = [line for line in done.stdout.splitlines() if line.split(" ")[0] in KINDS]
-    assert {line.split()[0] for line in died} == KINDS
+    died = [line for line in done.stdout.splitlines() if line.split(" ")[0] in kinds]
+    assert {line.split()[0] for line in died} == kinds
     assert len(died) > 20
     assert left(config, root / "run") == left(config, root / "undisturbed")
-    for step in range(3):
-        folder = root / f"run/chains/nme/seed-0/steps/{step}"
+    for folder in root.glob("run/chains/*/seed-0/steps/*"):
         # a file that was cut short while it was written has a hidden name, and is nobody's
         assert not [p for p in folder.glob("*.part") if not p.name.startswith(".")]
+
+
+def test_killed_at_every_write_of_exemplars_means_and_imprinted_rows(tmp_path, record_fault):
+    root = write_classes(tmp_path)
+    kinds = {"exemplars", "exemplar-means", "imprint"}
+    end_alike(root, write_config(root, {"nme": NEAREST}), kinds)
     record_fault(
         "the driver killed (SIGKILL) at every write of exemplars, class means and imprinted rows, "
         "one after the other in one run",
@@ -66,4 +64,19 @@ def test_killed_at_every_write_of_exemplars_means_and_imprinted_rows(tmp_path, r
     )
 
 
-KINDS = {"exemplars", "exemplar-means", "imprint"}
+def test_killed_at_every_write_of_importances(tmp_path, record_fault):
+    """Those of each shard, and their sum over shards and earlier steps."""
+    root = write_classes(tmp_path, tasks=1, shard_samples=60)
+    config = write_config(
+        root,
+        {"ewc": {}},
+        benchmark={"file": str(root / "b.json"), "steps": 2},
+        training={"iterations": 4, "batch": 24},
+    )
+    end_alike(root, config, {"importance"})
+    record_fault(
+        "the driver killed (SIGKILL) at every write of parameters' importances (EWC, MAS), one "
+        "after the other in one run",
+        "shards whose sums are whole are not done again; the rest is, by the same command",
+        "the importances and models of an undisturbed run, bit for bit",
+    )
