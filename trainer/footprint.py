@@ -6,6 +6,7 @@ Sizes are of the fullest rank: the one with the most images, and the one with th
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
-from trainer.methods.wants import Answers, ClassMeans, FrozenRows
+from trainer.methods.wants import Answers, ClassMeans, FrozenRows, Want
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.row_layout import row_blocks, rows_over, updates_in_backward
 
@@ -162,31 +163,26 @@ def head_footprint(
     ranks = DryRunRanks(held.index(max(held)), world)
     counts = images_by_rank(training.batch, world)
     with DryRun() as dry_run:
-        rows = {
-            name: _rows(block.rows, dimension, ranks).requires_grad_(block.trained)
-            for name, block in blocks.items()
-        }
-        without = dry_run.mark()
-        optimizers = {n: RowOptimizer(rows[n], training) for n in rows if blocks[n].trained}
-        kept = dry_run.held - without
+        lasting = _lasting(
+            dry_run=dry_run,
+            recipe=recipe,
+            rows={
+                name: _rows(block.rows, dimension, ranks).requires_grad_(block.trained)
+                for name, block in blocks.items()
+            },
+            training=training,
+            embedder=embedder,
+        )
         known = range(last if recipe.want(ClassMeans) is not None else old)
         classifies = recipe.want(Answers) or recipe.want(FrozenRows)
-        frozen = _rows(known, old_dimension, ranks) if classifies else None
+        frozen = None
+        if classifies:
+            frozen = _rows(known, old_dimension, ranks).requires_grad_(False)
         classifier = MarginLoss(settings, 0, torch.device("cpu"))
         embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
-        network = build_embedder(embedder) if embedder is not None else torch.nn.Module()
-        parameters = dict(network.named_parameters())
-        without = dry_run.mark()
-        imagined = {type(want): want.imagined(parameters) for want in recipe.wants}
-        loaded = {kind: made for kind, made in imagined.items() if made is not None}
-        prepared = dry_run.held - without
         before = dry_run.mark()
-        teacher, anchor = Teacher(), None
-        if frozen is not None:
-            anchor = OldClassifier(frozen.requires_grad_(False), classifier, old)
-            teacher = _teacher(
-                recipe=recipe, rows=anchor.trained().rows, ranks=ranks, counts=counts, online=online
-            )
+        anchor = None if frozen is None else OldClassifier(frozen, classifier, old)
+        teacher = _teacher(recipe, anchor, ranks, counts, online=online)
         asked = _taken(ranks)
         gathered = gather_embeddings(embeddings, ranks, counts)
         labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
@@ -198,32 +194,69 @@ def head_footprint(
         forward = Forward(
             embeddings=gathered,
             labels=labels,
-            rows=rows_over(recipe, rows, old),
+            rows=rows_over(recipe, lasting.rows, old),
             classifier=classifier,
             teacher=teacher,
-            loaded=loaded,
-            parameters=parameters,
-            update=Update(optimizers["current"], 0.1) if fused else None,
+            loaded=lasting.loaded,
+            parameters=lasting.parameters,
+            update=Update(lasting.optimizers["current"], 0.1) if fused else None,
             anchor=anchor,
         )
-        total = gathered.new_zeros(())
-        for term in recipe.terms:
-            numerator, denominator = term(forward)
-            total = total + term.weight * (numerator / denominator)
-        total.backward()
-        gradients = [_bytes(r.weight.grad) for r in rows.values() if r.weight.grad is not None]
-        for optimizer in optimizers.values():
+        _loss(recipe, forward).backward()
+        weights = [rows.weight for rows in lasting.rows.values()]
+        gradients = [_bytes(weight.grad) for weight in weights if weight.grad is not None]
+        for optimizer in lasting.optimizers.values():
             optimizer.step(0.1)
         return HeadFootprint(
-            rows=_bytes(*(r.weight for r in rows.values())),
-            loaded=prepared,
+            rows=_bytes(*weights),
+            loaded=lasting.loaded_bytes,
             frozen=_bytes(frozen.weight) if frozen is not None else 0,
-            optimizer=kept,
+            optimizer=lasting.optimizer_bytes,
             gradients=sum(gradients),
             peak=dry_run.peak - before,
             operations=dry_run.operations,
             calls={"embeddings and labels": gathering, "teacher": asked, "losses": _taken(ranks)},
         )
+
+
+@dataclass(frozen=True)
+class _Lasting:
+    """What a rank holds from one iteration to the next, but for old models."""
+
+    rows: dict[str, ShardedRows]
+    optimizers: dict[str, RowOptimizer]
+    optimizer_bytes: int
+    parameters: dict[str, torch.nn.Parameter]
+    """The embedder's, for Terms on them."""
+    loaded: dict[type[Want], Any]
+    loaded_bytes: int
+
+
+def _lasting(
+    dry_run: DryRun,
+    recipe: Recipe,
+    rows: dict[str, ShardedRows],
+    training: TrainingSettings,
+    embedder: EmbedderSettings | None,
+) -> _Lasting:
+    """Makes it dry for the blocks of `rows`."""
+    before = dry_run.mark()
+    trained = {name: own for name, own in rows.items() if own.weight.requires_grad}
+    optimizers = {name: RowOptimizer(own, training) for name, own in trained.items()}
+    optimizer_bytes = dry_run.held - before
+    network = build_embedder(embedder) if embedder is not None else torch.nn.Module()
+    parameters = dict(network.named_parameters())
+    before = dry_run.mark()
+    imagined = {type(want): want.imagined(parameters) for want in recipe.wants}
+    loaded = {kind: made for kind, made in imagined.items() if made is not None}
+    return _Lasting(
+        rows=rows,
+        optimizers=optimizers,
+        optimizer_bytes=optimizer_bytes,
+        parameters=parameters,
+        loaded=loaded,
+        loaded_bytes=dry_run.held - before,
+    )
 
 
 def saved_bytes(
@@ -244,11 +277,21 @@ def saved_bytes(
     return model, checkpoint
 
 
+def _loss(recipe: Recipe, forward: Forward) -> torch.Tensor:
+    total = forward.embeddings.new_zeros(())
+    for term in recipe.terms:
+        numerator, denominator = term(forward)
+        total = total + term.weight * (numerator / denominator)
+    return total
+
+
 def _teacher(
-    recipe: Recipe, rows: ShardedRows, ranks: Ranks, counts: list[int], online: bool
+    recipe: Recipe, old: OldClassifier | None, ranks: Ranks, counts: list[int], *, online: bool
 ) -> Teacher:
     """What the previous model says, as `CachedTeacher` and `OnlineTeacher` gather it."""
-    wanted = recipe.want(Answers)
+    if old is None:
+        return Teacher()
+    rows, wanted = old.trained().rows, recipe.want(Answers)
     if wanted is None:
         return Teacher(rows=rows)
     own, (_, dimension), top_k = counts[ranks.rank], rows.weight.shape, wanted.top_k

@@ -1,5 +1,6 @@
 """Runs or resumes a configuration, from shards to report."""
 
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -17,9 +18,10 @@ from launch.exits import Preempted, Withheld, sigterm
 from launch.phases.adopt import check_given
 from launch.phases.compatibility import trials_of
 from launch.phases.driver import Driver
+from launch.phases.kind import Phase
 from launch.phases.planning import pending, phases
 from launch.phases.publishing import gated, update_published
-from launch.runs.lease import holding
+from launch.runs.lease import Fence, holding
 from launch.runs.ledger import Ledger
 from launch.runs.records import append
 from launch.runs.remembered import remember
@@ -63,21 +65,9 @@ def execute(
         check_gpus(config.cluster, max(1, config.cluster.workers))
     if config.glyphs is not None and not config.dataset_is_there():
         build_glyphs(config.glyphs, destination_at(config.dataset), console)
-
-    def tell(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
+    tell = partial(_tell, console)
     with holding(folder, config.cluster.lease_seconds, tell) as attempt:
-        run = Run.open(folder, config, fence=attempt.fence)
-        config = run.config
-        samples = [len(own) for own in run.benchmark.steps]
-        check_steps(run.benchmark.row_ends, samples, config.cluster.workers, bool(run.given))
-        check_memory(run)
-        check_given(run)
-        if config.evaluation.compatibility is not None:
-            trials_of(run)
-        _keep_configuration(config, folder)
-        remember(folder, locations=tuple(locations(config.model_dump(mode="json"))))
+        run = _opened(config, folder, attempt.fence)
         ledger = Ledger.open(folder / LEDGER_FILE)
         every = phases(run)
         todo = pending(every, ledger)
@@ -85,47 +75,15 @@ def execute(
         if todo:
             counts = {"phases": len(every), "left": len(todo)}
             append(folder, EVENTS_FILE, {**attempt.event(), **counts})
-            asking = any(phase.kind.runs_teacher for phase in todo)
-            if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
-                line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
-                append(folder, EVENTS_FILE, {"event": "notice", "message": line})
-                tell(line)
-            verify_dataset(run.dataset, console)
-            done = len(every) - len(todo)
-            console.print(f"{done} of {len(every)} phases of {folder} are done")
-            known = run.benchmark.row_ends[0] if config.continues is not None else 0
-            if known:
-                tell(f"{known:,} identities are known from {config.continues}")
-            for line in in_words(run.dataset, config.benchmark, run.benchmark, known):
-                tell(line)
-            for line in untaught(config.methods, run.benchmark.row_ends, bool(run.given)):
-                tell(line)
-            iterations = sum(phase.iterations for phase in todo)
-            metrics = RunMetrics(folder, len(every), done)
-            with (
-                monitored(
-                    metrics, **config.cluster.driver_endpoint(), superseded=attempt.fence.lost
-                ),
-                executors(config.cluster) as opened,
-                RunProgress(console, iterations, len(todo), metrics) as progress,
-                sigterm() as stop,  # after Ray, which has a handler of its own
-                logging_to(
-                    folder=folder,
-                    name="driver",
-                    constant={"run": folder.name, "job": "driver"},
-                    context=lambda: progress.context,
-                    expected=(KeyboardInterrupt, Preempted),
-                ),
-            ):
-                executor = opened(run, progress, stop)
-                Driver(
-                    run=run,
-                    every=every,
-                    ledger=ledger,
-                    executor=executor,
-                    progress=progress,
-                    stop=stop,
-                ).walk(todo)
+            _announce(run, every, todo, console)
+            _work(
+                run=run,
+                every=every,
+                todo=todo,
+                ledger=ledger,
+                console=console,
+                executors=executors,
+            )
         else:
             console.print(f"all {len(every)} phases of {folder} are done")
         withheld = update_published(run, every, ledger) if gated(run) else []
@@ -138,3 +96,76 @@ def execute(
     console.print(f"report: {folder / REPORT_FILE}")
     if withheld:
         raise Withheld(withheld)
+
+
+def _tell(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
+
+
+def _opened(config: RunConfig, folder: Path, fence: Fence) -> Run:
+    """The run, with its configuration in its folder, once all is well. Raises InputError."""
+    run = Run.open(folder, config, fence=fence)
+    samples = [len(own) for own in run.benchmark.steps]
+    check_steps(run.benchmark.row_ends, samples, config.cluster.workers, bool(run.given))
+    check_memory(run)
+    check_given(run)
+    if config.evaluation.compatibility is not None:
+        trials_of(run)
+    _keep_configuration(run.config, folder)
+    remember(folder, locations=tuple(locations(run.config.model_dump(mode="json"))))
+    return run
+
+
+def _announce(run: Run, every: list[Phase], todo: list[Phase], console: Console) -> None:
+    """Tells what is learned and how much is left, before any of it; verifies the dataset."""
+    config, benchmark, tell = run.config, run.benchmark, partial(_tell, console)
+    asking = any(phase.kind.runs_teacher for phase in todo)
+    if asking and config.teacher.precision == "bf16" and not multiplies_bf16():
+        line = fallback("teacher.precision")  # actors elsewhere log it for their hosts
+        append(run.folder, EVENTS_FILE, {"event": "notice", "message": line})
+        tell(line)
+    verify_dataset(run.dataset, console)
+    console.print(f"{len(every) - len(todo)} of {len(every)} phases of {run.folder} are done")
+    known = benchmark.row_ends[0] if config.continues is not None else 0
+    if known:
+        tell(f"{known:,} identities are known from {config.continues}")
+    for line in in_words(run.dataset, config.benchmark, benchmark, known):
+        tell(line)
+    for line in untaught(config.methods, benchmark.row_ends, bool(run.given)):
+        tell(line)
+
+
+def _work(
+    run: Run,
+    every: list[Phase],
+    todo: list[Phase],
+    ledger: Ledger,
+    console: Console,
+    executors: Executors,
+) -> None:
+    """Walks the phases to do, heard by metrics, logs and a progress line."""
+    cluster, folder = run.config.cluster, run.folder
+    iterations = sum(phase.iterations for phase in todo)
+    metrics = RunMetrics(folder, len(every), len(every) - len(todo))
+    with (
+        monitored(metrics, **cluster.driver_endpoint(), superseded=run.fence.lost),
+        executors(cluster) as opened,
+        RunProgress(console, iterations, len(todo), metrics) as progress,
+        sigterm() as stop,  # after Ray, which has a handler of its own
+        logging_to(
+            folder=folder,
+            name="driver",
+            constant={"run": folder.name, "job": "driver"},
+            context=lambda: progress.context,
+            expected=(KeyboardInterrupt, Preempted),
+        ),
+    ):
+        executor = opened(run, progress, stop)
+        Driver(
+            run=run,
+            every=every,
+            ledger=ledger,
+            executor=executor,
+            progress=progress,
+            stop=stop,
+        ).walk(todo)
