@@ -1,9 +1,11 @@
 """Terms and whole updates of the product, to hold against dense float64 ones written in a test."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -92,6 +94,39 @@ def assert_equal(
     torch.testing.assert_close(found, wanted[0], **close)
     by_id = {row: g for result in results for row, g in result[name][2].items()}
     torch.testing.assert_close(torch.stack([by_id[row] for row in range(ROWS)]), wanted[1], **close)
+
+
+def assert_unequal(
+    results: list[dict[str, Found]], name: str, given: Draws, dense: Callable[..., torch.Tensor]
+) -> None:
+    """`assert_equal` refuses the Term."""
+    with pytest.raises(AssertionError):
+        assert_equal(results, name, given, dense)
+
+
+@dataclass(frozen=True)
+class OverAll:
+    """A Term over all rows that makes something of another one, or is it."""
+
+    term: Any
+    weight: float = 1.0
+    over: str = "all"
+    name: str = "changed"
+    wants: tuple[()] = ()
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, Any]:
+        """The other one's loss."""
+        found: tuple[torch.Tensor, Any] = self.term(forward)
+        return found
+
+
+class Summed(OverAll):
+    """Every rank's loss is added up, which is wrong."""
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, Any]:
+        """As many times as there are ranks."""
+        numerator, count = self.term(forward)
+        return numerator * forward.rows["all"].ranks.world, count
 
 
 # Whole updates

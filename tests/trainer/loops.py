@@ -72,7 +72,8 @@ def spec_of(
     )
     schedule = {"batch": 20, "milestones": (8,), "checkpoint_every": 5, "log_every": 2}
     settings = TrainingSettings(**{**schedule, "iterations": iterations, **overrides})
-    recipe = ALL[method].recipe().at(step, benchmark.rows_before(step))
+    old = benchmark.rows_before(step)
+    recipe = ALL[method].recipe().at(step, old, benchmark.row_ends[step] - old)
     if terms is not None:
         recipe = replace(recipe, terms=terms)
     previous = Model.open(out / "0" / "model") if step else None

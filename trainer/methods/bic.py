@@ -81,18 +81,17 @@ class ClassifyCorrected:
 
     weight: float = 1.0
     """1 - lambda, once it is known how many classes are old and new."""
-    old_rows: int = unspelled(0)
     name: str = unspelled("classify")
     over: ClassVar[Over | None] = "all"
     wants: ClassVar[tuple[Want, ...]] = (Corrections(),)
 
     def at(self, old_rows: int) -> Term:
         """At step 0 there is nothing to correct: every method's cross-entropy."""
-        return replace(self, old_rows=old_rows) if old_rows else Classify()
+        return self if old_rows else Classify()
 
-    def with_new(self, new_rows: int) -> "ClassifyCorrected":
+    def among(self, old_rows: int, new_rows: int) -> "ClassifyCorrected":
         """lambda is C_old / (C_old + C_new): the more is known, the more is kept (Eq. 4)."""
-        return replace(self, weight=new_rows / (self.old_rows + new_rows))
+        return replace(self, weight=new_rows / (old_rows + new_rows))
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
         rows, lines = forward.rows["all"], forward.loaded.get(Corrections)
@@ -115,17 +114,16 @@ class DistilCorrected:
     temperature: float
     weight: float = 1.0
     """lambda, once it is known."""
-    old_rows: int = unspelled(0)
     name: str = unspelled("distill")
     over: ClassVar[Over | None] = "old"
     wants: ClassVar[tuple[Want, ...]] = (Answers(embeddings=True), Corrections())
 
     def at(self, old_rows: int) -> "DistilCorrected":
-        return replace(self, old_rows=old_rows)
+        return self
 
-    def with_new(self, new_rows: int) -> "DistilCorrected":
-        """See `ClassifyCorrected.with_new`."""
-        return replace(self, weight=self.old_rows / (self.old_rows + new_rows))
+    def among(self, old_rows: int, new_rows: int) -> "DistilCorrected":
+        """See `ClassifyCorrected.among`."""
+        return replace(self, weight=old_rows / (old_rows + new_rows))
 
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
         student, teacher = forward.rows["old"], forward.teacher

@@ -8,7 +8,7 @@ ImageNet only, is left out.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -27,19 +27,16 @@ from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want
 
 
-def adapted(old_rows: int, new_rows: int) -> float:
-    """sqrt(C_old / C_new), as the authors' released code has it: keeping directions weighs the
-    more, the more there is to keep and the less to learn."""
-    return math.sqrt(old_rows / new_rows)
-
-
 @dataclass(frozen=True)
 class KeepDirections:
     """1 - cos between the previous model's embedding of an image and this one's, of all images,
-    times `adapted` (the less-forget constraint)."""
+    times sqrt(C_old / C_new), as the authors' released code has it: the more there is to keep and
+    the less to learn, the more it weighs (the less-forget constraint)."""
 
     weight: float
     """lambda_base."""
+    adapted: float = unspelled(1.0)
+    """The root, once it is known how many classes are old and new; in fingerprints by these."""
     name: str = unspelled("keepdirections")
     over: ClassVar[Over | None] = None
     wants: ClassVar[tuple[Want, ...]] = (Answers(embeddings=True),)
@@ -47,13 +44,14 @@ class KeepDirections:
     def at(self, old_rows: int) -> "KeepDirections":
         return self
 
+    def among(self, old_rows: int, new_rows: int) -> "KeepDirections":
+        return replace(self, adapted=math.sqrt(old_rows / new_rows))
+
     def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
         old = forward.teacher.embeddings
         assert old is not None
         kept = F.cosine_similarity(forward.embeddings, old, dim=1)
-        rows = forward.rows["old"], forward.rows["new"]
-        old_rows, new_rows = (own.last - own.first for own in rows)
-        return (1 - kept).sum() * adapted(old_rows, new_rows), len(forward.every)
+        return (1 - kept).sum() * self.adapted, len(forward.every)
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,8 @@ class Recipe:
     def at(self, step: int, old_rows: int, new_rows: int | None = None) -> "Recipe":
         """This recipe as it applies at learning step `step`, with `old_rows` = C_old.
 
-        `new_rows` = C_new is for Terms that have a method ``with_new``, and for them alone.
+        `new_rows` = C_new is for Terms that weigh by both and have a method ``among(old_rows,
+        new_rows)`` for it, and for them alone.
 
         Step 0 has no previous model: it starts from scratch, without the Terms that want one or
         train old identities' rows. A neighbourhood of K >= C_old is all old rows, and is computed
@@ -278,7 +279,9 @@ class Recipe:
             terms = tuple(t for t in first if not t.wants and t.over != "old")
             return Recipe(start=Start(embedder="scratch"), terms=terms)
         terms = tuple(
-            term.with_new(new_rows) if new_rows is not None and hasattr(term, "with_new") else term
+            term.among(old_rows, new_rows)
+            if new_rows is not None and hasattr(term, "among")
+            else term
             for term in _those_at(self.terms, old_rows)
         )
         return replace(self, terms=terms)
