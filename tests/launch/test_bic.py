@@ -13,8 +13,6 @@ import torch
 
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
-from data_shards.splits.benchmark_file import write_benchmark
-from data_shards.splits.published_benchmarks import class_incremental
 from data_shards.storage.dataset import ShardDataset
 from data_shards.storage.joined import joined
 from data_shards.writing.writer import write_dataset
@@ -25,28 +23,21 @@ from launch.planning.plan import plan_run, split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.conftest import jpeg
+from tests.launch.classes import CLASSES, write_classes
 from trainer.checkpoint import Folder
 from trainer.decisions import Decision
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
 from trainer.training_spec import training_samples
 
-CHAIN, CLASSES = Chain("bic", 0), 12
+CHAIN = Chain("bic", 0)
 PER_CLASS, HELD = 4, 2
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Twelve classes with six images each to train on and two to test on; half of them first."""
-    root = tmp_path_factory.mktemp("bic")
-    images = [
-        SourceImage(jpeg(c, n), f"class-{c:02d}", "", f"{c}/{n}", "train" if n > 1 else "query")
-        for c in range(CLASSES)
-        for n in range(8)
-    ]
-    write_dataset(images, root / "d", {}, shard_samples=40)
-    write_benchmark(class_incremental(ShardDataset.open(root / "d"), 2), root / "b.json")
-    return root
+    return write_classes(tmp_path_factory.mktemp("bic"), tested=2, shard_samples=40)
 
 
 def config(root, **method):

@@ -13,49 +13,31 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from data_shards.sources import SourceImage
 from data_shards.splits.benchmark import build_benchmark
-from data_shards.splits.benchmark_file import write_benchmark
 from data_shards.splits.benchmark_settings import BenchmarkSettings
-from data_shards.splits.published_benchmarks import class_incremental
 from data_shards.storage.dataset import ShardDataset
-from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from tests.alone import execute_alone
-from tests.conftest import jpeg
+from tests.launch.classes import TESTED, write_classes, write_config
 from trainer.arrays import read_embeddings
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
-
-CLASSES, TESTED = 12, 3
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run of three steps over half of the classes, then a quarter, then the rest."""
     root = tmp_path_factory.mktemp("classes")
-    images = [
-        SourceImage(jpeg(c, n), f"class-{c:02d}", "", f"{c}/{n}", "train" if n > 2 else "query")
-        for c in range(CLASSES)
-        for n in range(6 + TESTED)
-    ]
-    write_dataset(images, root / "d", {})
-    write_benchmark(class_incremental(ShardDataset.open(root / "d"), 2), root / "b.json")
-    values = {
-        "dataset": str(root / "d"),
-        "benchmark": {"file": str(root / "b.json"), "steps": 3},
-        "embedder": {"architecture": "small", "width": 8, "dimension": 16},
-        "training": {"iterations": 40, "batch": 24, "milestones": []},
-        "methods": {
+    config = write_config(
+        write_classes(root),
+        {
             "finetune": {"over": "all"},
             "replay": {"kind": "finetune", "over": "all", "memory": {"per_class": 2}},
         },
-        "cluster": {"workers": 0, "actors": 1},
-    }
-    (root / "c.json").write_text(json.dumps(values))  # JSON is YAML
+    )
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
-        execute_alone(load_config(root / "c.json"), root / "run")
+        execute_alone(load_config(config), root / "run")
     return root, told.getvalue()
 
 
@@ -124,7 +106,7 @@ def test_memory_is_the_bytes_of_the_files(finished):
         tensors = safetensors.torch.load_file(model / "embedder.safetensors").values()
         found = json.loads((chain / f"{step}/evaluation.json").read_text())["model_bytes"]
         assert found["network"] == sum(t.numel() * t.element_size() for t in tensors)
-        assert found["rows"] == classes * 16 * 4
+        assert found["rows"] == classes * 8 * 4
     assert not (root / "run/chains/finetune/seed-0/steps/2/exemplars.json").exists()
 
 
