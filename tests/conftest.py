@@ -39,7 +39,7 @@ LONGEST = (
     "integration/test_ranks.py",
     "integration/test_toy_paper.py",
     "chaos/test_between_jobs.py",
-    "launch/test_class_incremental.py",
+    "chaos/test_phase_kills.py",
     "integration/test_prometheus.py",
     "k8s/test_entrypoint.py",
     "integration/test_bare_machine.py",

@@ -1,5 +1,6 @@
 """`perennial classify` gives images the classes that an evaluation would count."""
 
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from data_shards.images import ImageSettings, normalise
 from data_shards.pipeline import PipelineSettings
@@ -18,7 +20,7 @@ from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
 from launch.inference.embed import embed
 from launch.models import classify
-from launch.models.classify import Classifier, images_at
+from launch.models.classify import Classifier, classes_table, images_at
 from tests.trainer.loops import train_step
 from trainer.adopted import AdoptedSettings, Pixels
 from trainer.checkpoint import DamagedError, save_folder
@@ -122,9 +124,12 @@ def test_a_table_shows_the_five_likeliest(model, images):
 
 
 def test_the_table_of_nearest_means_has_similarities(model, images, means):
-    code, out, err = cli(model.folder, images / "0" / "000.jpg")
-    assert code == 0, err
+    [found] = Classifier(model)([images / "0" / "000.jpg"])
+    shown = Console(file=io.StringIO(), width=300)
+    shown.print(classes_table(found))
+    out = shown.file.getvalue()
     assert "similarity" in out and "probability" not in out and "%" not in out
+    assert all(f"{value:.4f}" in out for _, value in found[0].classes)
 
 
 def test_pictures_become_what_an_import_would_store_of_them(model, tmp_path):
@@ -209,7 +214,7 @@ def test_few_pixels_are_decoded_at_a_time(model, images, monkeypatch):
     assert all(one.classes for one in found)
 
 
-def test_a_model_without_rows_is_refused(tmp_path, images):
+def test_a_model_without_rows_is_refused(tmp_path):
     settings = AdoptedSettings(
         source="torchvision",
         architecture="resnet18",
@@ -224,12 +229,12 @@ def test_a_model_without_rows_is_refused(tmp_path, images):
         weight=torch.zeros(0, 4),
         names=[],
     )
-    code, out, err = cli(tmp_path / "model", images)
-    assert code == 2 and not out
-    assert "knows no class" in err and "--classifier" in err and err.count("\n") == 1
+    with pytest.raises(InputError, match=r"knows no class.*--classifier") as caught:
+        Classifier(Model.open(tmp_path / "model"))
+    assert "\n" not in str(caught.value)
 
 
-def test_the_decision_of_another_model_is_refused(model, images, tmp_path):
+def test_the_decision_of_another_model_is_refused(model, tmp_path):
     other = tmp_path / "model"
     other.mkdir()
     for path in model.folder.iterdir():
@@ -244,9 +249,9 @@ def test_the_decision_of_another_model_is_refused(model, images, tmp_path):
         assert Classifier(Model.open(other)).decision.rule == LargestOfHeads()
         del card["classifier.safetensors"]
         (other / "manifest.json").write_text(json.dumps(card))
-        code, out, err = cli(other, images)
-        assert code == 2 and not out
-        assert "is the decision of model" in err and err.count("\n") == 1
+        with pytest.raises(InputError, match="is the decision of model") as caught:
+            Classifier(Model.open(other))
+        assert "\n" not in str(caught.value)
     finally:
         assert not decision.exists()
 
