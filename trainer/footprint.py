@@ -177,7 +177,7 @@ def head_footprint(
         network = build_embedder(embedder) if embedder is not None else torch.nn.Module()
         parameters = dict(network.named_parameters())
         without = dry_run.mark()
-        imagined = {type(want): want.imagined(parameters) for want in recipe.wants}
+        imagined = {type(want): want.imagined(parameters, old, dimension) for want in recipe.wants}
         loaded = {kind: made for kind, made in imagined.items() if made is not None}
         prepared = dry_run.held - without
         before = dry_run.mark()
