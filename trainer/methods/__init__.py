@@ -20,7 +20,7 @@ from trainer.methods.lfl import LessForgetting
 from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Baseline, Finetune, Joint
 from trainer.methods.recipe import MethodSettings
-from trainer.methods.replay import GenerativeFeatureReplay
+from trainer.methods.replay import FeatureReplay, GenerativeFeatureReplay
 
 METHODS: dict[str, type[MethodSettings]] = {
     "baseline": Baseline,
@@ -40,6 +40,7 @@ METHODS: dict[str, type[MethodSettings]] = {
     "ewc": ElasticWeightConsolidation,
     "mas": MemoryAwareSynapses,
     "gfr": GenerativeFeatureReplay,
+    "replay": FeatureReplay,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""

@@ -164,22 +164,31 @@ class Grown:
         return self.term(forward)
 
 
-class GenerativeFeatureReplay(MethodSettings):
+class Replaying(MethodSettings):
+    """Of methods that replay features."""
+
+    generator: Literal["gaussian"] = "gaussian"
+    """What draws features. gaussian: a normal distribution of each identity's embeddings."""
+    covariance: Covariance = "full"
+    """Of gaussian. full: each identity has its own; shared: all have the one within identities;
+    diagonal: each has its own variances alone."""
+    features: int | None = Field(default=None, ge=1)
+    """Features drawn in an update; none: as many as the batch has images."""
+
+    def replayed(self, weight: float) -> Replay:
+        """The cross-entropy of the features that it draws."""
+        return Replay(weight, Gaussians(self.covariance), self.features)
+
+
+class GenerativeFeatureReplay(Replaying):
     """GFR: features of old classes are drawn beside new images; no image is stored.
 
     Authors' settings: Adam at 1e-3, CIFAR-100 201 epochs a step with ResNet-18, ImageNet 101.
     """
 
     kind: Literal["gfr"] = "gfr"
-    generator: Literal["gaussian"] = "gaussian"
-    """What draws features. gaussian: a normal distribution of each class' embeddings."""
-    covariance: Covariance = "full"
-    """Of gaussian. full: each class has its own; shared: all have the one within classes;
-    diagonal: each has its own variances alone."""
-    features: int | None = Field(default=None, ge=1)
-    """Features drawn in an update; none: as many as the batch has images."""
     replay: float = Field(default=1.0, ge=0)
-    """Weight of their cross-entropy."""
+    """Weight of the features' cross-entropy."""
     keep: Literal["features", "ewc", "mas"] = "features"
     """What holds the extractor. features: the distance of embeddings from the previous model's;
     ewc, mas: these methods' penalties in its place (the paper's Table 3)."""
@@ -199,9 +208,8 @@ class GenerativeFeatureReplay(MethodSettings):
         return self
 
     def recipe(self) -> Recipe:
-        made = Gaussians(self.covariance)
         classify: Term = Classify(over="all")
-        replay: Term = Replay(self.replay, made, self.features)
+        replay: Term = self.replayed(self.replay)
         kept = self._kept()
         if self.weighting == "released":
             classify, replay = Grown(classify, "1 / (f + 1)"), Grown(replay, "f / (f + 1)")
@@ -217,3 +225,24 @@ class GenerativeFeatureReplay(MethodSettings):
         penalised = ElasticWeightConsolidation if self.keep == "ewc" else MemoryAwareSynapses
         (penalty,) = (t for t in penalised(**given).recipe().terms if isinstance(t, Consolidate))
         return penalty
+
+
+class FeatureReplay(Replaying):
+    """Replay by itself, with nothing to hold the extractor: for combinations such as with FKD."""
+
+    kind: Literal["replay"] = "replay"
+    covariance: Covariance = "shared"
+    """Of gaussian. shared: one of all identities, and a mean of each, so that there can be tens of
+    thousands; full: each identity has its own; diagonal: each has its own variances alone."""
+    weight: float = Field(default=1.0, ge=0)
+    """Of the features' cross-entropy over all rows."""
+    over: Literal["new", "all"] = "new"
+    """The classifier rows that new images are told apart by: those of the step's identities, or of
+    all so far. all harms embeddings of identities that are not learned (docs/facts.md): images of
+    the new network are told from features of the old one, by whatever has changed."""
+    rows: Literal["trained", "frozen"] = "trained"
+    """Old identities' rows are trained, or stay as they are."""
+
+    def recipe(self) -> Recipe:
+        start = Start(old_rows="held" if self.rows == "frozen" else "previous")
+        return Recipe(start=start, terms=(Classify(over=self.over), self.replayed(self.weight)))

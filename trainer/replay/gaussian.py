@@ -94,8 +94,12 @@ class Gaussians:
         """See `GeneratorKind`."""
         state = self.state(folder)
         with folder.intact("generator.safetensors"):
-            factor = _factor(state, self.covariance)
-            return Gaussian(self.covariance, state["means"].to(device), factor.to(device))
+            return self.source(state, device)
+
+    def source(self, state: Tensors, device: torch.device) -> Gaussian:
+        """What draws by a state."""
+        factor = _factor(state, self.covariance)
+        return Gaussian(self.covariance, state["means"].to(device), factor.to(device))
 
     def imagined(self, rows: int, dimension: int) -> Gaussian:
         """See `GeneratorKind`."""
