@@ -24,7 +24,7 @@ from monitoring.memory import memory
 from tests.alone import execute_alone
 from tests.conftest import source
 from tests.launch.classes import CLASSES, write_classes, write_config
-from tests.trainer.test_replay import by_loops
+from tests.trainer.test_gaussian import by_loops
 from trainer.arrays import read_arrays
 from trainer.checkpoint import Folder
 from trainer.model import Model
