@@ -16,6 +16,7 @@ from launch.phases.imprint import ImprintRows
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
 from launch.phases.train import Train
+from launch.phases.train_generator import TrainGenerator
 
 KINDS: tuple[Kind[Any], ...] = (
     Neighbours(),
@@ -27,6 +28,7 @@ KINDS: tuple[Kind[Any], ...] = (
     ChooseExemplars(),
     ParameterImportance(),
     FitGaussians(),
+    TrainGenerator(),
     MeansOfExemplars(),
     Heads(),
     Bias(),

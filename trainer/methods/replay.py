@@ -38,6 +38,8 @@ from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want
 from trainer.replay.gaussian import Covariance, Gaussians
 from trainer.replay.source import FeatureSource, GeneratorKind, replayed
+from trainer.replay.wgan_folder import Wgans
+from trainer.replay.wgan_settings import WganSettings
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class Generator(Want):
         self, parameters: Mapping[str, torch.Tensor], rows: int, dimension: int
     ) -> FeatureSource:
         return self.how.imagined(rows, dimension)
+
+    def beside(self, rows: int, dimension: int) -> int:
+        return self.how.beside(rows, dimension)
 
 
 @dataclass(frozen=True)
@@ -167,17 +172,23 @@ class Grown:
 class Replaying(MethodSettings):
     """Of methods that replay features."""
 
-    generator: Literal["gaussian"] = "gaussian"
-    """What draws features. gaussian: a normal distribution of each identity's embeddings."""
+    generator: Literal["gaussian", "wgan"] = "gaussian"
+    """What draws features. gaussian: a normal distribution of each identity's embeddings; wgan: a
+    conditional WGAN for all of them, see `wgan`."""
     covariance: Covariance = "full"
     """Of gaussian. full: each identity has its own; shared: all have the one within identities;
     diagonal: each has its own variances alone."""
+    wgan: WganSettings = WganSettings()
+    """Of generator=wgan."""
     features: int | None = Field(default=None, ge=1)
     """Features drawn in an update; none: as many as the batch has images."""
 
     def replayed(self, weight: float) -> Replay:
         """The cross-entropy of the features that it draws."""
-        return Replay(weight, Gaussians(self.covariance), self.features)
+        how: GeneratorKind = Gaussians(self.covariance)
+        if self.generator == "wgan":
+            how = Wgans(self.wgan)
+        return Replay(weight, how, self.features)
 
 
 class GenerativeFeatureReplay(Replaying):

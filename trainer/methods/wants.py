@@ -44,6 +44,10 @@ class Want:
         """
         return None
 
+    def beside(self, rows: int, dimension: int) -> int:
+        """Bytes that its phase keeps on disk and `load` does not take; see `imagined`."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Answers(Want):

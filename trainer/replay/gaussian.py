@@ -111,6 +111,10 @@ class Gaussians:
         factor = torch.empty(shapes[self.covariance])
         return Gaussian(self.covariance, torch.empty(rows, dimension), factor)
 
+    def beside(self, rows: int, dimension: int) -> int:
+        """See `GeneratorKind`."""
+        return 0
+
 
 def moments(vectors: NDArray[np.float32], rows: Ids, covariance: Covariance) -> dict[str, Any]:
     """Of `vectors` [n, d], all that there are of their identities `rows` [n], in float64: each

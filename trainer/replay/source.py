@@ -46,6 +46,9 @@ class GeneratorKind(Protocol):
         """The like of what `read` makes, of any values, for `rows` identities' embeddings of
         `dimension`: for dry runs."""
 
+    def beside(self, rows: int, dimension: int) -> int:
+        """Bytes in its folder that what `read` makes does not have."""
+
 
 def generator_files(
     kind: GeneratorKind, tensors: Tensors, **facts: Any

@@ -7,7 +7,7 @@ import torch
 
 from trainer.checkpoint import Folder
 from trainer.replay.source import CARD, generator_files, read_generator
-from trainer.replay.wgan import ClassMeans, Generator, Wgan, WganShape
+from trainer.replay.wgan import ClassMeans, Critic, Generator, Wgan, WganShape
 from trainer.replay.wgan_settings import WganSettings
 
 _FACTS = ("dimension", "relu", "rows")
@@ -69,11 +69,19 @@ class Wgans:
 
     def imagined(self, rows: int, dimension: int) -> Generator:
         """See `GeneratorKind`."""
-        shape = self.settings.shape(dimension, relu=False)
-        means = None
+        return Generator(*self._imagined(rows, dimension))
+
+    def beside(self, rows: int, dimension: int) -> int:
+        """The critic, which only the next generator's training needs."""
+        with torch.device("meta"):
+            critic = Critic(*self._imagined(rows, dimension))
+        return sum(p.nbytes for p in critic.parameters())
+
+    def _imagined(self, rows: int, dimension: int) -> tuple[WganShape, int, ClassMeans | None]:
+        shape, means = self.settings.shape(dimension, relu=False), None
         if shape.class_input == "mean":
             means = ClassMeans.of(torch.empty(rows, dimension))
-        return Generator(shape, rows, means)
+        return shape, rows, means
 
 
 def _named(tensors: dict[str, torch.Tensor], first: str) -> dict[str, torch.Tensor]:
