@@ -1,4 +1,5 @@
-"""What methods keep from one learning step for the next, in bytes: exemplars and the model."""
+"""What methods keep from one learning step for the next, in bytes: exemplars, a generator of
+features and the model."""
 
 import os
 from collections.abc import Sequence
@@ -9,17 +10,25 @@ from rich.table import Table
 from rich.text import Text
 
 from monitoring.records import Damage, Record, evaluations, read_value, step_files
-from monitoring.run_folder import EXEMPLARS_FILE, IMPORTANCE_FOLDER, IMPORTANCES_FILE
-from monitoring.schemas import EXEMPLARS
+from monitoring.run_folder import (
+    EXEMPLARS_FILE,
+    GENERATOR_CARD,
+    GENERATOR_FOLDER,
+    IMPORTANCE_FOLDER,
+    IMPORTANCES_FILE,
+)
+from monitoring.schemas import EXEMPLARS, GENERATOR
 from untrusted.files import open_regular
 from untrusted.text import printable
 
 IMAGES = "exemplar_images"
 IMPORTANCE_BYTES = "importance_bytes"
+GENERATOR_BYTES = "generator_bytes"
 KEPT = {
     IMAGES: "exemplars, images",
     "exemplar_bytes": "exemplars as stored",
     "exemplar_pixel_bytes": "exemplars as pixels",
+    GENERATOR_BYTES: "generator",
     "network_bytes": "network",
     "rows_bytes": "classifier rows",
     IMPORTANCE_BYTES: "importances",
@@ -49,6 +58,15 @@ def importances(folder: Path, damage: Damage | None = None) -> list[Record]:
     return found
 
 
+def generators(folder: Path, damage: Damage | None = None) -> list[Record]:
+    """The bytes of the generator of features that a step left, with its method, seed and step."""
+    read = (
+        (where, read_value(path / GENERATOR_CARD, GENERATOR, damage, within=folder))
+        for where, path in step_files(folder, GENERATOR_FOLDER, damage)
+    )
+    return [{GENERATOR_BYTES: found["bytes"], **where} for where, found in read if found]
+
+
 def memory(
     folder: Path, damage: Damage | None = None, models: Sequence[Record] | None = None
 ) -> dict[tuple[str, int], dict[str, int]]:
@@ -58,8 +76,8 @@ def memory(
     Steps have their models' bytes from their evaluations, or from `models`: ``model_bytes`` with
     method, seed and step.
 
-    Of a method without exemplars there is only the model. Steps whose models are not tested class
-    by class are left out.
+    Of a method without exemplars and generator there is only the model. Steps whose models are not
+    tested class by class are left out.
     """
     found: dict[tuple[str, int], dict[str, int]] = {}
     given = evaluations(folder, damage) if models is None else models
@@ -76,6 +94,9 @@ def memory(
     for one in sorted(importances(folder, damage), key=lambda one: -one["seed"]):
         if (one["method"], one["step"]) in found:
             found[one["method"], one["step"]][IMPORTANCE_BYTES] = one[IMPORTANCE_BYTES]
+    for one in sorted(generators(folder, damage), key=lambda one: -one["seed"]):
+        if (one["method"], one["step"]) in found:
+            found[one["method"], one["step"]][GENERATOR_BYTES] = one[GENERATOR_BYTES]
     return {key: {n: own[n] for n in KEPT if n in own} for key, own in found.items()}
 
 

@@ -246,6 +246,13 @@ class Exemplars(TypedDict):
 
 
 @with_config(_STRICT)
+class Generator(TypedDict):
+    """What the card of a generator of features says, among other things."""
+
+    bytes: Count
+
+
+@with_config(_STRICT)
 class Interval(TypedDict):
     """A figure, and where it lies by resampling."""
 
@@ -362,4 +369,5 @@ LOG_LINE = TypeAdapter(LogLine)
 EVALUATION = TypeAdapter(Evaluation)
 EXAMPLES = TypeAdapter(Annotated[list[Search], Field(max_length=1000)])
 EXEMPLARS = TypeAdapter(Exemplars)
+GENERATOR = TypeAdapter(Generator)
 COMPARISONS = TypeAdapter(Comparisons)

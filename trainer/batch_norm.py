@@ -123,3 +123,10 @@ def synchronise_batch_norm(module: nn.Module, ranks: Ranks) -> None:
             setattr(module, name, GlobalBatchNorm(child, ranks))
         else:
             synchronise_batch_norm(child, ranks)
+
+
+def hold_batch_norm(module: nn.Module) -> None:
+    """Has every batch normalisation within `module` go by its running statistics, which stay."""
+    for own in module.modules():
+        if isinstance(own, nn.BatchNorm1d | nn.BatchNorm2d | GlobalBatchNorm):
+            own.eval()

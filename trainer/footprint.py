@@ -172,6 +172,7 @@ def head_footprint(
             },
             training=training,
             embedder=embedder,
+            known=(old, dimension),
         )
         known = range(last if recipe.want(ClassMeans) is not None else old)
         classifies = recipe.want(Answers) or recipe.want(FrozenRows)
@@ -238,8 +239,10 @@ def _lasting(
     rows: dict[str, ShardedRows],
     training: TrainingSettings,
     embedder: EmbedderSettings | None,
+    known: tuple[int, int],
 ) -> _Lasting:
-    """Makes it dry for the blocks of `rows`."""
+    """Makes it dry for the blocks of `rows`; `known` is how many old identities there are, and how
+    long their embeddings."""
     before = dry_run.mark()
     trained = {name: own for name, own in rows.items() if own.weight.requires_grad}
     optimizers = {name: RowOptimizer(own, training) for name, own in trained.items()}
@@ -247,7 +250,7 @@ def _lasting(
     network = build_embedder(embedder) if embedder is not None else torch.nn.Module()
     parameters = dict(network.named_parameters())
     before = dry_run.mark()
-    imagined = {type(want): want.imagined(parameters) for want in recipe.wants}
+    imagined = {type(want): want.imagined(parameters, *known) for want in recipe.wants}
     loaded = {kind: made for kind, made in imagined.items() if made is not None}
     return _Lasting(
         rows=rows,

@@ -28,7 +28,7 @@ from trainer.state import State, build_state, restore_state, save_state
 from trainer.stepper import Stepper
 from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
 from trainer.training_log import TrainingLog
-from trainer.training_spec import TrainingSpec, batches_from, training_samples
+from trainer.training_spec import TrainingSpec, batches_from, spec_seed, training_samples
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
 
@@ -139,6 +139,7 @@ def attempt(
         activity=activity,
         anchor=anchor,
         loaded=loaded,
+        seed=spec_seed(spec, "replay"),
     )
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)

@@ -7,7 +7,7 @@ import torch
 
 from data_shards.settings import InputError
 from trainer.backbones import build_embedder
-from trainer.batch_norm import synchronise_batch_norm
+from trainer.batch_norm import hold_batch_norm, synchronise_batch_norm
 from trainer.checkpoint import Checkpoints, Folder
 from trainer.checkpoint.format import CARD
 from trainer.checkpoint.optimizer import load_optimizer, optimizer_tensors
@@ -65,6 +65,8 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
         classifier.restore(spec.previous.running())
     synchronise_batch_norm(embedder, ranks)
     embedder.to(device).train()
+    if spec.recipe.start.batch_norm == "held":
+        hold_batch_norm(embedder)
     # of the model and not of the benchmark: one adopted without its classifier has no rows
     old = spec.previous.rows if spec.previous is not None else 0
     layout = row_blocks(spec.recipe, old, spec.benchmark.row_ends[spec.step])

@@ -45,10 +45,12 @@ class Stepper:
         activity: Activity | None = None,
         anchor: OldClassifier | None = None,
         loaded: Mapping[type[Want], Any] | None = None,
+        seed: int = 0,
     ) -> None:
-        """`loaded` is what earlier phases prepared, see `Forward.loaded`."""
+        """`loaded` is what earlier phases prepared, see `Forward.loaded`; `seed` is of what Terms
+        draw."""
         self._training, self._recipe = training, recipe
-        self._anchor, self._loaded = anchor, loaded or {}
+        self._anchor, self._loaded, self._seed = anchor, loaded or {}, seed
         self._state, self._teacher, self._ranks = state, teacher, ranks
         self._activity = activity or Activity()
         batch, world = training.batch, ranks.world
@@ -159,6 +161,7 @@ class Stepper:
             # averages over the ranks what each has of its own images; these are whole on each
             parameters={n: state.gradients.enter(p) for n, p in self._parameters.items()},
             iteration=state.iteration,
+            seed=self._seed,
             reach=reach(self._training, rate),
             update=Update(state.row_optimizers["current"], rate) if fused else None,
             anchor=self._anchor,

@@ -114,7 +114,7 @@ def _chosen(phase: Phase, executor: Executor, part: Path, share: int) -> list[li
         return []
     model = at.model.output.path.resolve()
     files, calls = [], []
-    for number, (samples, rows) in enumerate(_units(run, at.number)):
+    for number, (samples, rows) in enumerate(whole_identities(run, at.number)):
         files.append(part.resolve() / f"chosen-{number:05d}.json")
         if not files[-1].exists():
             given = (samples, rows, want.choose, share, at.chain.seed)
@@ -123,7 +123,7 @@ def _chosen(phase: Phase, executor: Executor, part: Path, share: int) -> list[li
     return [own for file in files for own in parse_json(read_bytes(file, _FILE_BYTES))]
 
 
-def _units(run: Run, step: int) -> Iterator[tuple[Ids, Ids]]:
+def whole_identities(run: Run, step: int) -> Iterator[tuple[Ids, Ids]]:
     """The training images of whole identities of a step, and their rows: by row, then by key.
 
     So an identity's images come in the same order in whatever order the dataset has them.

@@ -9,12 +9,14 @@ from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
+from launch.phases.gaussians import FitGaussians
 from launch.phases.head_ends import Heads
 from launch.phases.importance import ParameterImportance
 from launch.phases.imprint import ImprintRows
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
 from launch.phases.train import Train
+from launch.phases.train_generator import TrainGenerator
 
 KINDS: tuple[Kind[Any], ...] = (
     Neighbours(),
@@ -25,6 +27,8 @@ KINDS: tuple[Kind[Any], ...] = (
     Train(),
     ChooseExemplars(),
     ParameterImportance(),
+    FitGaussians(),
+    TrainGenerator(),
     MeansOfExemplars(),
     Heads(),
     Bias(),

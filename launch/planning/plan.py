@@ -353,7 +353,8 @@ class _Planner:
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
         if loaded:  # the step leaves as much for the next one
-            disk["loaded for losses"] = loaded
+            beside = (want.beside(old, trained.embedder.dimension) for want in trained.recipe.wants)
+            disk["loaded for losses"] = loaded + sum(beside)
         if isinstance(trained.recipe.predict, NearestMean):
             disk["class means"] = 4 * last * trained.embedder.dimension
         if wanted is not None and not self._online:

@@ -11,6 +11,7 @@ from monitoring.run_folder import (
     COMPARISONS_FILE,
     DECISION_FOLDER,
     EXEMPLARS_FOLDER,
+    GENERATOR_FOLDER,
     IMPORTANCE_FOLDER,
     MODEL_FOLDER,
     chain_name,
@@ -67,6 +68,15 @@ def carried_importance(config: RunConfig, chain: str) -> Path:
     """
     lacks = "does not know which parameters matter to {}: run the same method there, too"
     return _carried(config, chain, IMPORTANCE_FOLDER, lacks)
+
+
+def carried_generator(config: RunConfig, chain: str) -> Path:
+    """What draws features of the identities of the run which `config` continues.
+
+    Raises InputError where that has nothing of the kind.
+    """
+    lacks = "has no generator of features for {}: run the same method there, too"
+    return _carried(config, chain, GENERATOR_FOLDER, lacks)
 
 
 def _carried(config: RunConfig, chain: str, name: str, lacks: str) -> Path:

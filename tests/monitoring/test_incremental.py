@@ -25,6 +25,10 @@ def write_classes(folder, steps=3, seeds=(0, 1)):
         figures = classified(step)
         figures["tasks"] = [share + 0.01 * seed for share in figures["tasks"]]
         file.write_text(json.dumps(figures))
+        if method == "fkd" and step:
+            file.with_name("generator").mkdir()
+            card = {"version": 1, "kind": "generator", "of": "gaussian", "bytes": 7_000 + seed}
+            (file.with_name("generator") / "card.json").write_text(json.dumps(card))
         if method == "fkd":
             told = {**kept(step, jpeg()), "images": 40 + seed}
             told["shown"][0]["identity"] = HOSTILE
@@ -77,9 +81,11 @@ def test_compare_has_the_memory_of_the_first_seed(tmp_path):
         "exemplar_images": 43,
         "exemplar_bytes": 51_000,
         "exemplar_pixel_bytes": 30_720,
+        "generator_bytes": 7_003,
         "network_bytes": 4_200_000,
         "rows_bytes": 10_240,
     }
+    assert "generator_bytes" not in memory(tmp_path)["fkd", 0]
     last = {row["method"]: row for row in rows if row["step"] == 2}
     assert last["fkd"]["memory"]["exemplar_images"] == 43
     assert last["finetune"]["memory"].keys() == {"network_bytes", "rows_bytes"}
@@ -103,6 +109,14 @@ def test_importances_are_memory_wherever_a_step_left_them_whole(tmp_path):
     assert kept["finetune", 1]["importance_bytes"] == 103
     others = {key for key, own in kept.items() if "importance_bytes" in own}
     assert others == {("finetune", 1)}
+
+
+def test_a_generators_card_that_says_no_bytes_is_damaged(tmp_path):
+    folder, damage = write_classes(tmp_path, seeds=(3,)), {}
+    for card in folder.glob("chains/fkd/seed-3/steps/*/generator/card.json"):
+        card.write_text('{"bytes": "many"}')
+    assert "generator_bytes" not in memory(folder, damage)["fkd", 2]
+    assert any("generator" in name for name in damage)
 
 
 def test_pictures_that_a_page_has_no_room_for_are_left_out_and_said(tmp_path):

@@ -20,7 +20,7 @@ from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
-from trainer.methods.wants import Answers
+from trainer.methods.wants import Answers, Want
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.row_layout import rows_over
 from trainer.state import State
@@ -46,8 +46,15 @@ def draws(seed: int = 0) -> Draws:
     return embeddings, labels, rows, old_embeddings, old_rows
 
 
-def on_rank(terms: dict[str, Any], settings: ClassifierSettings, given: Draws) -> dict[str, Found]:
-    """Of each Term: its mean, the gradient of this rank's embeddings, and of its rows by id."""
+def on_rank(
+    terms: dict[str, Any],
+    settings: ClassifierSettings,
+    given: Draws,
+    loaded: dict[type[Want], Any] | None = None,
+) -> dict[str, Found]:
+    """Of each Term: its mean, the gradient of this rank's embeddings, and of its rows by id.
+
+    `loaded` is what Terms want that is no answer of the old model."""
     ranks, out = Ranks.default(), {}
     embeddings, labels, weight, old_embeddings, old_rows = given
     slices = [rank_slice(len(labels), rank, ranks.world) for rank in range(ranks.world)]
@@ -56,18 +63,21 @@ def on_rank(terms: dict[str, Any], settings: ClassifierSettings, given: Draws) -
     for name, term in terms.items():
         rows = ShardedRows(0, ROWS, weight[own_ids(0, ROWS, ranks)].clone(), ranks)
         own = embeddings[slices[ranks.rank]].clone().requires_grad_()
+        gathered = gather_embeddings(own, ranks, counts)
         forward = Forward(
-            embeddings=gather_embeddings(own, ranks, counts),
+            embeddings=gathered,
             labels=labels,
             rows=rows_over(Recipe(terms=(term,)), {"current": rows}, OLD),
             classifier=MarginLoss(settings, 0, own.device),
             teacher=Teacher(
                 old_embeddings, rows=ShardedRows(0, OLD, frozen, ranks).requires_grad_(False)
             ),
+            loaded=loaded or {},
         )
         numerator, denominator = term(forward)
         loss = numerator / denominator
-        loss.backward()
+        # a Term that has nothing to do with embeddings, or with rows, leaves them no gradient
+        (loss + 0 * gathered.sum()).backward()
         gradient = torch.zeros_like(rows.weight)
         if rows.weight.grad is not None:
             gradient = rows.weight.grad.to_dense()
@@ -158,7 +168,12 @@ def rows_of(old: bool) -> torch.Tensor:
     return ShardedRows.new(0, OLD if old else ROWS, DIMENSION, 3 + old, Ranks()).weight.detach()
 
 
-def updated(recipe: Recipe, settings: ClassifierSettings, network: EmbedderSettings) -> Updated:
+def updated(
+    recipe: Recipe,
+    settings: ClassifierSettings,
+    network: EmbedderSettings,
+    loaded: dict[type[Want], Any] | None = None,
+) -> Updated:
     """Losses, embedder and rows of some updates by the product, over one block of rows."""
     torch.set_num_threads(1)
     ensure_process_group()
@@ -187,7 +202,7 @@ def updated(recipe: Recipe, settings: ClassifierSettings, network: EmbedderSetti
         gradients=Gradients(embedder.parameters(), None),
         guard=Guard(training.guard),
     )
-    step = Stepper(training, recipe, state, teacher, Ranks())
+    step = Stepper(training, recipe, state, teacher, Ranks(), loaded=loaded)
     numbers, plain = np.arange(BATCH), np.zeros(BATCH, dtype=bool)
     losses = [float(step(Batch(*own, numbers, plain))["loss"]) for own in batches()]
     assert step.fault is None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_shards.augmentation import AugmentationSettings
@@ -27,9 +28,11 @@ from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.methods.importance import Importance, consolidated_files
+from trainer.methods.replay import GenerativeFeatureReplay, Generator
 from trainer.methods.wants import ClassMeans
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
+from trainer.replay.gaussian import Gaussians, grown, moments
 from trainer.teacher import TeacherSettings
 from trainer.training_spec import TrainingSpec
 
@@ -37,10 +40,12 @@ _ASKING = ("fkd", "combination", "icarl", "lucir", "bic")
 """Methods that are chosen with settings; those that ask for a memory have tests of their own."""
 ALL = {
     **{name: method() for name, method in METHODS.items() if name not in _ASKING},
+    "gfr-released": GenerativeFeatureReplay(weighting="released", batch_norm="held"),
     "basic": FlexibleDistillation(neighbours=None, relaxation=0.0),
     "basic+ns": FlexibleDistillation(neighbours=5, relaxation=0.0),
     "basic+cr": FlexibleDistillation(neighbours=None, relaxation=0.05),
     "fkd": FlexibleDistillation(neighbours=5, relaxation=0.05),
+    "fkd+replay": Combination(of={"fkd": {"neighbours": 5}, "replay": {"rows": "frozen"}}),
     "fkd+bct-sys": Combination(of={"fkd": {"neighbours": 5, "relaxation": 0.05}, "bct-sys": {}}),
     "basic+bct-sys": Combination(of={"fkd": {"neighbours": None}, "bct-sys": {}}),
 }
@@ -105,6 +110,13 @@ def any_importance(embedder: torch.nn.Module) -> Consolidated:
     return Consolidated({name: p.square() for name, p in parameters.items()}, parameters)
 
 
+def any_generator(rows: int, dimension: int, how: Gaussians) -> dict[str, torch.Tensor]:
+    """The state of one that draws features of no network's."""
+    vectors = np.random.default_rng(0).normal(size=(3 * rows, dimension)).astype(np.float32)
+    part = moments(vectors, np.repeat(np.arange(rows), 3), how.covariance)
+    return grown(None, [part], 0, rows, how.covariance)
+
+
 def train_step(
     dataset: Path,
     out: Path,
@@ -163,6 +175,14 @@ def train_step(
         files, card = consolidated_files(any_importance(previous.embedder()), wanted.of)
         save_folder(folder, files if ranks.rank == 0 else {}, card, ranks)
         spec = replace(spec, prepared={Importance: folder})
+
+    if (drawn := recipe.want(Generator)) is not None and previous is not None:
+        assert isinstance(drawn.how, Gaussians)
+        folder, dimension = out / str(step) / "generator", previous.settings.dimension
+        state = any_generator(previous.rows, dimension, drawn.how)
+        files, card = drawn.how.files(state)
+        save_folder(folder, files if ranks.rank == 0 else {}, card, ranks)
+        spec = replace(spec, prepared={Generator: folder})
 
     def report(record: dict[str, Any]) -> None:
         if "event" in record:

@@ -26,7 +26,7 @@ from untrusted.json_text import parse_json
 from untrusted.names import plain_name, sha256_text
 from untrusted.safetensors import intact, read_header
 
-VERSIONS = {"model": 1, "checkpoint": 2, "decision": 1, "consolidated": 1}
+VERSIONS = {"model": 1, "checkpoint": 2, "decision": 1, "consolidated": 1, "generator": 1}
 """The version of each kind of folder; cards without a kind were written before there were two."""
 MANIFEST, CARD = "manifest.json", "card.json"
 BLOCK = 4 << 20

@@ -20,6 +20,7 @@ from trainer.methods.lfl import LessForgetting
 from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Baseline, Finetune, Joint
 from trainer.methods.recipe import MethodSettings
+from trainer.methods.replay import FeatureReplay, GenerativeFeatureReplay
 
 METHODS: dict[str, type[MethodSettings]] = {
     "baseline": Baseline,
@@ -38,6 +39,8 @@ METHODS: dict[str, type[MethodSettings]] = {
     "bic": BiasCorrection,
     "ewc": ElasticWeightConsolidation,
     "mas": MemoryAwareSynapses,
+    "gfr": GenerativeFeatureReplay,
+    "replay": FeatureReplay,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""

@@ -1,6 +1,7 @@
 """Several methods at once: the Terms of all of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
@@ -9,7 +10,8 @@ from trainer.backbones import EmbedderSettings
 from trainer.decisions import LargestLogit
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.images import AllImages, NewImages
-from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Start
+from trainer.methods.recipe import FROM_SCRATCH, MethodSettings, Recipe, Start, Term
+from trainer.methods.terms import Classify
 from trainer.methods.wants import FrozenRows
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Combination(MethodSettings):
         if own := [kind for kind, method in self.of.items() if method.training is not None]:
             raise ValueError(f"say training of the combination, not of {' and '.join(own)}")
         recipes = [method.recipe() for method in self.of.values()]
-        terms = tuple(dict.fromkeys(term for recipe in recipes for term in recipe.terms))
+        terms = _once(tuple(dict.fromkeys(term for recipe in recipes for term in recipe.terms)))
         kinds = [type(term).__name__ for term in terms]
         if len(set(kinds)) < len(kinds):
             raise ValueError(f"{' and '.join(self.of)} are of one kind of loss: leave out one")
@@ -62,7 +64,14 @@ class Combination(MethodSettings):
             raise ValueError("data = all has every image: leave the memory out")
         anchors = {recipe.anchor for recipe in recipes if recipe.want(FrozenRows) is not None}
         imprinted = any(recipe.start.new_rows == "imprinted" for recipe in recipes)
-        start = Start(embedder=self.start, new_rows="imprinted" if imprinted else "random")
+        held = any(recipe.start.old_rows == "held" for recipe in recipes)
+        norms = dict.fromkeys(recipe.start.batch_norm for recipe in recipes)
+        start = Start(
+            embedder=self.start,
+            old_rows="held" if held else "previous",
+            new_rows="imprinted" if imprinted else "random",
+            batch_norm="held" if "held" in norms else "trained",
+        )
         if self.start == "scratch" and self.data == "all":
             # old identities' rows are learned from their images; without these they are kept
             start = FROM_SCRATCH
@@ -74,3 +83,10 @@ class Combination(MethodSettings):
             predict=next(iter(rules), LargestLogit()),
             hold_out=max(recipe.hold_out for recipe in recipes),
         )
+
+
+def _once(terms: tuple[Term, ...]) -> tuple[Term, ...]:
+    """`terms` with an image classified once: over all rows, where any method asks for that."""
+    everybody = [t for t in terms if isinstance(t, Classify) and t.over == "all"]
+    own = replace(everybody[0], over="new") if everybody else None
+    return tuple(term for term in terms if term != own)

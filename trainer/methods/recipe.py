@@ -23,6 +23,9 @@ from trainer.methods.wants import Want, merged
 from trainer.optimizers import TrainingSettings
 
 Anchor = Literal["previous", "first"]
+BatchNorm = Literal["trained", "held"]
+"""Whether batch normalisation takes a batch's own statistics, or the running ones of the previous
+model, which then stay. Its scales and shifts are trained."""
 Over = Literal["old", "new", "all"]
 """Whose classifier rows: of identities from before the step, of those whose images it trains on
 (everybody's, where a recipe sees all images), or of every identity so far."""
@@ -89,6 +92,8 @@ class Forward:
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """The embedder's trainable parameters by name, with autograd, equal on every rank."""
     iteration: int = 0
+    seed: int = 0
+    """Of what Terms draw; no other training of the run has it."""
     reach: float = 0.0
     """How far a gradient of 1 moves a weight in the end, see `trainer.optimizers.reach`; 0: not
     known."""
@@ -160,7 +165,13 @@ class Start:
     """New identities' rows: random, or the directions of the means of the previous model's unit
     embeddings of their images, as long as old rows are on average (LUCIR, released code)."""
 
+    batch_norm: BatchNorm = "trained"
+
     def __post_init__(self) -> None:
+        if self.batch_norm == "held" and self.embedder == "scratch":
+            raise ValueError(
+                "batch normalisation is held at the previous model's statistics: start from it"
+            )
         if self.new_rows == "imprinted" and "scratch" in (self.embedder, self.old_rows):
             raise ValueError(
                 "rows are imprinted with the previous model's embeddings: start from it, with its "
@@ -173,7 +184,8 @@ class Start:
         usual = "scratch" if self.embedder == "scratch" and sees_all else "previous"
         rows = "" if self.old_rows == usual else f", old rows {self.old_rows}"
         new = "" if self.new_rows == "random" else f", new rows {self.new_rows}"
-        return f"{self.embedder}{rows}{new}"
+        norm = "" if self.batch_norm == "trained" else f", batch norm {self.batch_norm}"
+        return f"{self.embedder}{rows}{new}{norm}"
 
 
 FROM_SCRATCH = Start(embedder="scratch", old_rows="scratch")

@@ -36,12 +36,17 @@ class Want:
         """
         return None
 
-    def imagined(self, parameters: Mapping[str, torch.Tensor]) -> Any:
-        """The like of what `load` makes, of any values, beside an embedder of these `parameters`.
+    def imagined(self, parameters: Mapping[str, torch.Tensor], rows: int, dimension: int) -> Any:
+        """The like of what `load` makes, of any values, beside an embedder of these `parameters`
+        with embeddings of `dimension`, where `rows` identities were learned before.
 
         For dry runs, which read no file: its tensors count as memory of each rank.
         """
         return None
+
+    def beside(self, rows: int, dimension: int) -> int:
+        """Bytes that its phase keeps on disk and `load` does not take; see `imagined`."""
+        return 0
 
 
 @dataclass(frozen=True)

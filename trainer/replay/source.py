@@ -1,12 +1,19 @@
 """What draws features of old identities, and which ones are drawn in which iteration."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 
 from data_shards.counter_rng import stream_key
 from data_shards.orders.draws import rounds
+from data_shards.settings import InputError
+from trainer.checkpoint import Folder
+
+CARD = "generator"
+"""The kind of folder that a generator is in."""
+Tensors = Mapping[str, torch.Tensor]
 
 
 class FeatureSource(Protocol):
@@ -23,6 +30,53 @@ class FeatureSource(Protocol):
     def features(self, classes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """[n, d] float32 embeddings of the identities `classes` [n] int64, each made of its `noise`
         [n, `self.noise`]: the same for the same numbers, whatever else is asked for with them."""
+
+
+class GeneratorKind(Protocol):
+    """How a generator is made; frozen dataclasses that spell what decides it, as Terms do."""
+
+    of: ClassVar[str]
+    """What it is called in its folder's card."""
+
+    def read(self, folder: Folder, device: torch.device) -> FeatureSource:
+        """From what `generator_files` gave. Raises DamagedError, and InputError for one that was
+        made with other settings and cannot be gone on with."""
+
+    def imagined(self, rows: int, dimension: int) -> FeatureSource:
+        """The like of what `read` makes, of any values, for `rows` identities' embeddings of
+        `dimension`: for dry runs."""
+
+    def beside(self, rows: int, dimension: int) -> int:
+        """Bytes in its folder that what `read` makes does not have."""
+
+
+def generator_files(
+    kind: GeneratorKind, tensors: Tensors, **facts: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Files and card of the folder of a generator with `tensors`, by name, and further `facts`.
+
+    The card says how many bytes the tensors have, which is what a method keeps for later steps.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    card = {"kind": CARD, "of": kind.of, "bytes": size, **facts}
+    return {CARD: {name: own.contiguous() for name, own in tensors.items()}}, card
+
+
+def read_generator(folder: Folder, kind: GeneratorKind, **facts: Any) -> dict[str, torch.Tensor]:
+    """The tensors of a generator's folder. Raises DamagedError, and InputError where its card says
+    that another kind made it, or with other `facts`."""
+    folder.verify()
+    card = folder.card(CARD)
+    wanted = {"of": kind.of, **facts}
+    if found := {key: card.get(key) for key in wanted if card.get(key) != wanted[key]}:
+        text = ", ".join(
+            f"{key} = {str(own)[:40]}, not {wanted[key]}" for key, own in found.items()
+        )
+        raise InputError(
+            f"{folder} holds another generator than the method asks for: {text}: give the method "
+            "the settings that it had there"
+        )
+    return folder.tensors(CARD)
 
 
 def replayed(

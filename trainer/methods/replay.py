@@ -1,0 +1,258 @@
+"""Generative feature replay (Liu et al. 2020, GFR): features of old classes are drawn, not stored.
+
+Old classes' rows of one growing head are trained by features that a generator draws, new ones by
+images. The extractor is kept by feature distillation. Equations are the paper's.
+
+The authors' released code weighs its losses by f = 50 / m + t - 1, where 50 classes come first and
+m in each step t after. That is C_old / C_new: distillation times f, and cross-entropy the average
+(CE_new + f CE_replay) / (f + 1). The paper has all weights 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from data_shards.settings import InputError
+from trainer.checkpoint import Folder
+from trainer.heads.collectives import Ranks
+from trainer.methods.importance import (
+    Consolidate,
+    ElasticWeightConsolidation,
+    MemoryAwareSynapses,
+)
+from trainer.methods.recipe import (
+    BatchNorm,
+    Forward,
+    MethodSettings,
+    Over,
+    Recipe,
+    Start,
+    Term,
+)
+from trainer.methods.spelling import unspelled
+from trainer.methods.terms import Classify
+from trainer.methods.wants import Answers, Want
+from trainer.replay.gaussian import Covariance, Gaussians
+from trainer.replay.source import FeatureSource, GeneratorKind, replayed
+from trainer.replay.wgan_folder import Wgans
+from trainer.replay.wgan_settings import WganSettings
+
+
+@dataclass(frozen=True)
+class Generator(Want):
+    """What draws features of all identities of the steps before."""
+
+    how: GeneratorKind
+
+    def load(self, path: Path, ranks: Ranks, device: torch.device) -> FeatureSource:
+        """Raises DamagedError, and InputError for a generator of another kind."""
+        return self.how.read(Folder.at(path), device)
+
+    def imagined(
+        self, parameters: Mapping[str, torch.Tensor], rows: int, dimension: int
+    ) -> FeatureSource:
+        return self.how.imagined(rows, dimension)
+
+    def beside(self, rows: int, dimension: int) -> int:
+        return self.how.beside(rows, dimension)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Cross-entropy of drawn features over all rows (GFR, Alg. 1, step 3): their mean.
+
+    Counted once an update, whatever the batch's parts and the number of ranks. Nothing of it
+    reaches the embedder.
+    """
+
+    weight: float
+    how: GeneratorKind
+    count: int | None = None
+    """Features in an update; none: as many as the global batch has images."""
+    name: str = unspelled("replay")
+    over: ClassVar[Over | None] = "all"
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        return (Generator(self.how),)
+
+    def at(self, old_rows: int) -> "Replay | None":
+        return self if old_rows else None
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        source: FeatureSource = forward.loaded[Generator]
+        old, embeddings = forward.rows["old"], forward.embeddings
+        if source.rows != old.last:
+            raise InputError(
+                f"the generator draws features of {source.rows} identities, and {old.last} were "
+                "learned before: run the steps before with the same method"
+            )
+        count = self.count or len(forward.every)
+        given = count, forward.seed, forward.iteration, embeddings.device
+        features, classes = replayed(source, *given)
+        if features.shape[1] != embeddings.shape[1]:
+            raise InputError(
+                f"features of old identities have {features.shape[1]} numbers, and embeddings are "
+                f"{embeddings.shape[1]} long now: replay needs the same embedder.dimension in all "
+                "steps"
+            )
+        losses = forward.classifier.losses(
+            features,
+            classes,
+            forward.rows["all"],
+            forward.iteration,
+            observe=False,  # the margin's statistics are those of images
+        )
+        return forward.once(losses.mean())
+
+
+@dataclass(frozen=True)
+class DistillFeatures:
+    """The distance, not squared, between the previous model's embedding of an image and this one's
+    (GFR, Eq. 4)."""
+
+    weight: float
+    name: str = unspelled("distillfeatures")
+    over: ClassVar[Over | None] = None
+    wants: ClassVar[tuple[Want, ...]] = (Answers(embeddings=True),)
+
+    def at(self, old_rows: int) -> "DistillFeatures":
+        return self
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        old = forward.teacher.embeddings
+        assert old is not None
+        # its gradient is 0 at 0, where a root of squares would have none
+        apart = torch.linalg.vector_norm(forward.embeddings - old, dim=1)
+        return apart.sum(), len(forward.every)
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A Term whose weight follows how much there is to keep, as in the released code."""
+
+    term: Term
+    by: Literal["f", "1 / (f + 1)", "f / (f + 1)"]
+    """What its weight is multiplied by, where f = C_old / C_new."""
+    weight: float = 1.0
+    """The product, once both numbers are known."""
+
+    @property
+    def name(self) -> str:
+        return self.term.name
+
+    @property
+    def over(self) -> Over | None:
+        return self.term.over
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        return self.term.wants
+
+    def at(self, old_rows: int) -> Term | None:
+        """At step 0 there is nothing to keep: the Term itself."""
+        own = self.term.at(old_rows)
+        return replace(self, term=own) if own and old_rows else own
+
+    def among(self, old_rows: int, new_rows: int) -> "Grown":
+        """See `Recipe.at`."""
+        f = old_rows / new_rows
+        share = {"f": f, "1 / (f + 1)": 1 / (f + 1), "f / (f + 1)": f / (f + 1)}[self.by]
+        return replace(self, weight=self.term.weight * share)
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
+        return self.term(forward)
+
+
+class Replaying(MethodSettings):
+    """Of methods that replay features."""
+
+    generator: Literal["gaussian", "wgan"] = "gaussian"
+    """What draws features. gaussian: a normal distribution of each identity's embeddings; wgan: a
+    conditional WGAN for all of them, see `wgan`."""
+    covariance: Covariance = "full"
+    """Of gaussian. full: each identity has its own; shared: all have the one within identities;
+    diagonal: each has its own variances alone."""
+    wgan: WganSettings = WganSettings()
+    """Of generator=wgan."""
+    features: int | None = Field(default=None, ge=1)
+    """Features drawn in an update; none: as many as the batch has images."""
+
+    def replayed(self, weight: float) -> Replay:
+        """The cross-entropy of the features that it draws."""
+        how: GeneratorKind = Gaussians(self.covariance)
+        if self.generator == "wgan":
+            how = Wgans(self.wgan)
+        return Replay(weight, how, self.features)
+
+
+class GenerativeFeatureReplay(Replaying):
+    """GFR: features of old classes are drawn beside new images; no image is stored.
+
+    Authors' settings: Adam at 1e-3, CIFAR-100 201 epochs a step with ResNet-18, ImageNet 101.
+    """
+
+    kind: Literal["gfr"] = "gfr"
+    replay: float = Field(default=1.0, ge=0)
+    """Weight of the features' cross-entropy."""
+    keep: Literal["features", "ewc", "mas"] = "features"
+    """What holds the extractor. features: the distance of embeddings from the previous model's;
+    ewc, mas: these methods' penalties in its place (the paper's Table 3)."""
+    weight: float | None = Field(default=None, ge=0)
+    """Of what holds the extractor. None: 1 for features; ewc and mas have their own."""
+    weighting: Literal["paper", "released"] = "paper"
+    """paper: as the weights say. released: with f = old classes / new classes, features are kept by
+    f times `weight`, and the two cross-entropies count 1 / (f + 1) and f / (f + 1)."""
+    batch_norm: BatchNorm = "trained"
+    """Of batch normalisation, from the second step on; held: by the running statistics of the
+    first step's model, which stay, as in the released code."""
+
+    @model_validator(mode="after")
+    def _weighs_features(self) -> "GenerativeFeatureReplay":
+        if self.weighting == "released" and self.keep != "features":
+            raise ValueError("weighting=released is known of keep=features alone: set that")
+        return self
+
+    def recipe(self) -> Recipe:
+        classify: Term = Classify(over="all")
+        replay: Term = self.replayed(self.replay)
+        kept = self._kept()
+        if self.weighting == "released":
+            classify, replay = Grown(classify, "1 / (f + 1)"), Grown(replay, "f / (f + 1)")
+            kept = Grown(kept, "f")
+        start = Start(batch_norm=self.batch_norm)
+        return Recipe(start=start, terms=(classify, replay, kept))
+
+    def _kept(self) -> Term:
+        """What holds the extractor."""
+        if self.keep == "features":
+            return DistillFeatures(1.0 if self.weight is None else self.weight)
+        given = {} if self.weight is None else {"weight": self.weight}
+        penalised = ElasticWeightConsolidation if self.keep == "ewc" else MemoryAwareSynapses
+        (penalty,) = (t for t in penalised(**given).recipe().terms if isinstance(t, Consolidate))
+        return penalty
+
+
+class FeatureReplay(Replaying):
+    """Replay by itself, with nothing to hold the extractor: for combinations such as with FKD."""
+
+    kind: Literal["replay"] = "replay"
+    covariance: Covariance = "shared"
+    """Of gaussian. shared: one of all identities, and a mean of each, so that there can be tens of
+    thousands; full: each identity has its own; diagonal: each has its own variances alone."""
+    weight: float = Field(default=1.0, ge=0)
+    """Of the features' cross-entropy over all rows."""
+    over: Literal["new", "all"] = "new"
+    """The classifier rows that new images are told apart by: those of the step's identities, or of
+    all so far. all harms embeddings of identities that are not learned (docs/facts.md): images of
+    the new network are told from features of the old one, by whatever has changed."""
+    rows: Literal["trained", "frozen"] = "trained"
+    """Old identities' rows are trained, or stay as they are."""
+
+    def recipe(self) -> Recipe:
+        start = Start(old_rows="held" if self.rows == "frozen" else "previous")
+        return Recipe(start=start, terms=(Classify(over=self.over), self.replayed(self.weight)))
