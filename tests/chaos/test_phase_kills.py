@@ -41,7 +41,7 @@ def end_alike(root, config, kinds):
     """A run killed at every write of phases of these kinds ends as an undisturbed one."""
     execute_alone(load_config(config), root / "undisturbed")
     command = [sys.executable, "-m", "tests.chaos.phase_kills", config, root / "run", *kinds]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     died = [line for line in done.stdout.splitlines() if line.split(" ")[0] in kinds]
     assert {line.split()[0] for line in died} == kinds
