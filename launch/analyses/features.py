@@ -19,7 +19,9 @@ from launch.analyses.opened import Ids, drawn, images_of, model_of, opened
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
 from monitoring.analysis_schemas import MOST_CLASSES
-from monitoring.run_folder import EXEMPLARS_FOLDER, features_file
+from monitoring.run_folder import EXEMPLARS_FOLDER, GENERATOR_FOLDER, features_file
+from trainer.heads.collectives import Ranks
+from trainer.methods.replay import Generator
 from trainer.model import Model
 from trainer.replay.source import FeatureSource
 
@@ -54,8 +56,8 @@ def features(
 
     `seed` is the method's lowest unless it is given, `step` the last one finished; `classes` are
     ten of those learned, evenly spaced. Of each, at most 40 test images, or training images where
-    no learned class is tested; as many exemplars, where the method keeps some. All by draws of the
-    seed. Returns the file. Raises InputError.
+    no learned class is tested; as many exemplars, where the method keeps some, and 40 features that
+    its generator draws. All by draws of the seed. Returns the file. Raises InputError.
     """
     tsne = _TSNE()  # before anything is embedded
     run, finished = opened(folder)
@@ -63,6 +65,8 @@ def features(
     rows = _rows(run, step, classes)
     model = Model.open(model_of(run, chain, step))
     found = _of_images(run, chain, step, rows, model, console)
+    if (source := _source(run, chain, step)) is not None:
+        found.append(generated(source, rows, _EACH, chain.seed))
     vectors = np.concatenate([origin.vectors for origin in found])
     if len(vectors) < _FEWEST:
         raise InputError(
@@ -170,6 +174,16 @@ def _of_each(samples: Ids, of_rows: Ids, rows: Ids, draw: tuple[int, str]) -> Id
     own = of_rows[samples]
     chosen = [drawn(samples[own == row], _EACH, seed, f"features/{what}/{row}") for row in rows]
     return np.concatenate(chosen)
+
+
+def _source(run: Run, chain: Chain, step: int) -> FeatureSource | None:
+    """What draws features of the classes up to `step`, if the chain's method has that. Raises
+    DamagedError, InputError."""
+    want = run.config.methods[chain.method].recipe().want(Generator)
+    folder = run.step_folder(chain, step) / GENERATOR_FOLDER
+    if want is None or not folder.exists():
+        return None
+    return want.load(folder, Ranks(), torch.device("cpu"))
 
 
 @torch.inference_mode()

@@ -44,7 +44,8 @@ def analyse_features(
         typer.Option("--class", help="A class by its name; may be repeated. Default: ten."),
     ] = None,
 ) -> None:
-    """Lay out embeddings of some classes in the plane by t-SNE: test images and exemplars."""
+    """Lay out embeddings of some classes in the plane by t-SNE: of test images, of exemplars, and
+    those that a generator draws."""
     from launch.analyses.features import features
 
     target = features(

@@ -29,7 +29,9 @@ from untrusted.errors import InputError
 METHODS = {
     "finetune": {"over": "all"},
     "replay": {"kind": "finetune", "over": "all", "memory": {"per_class": 2}},
+    "gfr": {},
 }
+CONFIG = "-".join(METHODS) + ".yaml"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def step_folder(run, method, step):
 
 def test_similarity_is_that_of_the_embeddings_of_the_images_of_each_steps_classes(run, root):
     printed = analyse("similarity", run)
-    config = load_config(root / "finetune-replay.yaml")
+    config = load_config(root / CONFIG)
     benchmark = build_benchmark(ShardDataset.open(root / "d"), config.benchmark)
     cells = cells_in(written(run), "replay")
     assert list(cells) == [(0, 1), (0, 2), (1, 2)]
@@ -89,7 +91,7 @@ def test_similarity_is_that_of_the_embeddings_of_the_images_of_each_steps_classe
 
 def test_a_blocks_samples_are_all_places_of_all_images(run, root):
     analyse("similarity", run)
-    config = load_config(root / "finetune-replay.yaml")
+    config = load_config(root / CONFIG)
     dataset = ShardDataset.open(root / "d")
     tested = build_benchmark(dataset, config.benchmark).classified[0]
     (images,) = images_of(dataset, tested, config.data)
@@ -146,15 +148,16 @@ def test_a_kill_loses_no_chain_that_was_done(run, monkeypatch):
     begun, compared = written(run), watch(monkeypatch)
     assert list(cells_in(begun)) == [(0, 1), (0, 2), (1, 2)] and "replay" not in begun
     analyse("similarity", run)
-    assert set(compared) == {"replay"} and cells_in(written(run)) == cells_in(begun)
+    assert set(compared) == {"replay", "gfr"}
+    assert cells_in(written(run)) == cells_in(begun)
     assert cells_in(written(run), "replay").keys() == cells_in(begun).keys()
 
 
 def test_json_and_the_report_show_the_same(run):
     found = json.loads(analyse("similarity", run, "--json"))
-    assert [one["method"] for one in found] == ["finetune", "replay"]
+    assert [one["method"] for one in found] == list(METHODS)
     page = draw(run).read_text()
-    assert page.count('<svg class="layers"') == 2
+    assert page.count('<svg class="layers"') == len(METHODS)
     cell = found[1]["cells"][2]["layers"]["block 2"]
     told = f"block 2, classes of step 1 after step 2: {100 * cell['mean']:.1f} %"
     assert told in page
@@ -198,11 +201,23 @@ def test_features_are_of_test_images_and_exemplars_of_learned_classes(run, root)
         labels = [label for of, label in counts if of == origin]
         assert len(labels) == len(set(labels)) == 10
         assert all(counts[origin, label] == each for label in labels)
-    config = load_config(root / "finetune-replay.yaml")
+    config = load_config(root / CONFIG)
     names = build_benchmark(ShardDataset.open(root / "d"), config.benchmark).names.tolist()
     first = laid_out(run, "--step", 0, method="finetune", step=0)
     assert [g["label"] for g in first["groups"]] == names[:6], "ten are not learned yet"
     assert {g["origin"] for g in first["groups"]} == {"test"}, "finetune keeps none"
+
+
+def test_features_are_of_what_the_methods_generator_draws_too(run, monkeypatch):
+    monkeypatch.setattr(features_module, "_EACH", 5)
+    groups = laid_out(run, method="gfr")["groups"]
+    counts = {(g["origin"], g["label"]): len(g["points"]) for g in groups}
+    assert {origin for origin, _ in counts} == {"test", "generated"}
+    drawn_of = {label: count for (origin, label), count in counts.items() if origin == "generated"}
+    assert set(drawn_of) == {label for origin, label in counts if origin == "test"}
+    assert set(drawn_of.values()) == {5}
+    first = laid_out(run, "--step", 0, method="gfr", step=0)["groups"]
+    assert {g["origin"] for g in first} == {"test", "generated"}, "of the step's own classes, too"
 
 
 def test_features_are_the_same_for_the_same_seed(run):
@@ -248,7 +263,10 @@ def test_generated_features_are_of_the_classes_that_the_generator_knows():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--method", "fkd"), "no finished model of a method 'fkd', only of: finetune, replay"),
+        (
+            ("--method", "fkd"),
+            "no finished model of a method 'fkd', only of: finetune, replay, gfr",
+        ),
         (("--method", "replay", "--step", "3"), "no finished model of step 3, only of: 0, 1, 2"),
         (("--method", "replay", "--seed", "5"), "no finished model of seed 5, only of: 0"),
         (
@@ -287,6 +305,8 @@ def test_memory_is_what_each_method_keeps_after_its_newest_step(run):
         "exemplar_pixel_bytes": 2 * CLASSES * 3 * 16 * 16,
         "importance_bytes": 1234,
     }
+    card = json.loads((step_folder(run, "gfr", 2) / "generator/card.json").read_text())
+    assert rows["gfr"] == model | {"generator_bytes": card["bytes"]}
     printed = analyse("memory", run)
     assert "exemplars as pixels" in printed and "importances" in printed and "24" in printed
 
@@ -296,7 +316,8 @@ def test_memory_needs_no_test_of_classes(run):
         file.unlink()
     shutil.rmtree(step_folder(run, "finetune", 2) / "model")
     rows = {row["method"]: row for row in json.loads(analyse("memory", run, "--json"))}
-    assert {method: row["step"] for method, row in rows.items()} == {"finetune": 1, "replay": 2}
+    steps = {method: row["step"] for method, row in rows.items()}
+    assert steps == {"finetune": 1, "replay": 2, "gfr": 2}
     assert rows["replay"]["exemplar_images"] == 24 and rows["finetune"]["rows_bytes"] == 4 * 8 * 9
 
 
