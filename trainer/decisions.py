@@ -60,8 +60,9 @@ class LargestLogit:
 class NearestMean:
     """The class whose exemplars' mean is nearest (iCaRL, Alg. 1).
 
-    ``means`` [C, d]: of each exemplar's embedding and its mirror image's, of unit length each, the
-    mean, again of unit length. Scores are cosines with them, between -1 and 1.
+    ``means`` [C, d]: of each exemplar's embedding and, where training mirrors images, its mirror
+    image's, of unit length each, the mean, again of unit length. Scores are cosines with them,
+    between -1 and 1.
     """
 
     name: ClassVar[str] = "nearest-mean"

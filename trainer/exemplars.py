@@ -1,6 +1,8 @@
 """Which images of an identity are kept as its exemplars: ordered lists, so that fewer of them are
 the first of the list."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,15 +43,13 @@ def drawn(keys: NDArray[np.uint64], count: int, seed: int) -> Ids:
     return np.argsort(bits(stream_key(seed, "exemplar draw"), keys), kind="stable")[:count]
 
 
-def mean_directions(
-    plain: torch.Tensor, mirrored: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
-    """[C, d] each class's mean of unit length, from embeddings [n, d] of its images and of their
-    mirror images, all of unit length (iCaRL, Alg. 1), and the classes `rows` [n].
+def mean_directions(views: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """[C, d] each class's mean of unit length, from embeddings [n, d] of its images in one or more
+    `views`, each embedding made of unit length (iCaRL, Alg. 1), and the classes `rows` [n].
 
     Raises ValueError for a class without an image.
     """
-    vectors = F.normalize(plain.double()) + F.normalize(mirrored.double())
+    vectors = torch.stack([F.normalize(view.double()) for view in views]).sum(dim=0)
     sums = vectors.new_zeros(int(rows.max()) + 1, vectors.shape[1]).index_add_(0, rows, vectors)
     empty = (torch.bincount(rows, minlength=len(sums)) == 0).nonzero()[:, 0].tolist()
     if empty:

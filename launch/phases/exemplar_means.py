@@ -20,7 +20,8 @@ from trainer.model import Model
 
 
 class MeansOfExemplars(Kind[NearestMean]):
-    """Each identity's mean, of its exemplars and their mirror images (iCaRL, Alg. 1)."""
+    """Each identity's mean, of its exemplars and, where training mirrors images, their mirror
+    images (iCaRL, Alg. 1)."""
 
     name = "exemplar-means"
     where = "actors"
@@ -35,7 +36,7 @@ class MeansOfExemplars(Kind[NearestMean]):
         return (at.model, *chosen)
 
     def decides(self, at: Step, want: NearestMean) -> Any:
-        return []
+        return [] if _mirrors(at.run) else ["not mirrored"]
 
     def output(self, at: Step, want: NearestMean) -> Output:
         return Output(at.folder / DECISION_FOLDER)
@@ -44,19 +45,22 @@ class MeansOfExemplars(Kind[NearestMean]):
         at, run, config = phase.at, phase.at.run, phase.at.run.config
         memory = run.exemplars(at.chain, at.number)
         model, folder = at.model.output.path.resolve(), phase.inputs[1].output.path.resolve()
-        shards = units(memory, np.arange(len(memory)))
+        shards, views = units(memory, np.arange(len(memory))), (False, True)[: 1 + _mirrors(run)]
         calls = [
             (model, samples, config.data, config.teacher.batch, folder, flipped)
-            for flipped in (False, True)
+            for flipped in views
             for _, samples in shards
         ]
-        plain, mirrored = np.split(np.concatenate(executor.map(embed_samples, calls)), 2)
-        means = mean_directions(
-            torch.from_numpy(plain), torch.from_numpy(mirrored), _rows(run, memory)
-        )
+        vectors = np.split(np.concatenate(executor.map(embed_samples, calls)), len(views))
+        means = mean_directions([torch.from_numpy(own) for own in vectors], _rows(run, memory))
         files, card = decision_files(phase.want, {"means": means}, Model.open(model))
         save_folder(phase.output.path, files, card, Ranks(), run.fence.check)
         return f"{len(means):,} means"
+
+
+def _mirrors(run: Run) -> bool:
+    """Whether the model was trained on mirrored images: of others it may say anything."""
+    return run.config.data.augmentation.flip
 
 
 def _rows(run: Run, memory: Any) -> torch.Tensor:

@@ -35,6 +35,7 @@ from trainer.loop import train
 from trainer.model import Model
 
 TOTAL = 25
+MIRRORED = {"augmentation": {"flip": True}}
 METHODS = {
     "replay": {"kind": "finetune", "over": "all", "memory": {"per_class": 2}},
     "nme": {
@@ -50,7 +51,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     root = write_classes(tmp_path_factory.mktemp("classes"))
-    config = load_config(write_config(root, METHODS))
+    config = load_config(write_config(root, METHODS, data=MIRRORED))
     execute_alone(config, root / "run")
     return Run.open(root / "run", config)
 
@@ -141,6 +142,20 @@ def test_means_are_of_exemplars_and_their_mirror_images(finished):
             assert not torch.allclose(found[row], other, rtol=1e-4, atol=1e-5)
 
 
+def test_exemplars_are_not_mirrored_where_training_mirrors_no_image(tmp_path):
+    """A mirrored character is another one, or none: a model not trained on it may say anything."""
+    write_classes(tmp_path)
+    config = load_config(write_config(tmp_path, {"nme": METHODS["nme"]}))
+    execute_alone(config, tmp_path / "run")
+    run, chain = Run.open(tmp_path / "run", config), Chain("nme", 0)
+    folder, memory = run.step_folder(chain, 2), run.exemplars(chain, 2)
+    model = Model.open(folder / "model")
+    found = Decision.open(folder / "decision", model).prepared["means"]
+    for row, own in enumerate(by_class(memory).values()):
+        right = mean_of(model, [bytes(memory.image(sample)) for sample in own], ())
+        torch.testing.assert_close(found[row], right, rtol=1e-4, atol=1e-5)
+
+
 def test_the_rule_decides_by_the_nearest_mean(finished):
     chain = Chain("nme", 0)
     folder = finished.step_folder(chain, 2)
@@ -168,7 +183,7 @@ def test_methods_that_differ_in_their_rule_alone_share_their_trainings(finished)
 def test_another_choice_is_another_memory_and_another_training(finished, tmp_path):
     changed = {"replay": {**METHODS["replay"], "memory": {"per_class": 2, "choose": "random"}}}
     root = finished.folder.parent
-    config = load_config(write_config(root, changed))
+    config = load_config(write_config(root, changed, data=MIRRORED))
     every = phases(Run.open(finished.folder, config))
     left = pending(every, Ledger.open(finished.folder / "ledger.jsonl"))
     assert [p.name.removeprefix("replay/seed-0/") for p in left] == [

@@ -17,21 +17,21 @@ def vectors(seed, count, dimension=6):
     return np.random.default_rng(seed).normal(size=(count, dimension)).astype(np.float32)
 
 
-def by_trying_all(embeddings, count):
-    """Greedy picks, each found by computing every candidate's mean."""
+def are_greedy(embeddings, picked, slack=1e-9):
+    """Whether each pick is as good as any that could be made then, by computing every candidate's
+    mean. Of two images both are equally near their mean, but for rounding."""
     unit = [v.astype(float) / np.linalg.norm(v.astype(float)) for v in embeddings]
     mean = sum(unit) / len(unit)
-    picked = []
-    for _ in range(min(count, len(unit))):
-        best, where = None, None
+    for number, pick in enumerate(picked):
+        before = picked[:number]
+        distances = {}
         for i in range(len(unit)):
-            if i not in picked:
-                of_these = sum(unit[j] for j in [*picked, i]) / (len(picked) + 1)
-                distance = float(((of_these - mean) ** 2).sum())
-                if best is None or distance < best:
-                    best, where = distance, i
-        picked.append(where)
-    return picked
+            if i not in before:
+                of_these = sum(unit[j] for j in [*before, i]) / (number + 1)
+                distances[i] = float(((of_these - mean) ** 2).sum())
+        if distances[pick] > min(distances.values()) + slack:
+            return False
+    return True
 
 
 def with_repeats(embeddings, count):
@@ -52,7 +52,14 @@ def picks_each_image_once(rule):
 @hypothesis.given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 30))
 def test_herding_is_what_trying_all_candidates_gives(seed, images, count):
     embeddings = vectors(seed, images)
-    assert herding(embeddings, count).tolist() == by_trying_all(embeddings, count)
+    picked = herding(embeddings, count).tolist()
+    assert len(set(picked)) == len(picked) == min(count, images)
+    assert are_greedy(embeddings, picked)
+
+
+def test_other_orders_are_not_greedy():
+    embeddings = vectors(0, 9)
+    assert not are_greedy(embeddings, herding(embeddings, 9).tolist()[::-1])
 
 
 def test_no_image_is_picked_twice():
@@ -96,7 +103,7 @@ def test_images_of_no_length_are_chosen_last_or_do_no_harm():
 def test_means_are_those_of_unit_vectors_of_images_and_their_mirror_images():
     plain, mirrored = torch.randn(7, 4), torch.randn(7, 4)
     rows = torch.tensor([0, 1, 1, 2, 0, 2, 2])
-    found = mean_directions(plain, mirrored, rows)
+    found = mean_directions([plain, mirrored], rows)
     for row in range(3):
         own = []
         for vector, other, label in zip(plain, mirrored, rows.tolist(), strict=True):
@@ -106,5 +113,8 @@ def test_means_are_those_of_unit_vectors_of_images_and_their_mirror_images():
                 own.append((unit + unit_other) / 2)
         mean = sum(own) / len(own)
         torch.testing.assert_close(found[row].double(), mean / mean.norm(), rtol=1e-6, atol=1e-7)
+    alone = mean_directions([plain], rows)
+    torch.testing.assert_close(alone, mean_directions([plain, plain], rows))
+    assert not torch.allclose(alone, found, atol=1e-3)
     with pytest.raises(ValueError, match="class 1 has no exemplar"):
-        mean_directions(plain, mirrored, rows.where(rows != 1, 2))
+        mean_directions([plain], rows.where(rows != 1, 2))
