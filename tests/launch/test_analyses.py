@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from launch.analyses import similarity as module
 from launch.analyses.opened import drawn, images_of
 from launch.cli import app
 from launch.config.load import load_config
+from launch.terminal.console import console
 from monitoring.report import draw
 from tests.alone import execute_alone
 from tests.launch.classes import CLASSES, TESTED, write_classes, write_config
@@ -51,7 +53,8 @@ def run(root, tmp_path):
 def analyse(*words):
     """What a command of the group prints. Raises what it raises."""
     command = ["analyse", *map(str, words)]
-    done = CliRunner().invoke(app, command, env={"COLUMNS": "200"}, catch_exceptions=False)
+    with mock.patch.object(console, "_width", 200):  # pytest-xdist says that there are 80
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout
 
