@@ -13,7 +13,6 @@ from data_shards.storage.dataset import ShardDataset
 from data_shards.storage.remote import CacheSettings
 from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
-from launch.execution.in_process import InProcess
 from launch.exits import Preempted
 from launch.inference.worker import ShardWorker
 from launch.phases import exemplars, gaussians
@@ -21,7 +20,7 @@ from launch.phases.planning import phases
 from launch.planning.plan import plan_run, split_of
 from launch.runs.run import Run
 from monitoring.memory import memory
-from tests.alone import execute_alone
+from tests.alone import execute_alone, executed_with_stops
 from tests.conftest import source
 from tests.launch.classes import CLASSES, write_classes, write_config
 from tests.trainer.test_gaussian import by_loops
@@ -140,31 +139,12 @@ def results(run):
 
 def test_a_run_stopped_between_units_ends_bit_for_bit_alike(finished, tmp_path, monkeypatch):
     """By an error, and by a stop; what was done is not done again."""
-    done, unit, executors, mapped = [], gaussians.write_moments, [], InProcess.map
-
-    def failing(worker, out, *others):
-        done.append(out)
-        if len(done) in (2, 6):
-            raise KeyboardInterrupt
-        if len(done) == 9:
-            executors[-1]._stop.set()
-        unit(worker, out, *others)
-
-    def map_units(self, function, calls):
-        executors.append(self)
-        return mapped(self, function, calls)
-
-    monkeypatch.setattr(gaussians, "write_moments", failing)
-    monkeypatch.setattr(InProcess, "map", map_units)
     (tmp_path / "d").symlink_to(finished / "d")
     shutil.copy(finished / "b.json", tmp_path / "b.json")
-    config, ends = configured(tmp_path), []
-    while not ends or ends[-1] is not None:
-        try:
-            execute_alone(config, tmp_path / "run")
-            ends.append(None)
-        except (KeyboardInterrupt, Preempted) as stop:
-            ends.append(type(stop))
+    unit = gaussians, "write_moments"
+    done, ends = executed_with_stops(
+        configured(tmp_path), tmp_path / "run", monkeypatch, unit, errors=(2, 6), stops=(9,)
+    )
     assert {KeyboardInterrupt, Preempted} <= {*ends}
     assert len(done) - len({*done}) == 2, "only what failed in between was done a second time"
     assert not [*(tmp_path / "run").glob("chains/*/seed-0/steps/*/generator.part")]

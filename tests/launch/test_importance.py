@@ -22,7 +22,7 @@ from launch.phases import importance
 from launch.phases.planning import phases
 from launch.planning.plan import plan_run, split_of
 from launch.runs.run import Run
-from tests.alone import execute_alone
+from tests.alone import execute_alone, executed_with_stops
 from tests.conftest import jpeg, source
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.checkpoint import Folder
@@ -159,33 +159,12 @@ def results(run):
 
 def test_a_run_killed_between_units_ends_bit_for_bit_alike(finished, tmp_path, monkeypatch):
     """By an error, and by a stop, in both methods' phases; what was done is not done again."""
-    done, unit = [], importance.write_importance
-
-    executors, mapped = [], InProcess.map
-
-    def failing(worker, out, *others):
-        done.append(out)
-        if len(done) in (2, 6):
-            raise KeyboardInterrupt
-        if len(done) in (9, 12):
-            executors[-1]._stop.set()
-        unit(worker, out, *others)
-
-    def map_units(self, function, calls):
-        executors.append(self)
-        return mapped(self, function, calls)
-
-    monkeypatch.setattr(importance, "write_importance", failing)
-    monkeypatch.setattr(InProcess, "map", map_units)
     (tmp_path / "d").symlink_to(finished / "d")
     shutil.copy(finished / "b.json", tmp_path / "b.json")
-    config, ends = configured(tmp_path), []
-    while not ends or ends[-1] is not None:
-        try:
-            execute_alone(config, tmp_path / "run")
-            ends.append(None)
-        except (KeyboardInterrupt, Preempted) as stop:
-            ends.append(type(stop))
+    unit = importance, "write_importance"
+    done, ends = executed_with_stops(
+        configured(tmp_path), tmp_path / "run", monkeypatch, unit, errors=(2, 6), stops=(9, 12)
+    )
     assert len(ends) > 3 and {KeyboardInterrupt, Preempted} <= {*ends}
     assert max(map(done.count, done)) == 2, "only what failed in between was done a second time"
     assert len(done) - len({*done}) == 2
