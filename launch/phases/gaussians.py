@@ -25,6 +25,8 @@ from trainer.heads.collectives import Ranks
 from trainer.methods.replay import Generator
 from trainer.methods.spelling import spelled
 from trainer.model import Model
+from trainer.replay.drift import NEEDS as MOVEMENT
+from trainer.replay.drift import moved, movement
 from trainer.replay.gaussian import Covariance, Gaussians, grown, moments
 from trainer.teacher import TeacherSettings
 
@@ -33,7 +35,8 @@ Ids = NDArray[np.int64]
 
 class FitGaussians(Kind[Generator]):
     """By the finished model, of the step's own images as they are; some identities a unit. Those of
-    earlier steps stay as they were.
+    earlier steps stay as they were, but that their means may be moved as the step moved the
+    embeddings of its own images.
 
     After the last step, too: a run that continues this one has not got the images.
     """
@@ -47,7 +50,8 @@ class FitGaussians(Kind[Generator]):
         return (want,) if want is not None and isinstance(want.how, Gaussians) else ()
 
     def inputs(self, at: Step, want: Generator) -> tuple[Phase, ...]:
-        return (at.model, *generators_before(at))
+        before = (at.at(at.number - 1).model,) if _compensates(at, want) else ()
+        return (at.model, *generators_before(at), *before)
 
     def decides(self, at: Step, want: Generator) -> Any:
         return [spelled(want), at.number]
@@ -64,6 +68,9 @@ class FitGaussians(Kind[Generator]):
         path = generator_before(at)
         before = how.state(Folder.at(path)) if path is not None else None
         files = _measured(phase, executor, part, model) if learns_images(at) else []
+        if before is not None and _compensates(at, phase.want):
+            movements = (read_arrays(file, model.fingerprint, MOVEMENT) for file in files)
+            before["means"] = moved(before["means"], movements)
         needs = ("rows", "counts", "means", "scatter")
         parts = (read_arrays(file, model.fingerprint, needs) for file in files)
         first, last = run.benchmark.rows_before(at.number), run.benchmark.row_ends[at.number]
@@ -75,16 +82,23 @@ class FitGaussians(Kind[Generator]):
         return f"{last:,} identities' features in {size / 1e6:,.1f} MB"
 
 
+def _compensates(at: Step, want: Generator) -> bool:
+    """Whether the step moves means of identities before it."""
+    return want.drift == "compensated" and bool(at.number)
+
+
 def _measured(phase: Phase, executor: Executor, part: Path, model: Model) -> list[Path]:
     """The files of the units' moments, in the order of the identities."""
     at, run = phase.at, phase.at.run
+    compensates = _compensates(at, phase.want)
+    before = at.at(at.number - 1).model.output.path.resolve() if compensates else None
     files, calls = [], []
     for number, (samples, rows) in enumerate(whole_identities(run, at.number)):
         files.append(part.resolve() / f"moments-{number:05d}.safetensors")
         if not files[-1].exists():
             given = (samples, rows, phase.want.how.covariance)
             settings = run.config.data, run.config.teacher.batch
-            calls.append((files[-1], model.folder.resolve(), *given, *settings))
+            calls.append((files[-1], model.folder.resolve(), before, *given, *settings))
     executor.map(write_moments, calls)
     return files
 
@@ -93,6 +107,7 @@ def write_moments(
     worker: ShardWorker,
     out: Path,
     model_folder: Path,
+    before: Path | None,
     samples: Ids,
     rows: Ids,
     covariance: Covariance,
@@ -100,12 +115,19 @@ def write_moments(
     batch: int,
 ) -> None:
     """A unit of work: writes the moments of the embeddings of `samples` [n], which are all images
-    of identities with classifier `rows` [n]. Damaged ones are passed over."""
+    of identities with classifier `rows` [n]; and, where there is a model of `before` the step, how
+    they have moved since. Damaged ones are passed over."""
     whole = np.array([image is not None for image in worker.dataset.images(samples)], dtype=bool)
-    model, embedder, _ = worker.model(model_folder, TeacherSettings())
-    if whole.any():
-        vectors = worker.embed(embedder, samples[whole], data, batch)
-    else:
-        vectors = np.empty((0, model.settings.dimension), dtype=np.float32)
+
+    def embedded(folder: Path) -> tuple[Model, NDArray[np.float32]]:
+        model, embedder, _ = worker.model(folder, TeacherSettings())
+        if not whole.any():
+            return model, np.empty((0, model.settings.dimension), dtype=np.float32)
+        return model, worker.embed(embedder, samples[whole], data, batch)
+
+    model, vectors = embedded(model_folder)
+    arrays = moments(vectors, rows[whole], covariance)
+    if before is not None:
+        arrays |= movement(embedded(before)[1], vectors)
     worker.check()
-    write_arrays(out, moments(vectors, rows[whole], covariance), model.fingerprint)
+    write_arrays(out, arrays, model.fingerprint)

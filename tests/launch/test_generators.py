@@ -23,6 +23,7 @@ from monitoring.memory import memory
 from tests.alone import execute_alone, executed_with_stops
 from tests.conftest import source
 from tests.launch.classes import CLASSES, write_classes, write_config
+from tests.trainer.test_drift import by_loops as moved_by_loops
 from tests.trainer.test_gaussian import by_loops
 from trainer.arrays import read_arrays
 from trainer.checkpoint import Folder
@@ -31,7 +32,7 @@ from trainer.model import Model
 METHODS = {
     "finetune": {"over": "all"},
     "gfr": {},
-    "shared": {"kind": "gfr", "covariance": "shared", "keep": "mas"},
+    "shared": {"kind": "gfr", "covariance": "shared", "keep": "mas", "drift": "compensated"},
 }
 STEPS, DIMENSION = 3, 4
 VALUES = {
@@ -67,9 +68,11 @@ def state(run, method, step):
     return Folder.at(folder_of(run, method, step) / "generator").tensors("generator")
 
 
-def embedded(run, step):
-    """The embeddings of a step's images as they are, by its finished model, one by one."""
-    network = Model.open(folder_of(run.folder, "gfr", step) / "model").embedder()
+def embedded(run, step, method="gfr", model=None):
+    """The embeddings of a step's images as they are, one by one, by its finished model or another
+    step's."""
+    step_of_model = step if model is None else model
+    network = Model.open(folder_of(run.folder, method, step_of_model) / "model").embedder()
     samples = run.benchmark.steps[step]
     requests = iter([Request.plain(run.dataset, samples)])
     stream = ImageStream(run.dataset, requests, len(samples), PipelineSettings(), augmented=False)
@@ -97,6 +100,21 @@ def test_distributions_are_of_the_steps_own_images_by_its_finished_model(finishe
         if step:
             before = state(finished / "run", "gfr", step - 1)
             assert all(torch.equal(found[name][:first], before[name]) for name in before)
+
+
+def test_old_means_move_as_the_step_moved_its_own_images(finished):
+    run = Run.open(finished / "run", configured(finished))
+    for step in range(1, STEPS):
+        before, rows = embedded(run, step, "shared", step - 1)
+        after, _ = embedded(run, step, "shared")
+        was = state(finished / "run", "shared", step - 1)["means"]
+        found = state(finished / "run", "shared", step)["means"]
+        expected = moved_by_loops(was.numpy(), before, after)
+        assert np.abs(expected - was.numpy()).max() > 0.01, "nothing moved"
+        np.testing.assert_allclose(found[: len(was)], expected, rtol=1e-3, atol=1e-4)
+        means, _ = by_loops(after, rows)
+        own = np.array([means[row] for row in range(len(was), len(found))])
+        np.testing.assert_allclose(found[len(was) :], own, rtol=1e-3, atol=1e-4)
 
 
 def test_each_training_reads_what_the_step_before_left(finished):
@@ -170,7 +188,7 @@ def test_damaged_images_are_passed_over(finished, tmp_path):
         ("none", [1]),
     ):
         given = samples[kept], rows[kept], "full", PipelineSettings(), 8
-        worker.run(gaussians.write_moments, tmp_path / name, model, *given)
+        worker.run(gaussians.write_moments, tmp_path / name, model, None, *given)
     worker.close()
     assert (tmp_path / "damaged").read_bytes() == (tmp_path / "without").read_bytes()
     assert len(read_arrays(tmp_path / "none")["rows"]) == 0

@@ -205,6 +205,8 @@ def test_what_holds_the_extractor():
         GenerativeFeatureReplay(keep="mas", weight=w).recipe().terms[-1].weight for w in (None, 3)
     ]
     assert weights == [1, 3]
+    with pytest.raises(ValueError, match="generator=wgan has none"):
+        GenerativeFeatureReplay(generator="wgan", drift="compensated")
     with pytest.raises(ValueError, match="keep=features alone"):
         GenerativeFeatureReplay(keep="ewc", weighting="released")
 

@@ -11,7 +11,7 @@ m in each step t after. That is C_old / C_new: distillation times f, and cross-e
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -33,7 +33,7 @@ from trainer.methods.recipe import (
     Start,
     Term,
 )
-from trainer.methods.spelling import unspelled
+from trainer.methods.spelling import added, unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want
 from trainer.replay.gaussian import Covariance, Gaussians
@@ -41,12 +41,15 @@ from trainer.replay.source import FeatureSource, GeneratorKind, replayed
 from trainer.replay.wgan_folder import Wgans
 from trainer.replay.wgan_settings import WganSettings
 
+Drift = Literal["ignored", "compensated"]
+
 
 @dataclass(frozen=True)
 class Generator(Want):
     """What draws features of all identities of the steps before."""
 
     how: GeneratorKind
+    drift: Drift = added("ignored")
 
     def load(self, path: Path, ranks: Ranks, device: torch.device) -> FeatureSource:
         """Raises DamagedError, and InputError for a generator of another kind."""
@@ -73,12 +76,15 @@ class Replay:
     how: GeneratorKind
     count: int | None = None
     """Features in an update; none: as many as the global batch has images."""
+    drift: Drift = unspelled("ignored", repr=False)  # the phase that makes the generator names it
+    """Whether every step moves the means of old identities as it moved its own images' embeddings;
+    see `trainer.replay.drift`."""
     name: str = unspelled("replay")
     over: ClassVar[Over | None] = "all"
 
     @property
     def wants(self) -> tuple[Want, ...]:
-        return (Generator(self.how),)
+        return (Generator(self.how, self.drift),)
 
     def at(self, old_rows: int) -> "Replay | None":
         return self if old_rows else None
@@ -179,15 +185,28 @@ class Replaying(MethodSettings):
     diagonal: each has its own variances alone."""
     wgan: WganSettings = WganSettings()
     """Of generator=wgan."""
+    drift: Drift = "ignored"
+    """Of gaussian. ignored: the mean of an old identity's embeddings stays as its own step's model
+    had it; compensated: every later step moves it as that step moved the embeddings of its own
+    images, by an affine map fitted to these."""
     features: int | None = Field(default=None, ge=1)
     """Features drawn in an update; none: as many as the batch has images."""
+
+    @model_validator(mode="after")
+    def _moves_means(self) -> Self:
+        if self.generator == "wgan" and self.drift == "compensated":
+            raise ValueError(
+                "drift=compensated moves stored means, and generator=wgan has none: choose "
+                "generator=gaussian, or leave drift out"
+            )
+        return self
 
     def replayed(self, weight: float) -> Replay:
         """The cross-entropy of the features that it draws."""
         how: GeneratorKind = Gaussians(self.covariance)
         if self.generator == "wgan":
             how = Wgans(self.wgan)
-        return Replay(weight, how, self.features)
+        return Replay(weight, how, self.features, self.drift)
 
 
 class GenerativeFeatureReplay(Replaying):
