@@ -1,6 +1,7 @@
 """Whole iterations of any method on random images, for benchmarks to compare."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import MethodSettings, OldClassifier
 from trainer.methods.wants import Answers, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.replay.gaussian import Gaussian
 from trainer.row_layout import row_blocks
 from trainer.state import State
 from trainer.stepper import Stepper
@@ -38,6 +40,15 @@ def cache(folder: Path, samples: int, old: int, dimension: int, wanted: Answers)
         tensors["activations"] = rng.normal(size=(samples, wanted.top_k)).astype(np.float32)
     write_teacher_file(teacher_file(folder, 0, VIEWS[0]), tensors, "random")
     return TeacherCache(folder, 1, VIEWS[:1], "random")
+
+
+def random_normal(source: Gaussian) -> Gaussian:
+    """The `source` with normal numbers in place of whatever its memory held."""
+    return replace(
+        source,
+        means=torch.randn(source.means.shape),
+        factor=torch.eye(source.noise).expand(source.factor.shape),
+    )
 
 
 class Iterations:
@@ -118,6 +129,11 @@ class Iterations:
             teacher=teacher,
             ranks=ranks,
             anchor=anchor,
+            loaded={
+                type(want): random_normal(source)
+                for want in recipe.wants
+                if isinstance(source := want.imagined({}, old, self._dimension), Gaussian)
+            },
         )
         count = len(self._images)
         labels = torch.randint(blocks["current"].first, last, (count,))
