@@ -64,19 +64,19 @@ def test_killed_at_every_write_of_exemplars_means_and_imprinted_rows(tmp_path, r
     )
 
 
-def test_killed_at_every_write_of_importances(tmp_path, record_fault):
-    """Those of each shard, and their sum over shards and earlier steps."""
+def test_killed_at_every_write_of_importances_and_distributions(tmp_path, record_fault):
+    """Those of each shard or of some identities, and what is made of them and of earlier steps."""
     root = write_classes(tmp_path, tasks=1, shard_samples=60)
     config = write_config(
         root,
-        {"ewc": {}},
+        {"gfr": {"keep": "ewc", "drift": "compensated"}},
         benchmark={"file": str(root / "b.json"), "steps": 2},
         training={"iterations": 4, "batch": 24},
     )
-    end_alike(root, config, {"importance"})
+    end_alike(root, config, {"importance", "gaussians"})
     record_fault(
-        "the driver killed (SIGKILL) at every write of parameters' importances (EWC, MAS), one "
-        "after the other in one run",
-        "shards whose sums are whole are not done again; the rest is, by the same command",
-        "the importances and models of an undisturbed run, bit for bit",
+        "the driver killed (SIGKILL) at every write of parameters' importances (EWC, MAS) and of "
+        "distributions to replay features from, one after the other in one run",
+        "units whose sums are whole are not done again; the rest is, by the same command",
+        "the importances, distributions and models of an undisturbed run, bit for bit",
     )
