@@ -17,7 +17,7 @@ from trainer.dry_run import Collective, DryRun, DryRunRanks, Operation
 from trainer.guard import Guard
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
-from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
+from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
@@ -73,6 +73,12 @@ def images_by_rank(batch: int, world: int) -> list[int]:
     return [part.stop - part.start for part in parts]
 
 
+def _parts(count: int, training: TrainingSettings) -> list[slice]:
+    """The parts of a rank's `count` images that it passes through one after the other."""
+    number = training.accumulate
+    return [rank_slice(count, part, number) for part in range(number)]
+
+
 @cache
 def rows_by_rank(first: int, last: int, world: int) -> tuple[int, ...]:
     """The rows first <= r < last that each rank owns."""
@@ -93,21 +99,36 @@ def embedder_footprint(
         network = build_embedder(settings).train()
         synchronise_batch_norm(network, ranks)
         optimizer = make_optimizer(network.parameters(), training)
-        images = _images(max(counts), size)
-        before = dry_run.mark()
-        with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
-            embeddings = network(images)
-        activations = dry_run.held - before
-        embeddings.float().backward(torch.empty(embeddings.shape))
-        peak = dry_run.peak - before
+        parts = [part.stop - part.start for part in _parts(max(counts), training)]
+        images = _images(max(parts), size)
+        before, activations, peak = dry_run.mark(), 0, 0
+        operations: list[Operation] = []
+        # all but the first part find gradients to add to; parts that are alike are run once
+        alike: dict[tuple[int, bool], list[Operation]] = {}
+        statistics: list[Collective] = []
+        for number, count in enumerate(parts):
+            key = count, number > 0
+            if key not in alike:
+                held = dry_run.mark()
+                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+                    embeddings = network(images[:count])
+                activations = max(activations, dry_run.held - held)
+                embeddings.float().backward(torch.empty(embeddings.shape))
+                peak = max(peak, dry_run.peak - before)
+                alike[key], made = dry_run.operations, _taken(ranks)
+                del embeddings
+            operations += alike[key]
+            statistics += made  # as many and as long whatever the part
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
+        dry_run.mark()
         optimizer.step()
+        operations += dry_run.operations
         states = [t for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t)]
         state, trained = _bytes(*states), _bytes(*gradients)
         shared = math.ceil(trained / world), math.ceil(state / world)
-        calls = {"batch normalisation": ranks.calls}
+        calls = {"batch normalisation": statistics}
         if world > 1:
-            calls["guard"] = [Collective("all-reduce", 3 * 8)]
+            calls["guard"] = [Collective("all-reduce", 3 * 8)] * len(parts)
             calls["embedder gradients"] = [Collective("all-reduce", trained)]
             if training.zero:
                 calls["embedder weights"] = [Collective("all-gather", shared[0])]
@@ -118,24 +139,44 @@ def embedder_footprint(
             saved_optimizer=state,
             activations=activations,
             peak=peak,
-            operations=dry_run.operations,
+            operations=operations,
             calls=calls,
         )
 
 
-@cache
 def online_teacher_operations(
     settings: EmbedderSettings,
     size: tuple[int, int],
     training: TrainingSettings,
     world: int,
 ) -> list[Operation]:
-    """The forward pass of a frozen embedder beside training."""
+    """The forward passes of a frozen embedder beside training, one a part of the batch."""
+    parts = _parts(max(images_by_rank(training.batch, world)), training)
+    each = (forward_operations(settings, size, part.stop - part.start) for part in parts)
+    return [operation for operations in each for operation in operations]
+
+
+@cache
+def forward_operations(
+    settings: EmbedderSettings, size: tuple[int, int], count: int
+) -> list[Operation]:
+    """A forward pass of `count` images through a finished network."""
     with DryRun() as dry_run, torch.no_grad():
         network = build_embedder(settings).eval()
-        images = _images(max(images_by_rank(training.batch, world)), size)
+        images = _images(count, size)
         dry_run.mark()
         network(images)
+        return dry_run.operations
+
+
+@cache
+def backward_operations(settings: EmbedderSettings, size: tuple[int, int]) -> list[Operation]:
+    """The backward pass of one image through a finished network, to the gradients of weights."""
+    with DryRun() as dry_run:
+        network = build_embedder(settings).eval()
+        embeddings = network(_images(1, size))
+        dry_run.mark()
+        embeddings.backward(torch.empty(embeddings.shape))
         return dry_run.operations
 
 
@@ -180,30 +221,37 @@ def head_footprint(
         if classifies:
             frozen = _rows(known, old_dimension, ranks).requires_grad_(False)
         classifier = MarginLoss(settings, 0, torch.device("cpu"))
-        embeddings = torch.empty((counts[ranks.rank], dimension), requires_grad=True)
+        parts = [*zip(*(_parts(count, training) for count in counts), strict=True)]
+        taken = [[part.stop - part.start for part in slices] for slices in parts]
+        given = [torch.empty((n[ranks.rank], dimension), requires_grad=True) for n in taken]
         before = dry_run.mark()
         anchor = None if frozen is None else OldClassifier(frozen, classifier, old)
-        teacher = _teacher(recipe, anchor, ranks, counts, online=online)
-        asked = _taken(ranks)
-        gathered = gather_embeddings(embeddings, ranks, counts)
-        labels = ranks.gather(torch.empty(len(embeddings), dtype=torch.int64), counts)
-        gathering = _taken(ranks)
+        every = ranks.gather(torch.empty(counts[ranks.rank], dtype=torch.int64), counts)
+        gathering, asked, losses = _taken(ranks), list[Collective](), list[Collective]()
         drawn = settings.sampled + training.batch / world / owned["current"][ranks.rank]
         dry_run.hits = {1: min(1.0, drawn), 2: 1 / world}
         dry_run.values = rows_by_rank(0, old, world)[ranks.rank]
-        fused = updates_in_backward(recipe, old)
-        forward = Forward(
-            embeddings=gathered,
-            labels=labels,
-            rows=rows_over(recipe, lasting.rows, old),
-            classifier=classifier,
-            teacher=teacher,
-            loaded=lasting.loaded,
-            parameters=lasting.parameters,
-            update=Update(lasting.optimizers["current"], 0.1) if fused else None,
-            anchor=anchor,
-        )
-        _loss(recipe, forward).backward()
+        fused = updates_in_backward(recipe, old) and training.accumulate == 1
+        for number, (embeddings, numbers) in enumerate(zip(given, taken, strict=True)):
+            teacher = _teacher(recipe, anchor, ranks, numbers, online=online)
+            asked += _taken(ranks)
+            gathered = gather_embeddings(embeddings, ranks, numbers)
+            gathering += _taken(ranks)
+            forward = Forward(
+                embeddings=gathered,
+                labels=torch.empty(sum(numbers), dtype=torch.int64),
+                rows=rows_over(recipe, lasting.rows, old),
+                classifier=classifier,
+                teacher=teacher,
+                loaded=lasting.loaded,
+                parameters=lasting.parameters,
+                update=Update(lasting.optimizers["current"], 0.1) if fused else None,
+                anchor=anchor,
+                part=Part(number, every) if training.accumulate > 1 else None,
+            )
+            _loss(recipe, forward).backward()
+            losses += _taken(ranks)
+            del forward, gathered, teacher
         weights = [rows.weight for rows in lasting.rows.values()]
         gradients = [_bytes(weight.grad) for weight in weights if weight.grad is not None]
         for optimizer in lasting.optimizers.values():
@@ -216,7 +264,11 @@ def head_footprint(
             gradients=sum(gradients),
             peak=dry_run.peak - before,
             operations=dry_run.operations,
-            calls={"embeddings and labels": gathering, "teacher": asked, "losses": _taken(ranks)},
+            calls={
+                "embeddings and labels": gathering,
+                "teacher": asked,
+                "losses": losses + _taken(ranks),
+            },
         )
 
 

@@ -46,11 +46,11 @@ def rows(small_folder):
     return build_benchmark(ShardDataset.open(small_folder), settings).row_ends
 
 
-def head(method, rows, step, world):
+def head(method, rows, step, world, training=TRAINING):
     old = rows[step - 1] if step else 0
     recipe = ALL[method].recipe().at(step, old)
     sizes = old, rows[step], EMBEDDER.dimension
-    return head_footprint(recipe, *sizes, sizes[-1], ClassifierSettings(), TRAINING, True, world)
+    return head_footprint(recipe, *sizes, sizes[-1], ClassifierSettings(), training, True, world)
 
 
 def allocated(work):
@@ -111,6 +111,26 @@ def test_the_embedders_memory_is_what_the_allocator_gives(architecture, precisio
     held = [*network.parameters(), *network.buffers()]
     assert planned.parameters == sum(t.numel() * t.element_size() for t in held)
     assert planned.gradients == sum(p.numel() * 4 for p in network.parameters())
+
+
+def test_a_batch_in_parts_holds_one_part_and_adds_up_gradients():
+    settings, parts = EmbedderSettings(dimension=32), (5, 5, 6)
+    planned = embedder_footprint(settings, SIZE, TrainingSettings(batch=16, accumulate=3), 1)
+    whole = embedder_footprint(settings, SIZE, TrainingSettings(batch=16), 1)
+    network = build_embedder(settings).train()
+    images = torch.zeros((6, *SIZE, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+
+    def update():
+        for count in parts:
+            network(images[:count]).sum().backward()
+
+    network(images)
+    assert planned.activations == pytest.approx(allocated(lambda: network(images))[0], rel=0.01)
+    assert planned.peak == pytest.approx(allocated(update)[1], rel=0.01)
+    assert planned.activations < 0.5 * whole.activations and planned.peak < whole.peak
+    assert planned.gradients == whole.gradients
+    work, undivided = (sum(o.flops for o in plan.operations) for plan in (planned, whole))
+    assert work == undivided
 
 
 @pytest.mark.parametrize(
@@ -214,7 +234,7 @@ def test_a_checkpoint_and_a_model_take_the_planned_bytes(small_folder, rows, tmp
     assert sum(files.values()) == saved + embedder.parameters
 
 
-def counted_on_rank(small_folder, out, method):
+def counted_on_rank(small_folder, out, method, parts):
     """The collectives of twelve iterations."""
     calls: Counter = Counter()
     reduce, gather = dist.all_reduce, dist.all_gather
@@ -228,16 +248,20 @@ def counted_on_rank(small_folder, out, method):
         return gather(parts, tensor, *args, **kwargs)
 
     dist.all_reduce, dist.all_gather = all_reduce, all_gather
-    train_step(small_folder, out, method, 1, iterations=12)
+    train_step(small_folder, out, method, 1, iterations=12, accumulate=parts)
     return calls
 
 
-def test_what_is_sent_is_what_is_planned(small_folder, rows, tmp_path):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_is_sent_is_what_is_planned(small_folder, rows, tmp_path, parts):
     method, world, out = "fkd", 3, tmp_path / "run"
+    training = TRAINING.model_copy(update={"accumulate": parts})
     train_step(small_folder, out, "finetune", 0, iterations=9)
-    counted = on_ranks(world, counted_on_rank, small_folder, out, method, folder=tmp_path / "store")
-    calls = embedder_footprint(EMBEDDER, SIZE, TRAINING, world).calls
-    calls |= head(method, rows, 1, world).calls
+    counted = on_ranks(
+        world, counted_on_rank, small_folder, out, method, parts, folder=tmp_path / "store"
+    )
+    calls = embedder_footprint(EMBEDDER, SIZE, training, world).calls
+    calls |= head(method, rows, 1, world, training).calls
     planned: Counter = Counter()
     for call in (call for made in calls.values() for call in made):
         planned[call.kind, call.bytes] += 12
