@@ -46,7 +46,7 @@ ROOMS = {
         "config": (),
         "runs": ("config",),
         "inference": ("runs",),
-        "planning": ("config", "runs"),
+        "planning": ("config", "phases", "runs"),
         "execution": ("config", "exits", "inference", "machine", "runs"),
         "clusters": ("config", "exits", "machine", "planning", "root", "runs", "terminal"),
         "phases": ("config", "execution", "exits", "inference", "runs", "terminal"),

@@ -83,6 +83,11 @@ def _values(
     yield from zip(log_shares.detach().exp().tolist(), log_shares, strict=True)
 
 
+def num_values(measure: Measure, classes: int) -> int:
+    """How many values of each image are differentiated, where the logits are of `classes`."""
+    return classes if measure == "fisher" else 1
+
+
 def consolidated(
     parts: Iterable[tuple[Tensors, int]], parameters: Tensors, before: Tensors | None
 ) -> tuple[Consolidated, int]:

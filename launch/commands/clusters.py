@@ -84,7 +84,8 @@ def k8s(
     """Write Kubernetes manifests of a run, with sizes from `perennial plan`."""
     from launch.clusters.kubernetes import read_manifests, render, sizes, write_manifests
     from launch.config.load import load_config
-    from launch.planning.plan import plan_run, split_of
+    from launch.planning.plan import plan_run
+    from launch.planning.split import split_of
     from launch.planning.tables import size_text
 
     settings = load_config(config, overrides or [])
@@ -128,7 +129,8 @@ def slurm(
     from launch.clusters.kubernetes import sizes
     from launch.clusters.slurm import Job, script, submit
     from launch.config.load import load_config
-    from launch.planning.plan import plan_run, split_of
+    from launch.planning.plan import plan_run
+    from launch.planning.split import split_of
 
     settings = load_config(config, overrides or [])
     planned = plan_run(settings, split_of(settings, identities, images), None)

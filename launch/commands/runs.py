@@ -211,12 +211,18 @@ def plan(
     machine: Annotated[
         str | None, typer.Option(help="Estimate times: this (measured), a100, h100 or h200.")
     ] = None,
+    actor_rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Images that a CPU actor embeds in a second, for times, too."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, ranks one by one.")] = False,
 ) -> None:
     """Work out memory, messages, disk and time of every learning step, without training."""
     from launch.config.load import load_config
+    from launch.planning.efforts import actor_like
     from launch.planning.hardware import machine as machine_of
-    from launch.planning.plan import plan_run, split_of
+    from launch.planning.plan import plan_run
+    from launch.planning.split import split_of
     from launch.planning.tables import plan_tables
 
     ranks = [] if world is None else [f"cluster.workers={world}"]
@@ -226,7 +232,7 @@ def plan(
     chosen = (
         machine_of(machine, cluster.worker_threads(), max(1, cluster.workers)) if machine else None
     )
-    planned = plan_run(settings, split, chosen)
+    planned = plan_run(settings, split, chosen, actor_like(chosen, cluster, actor_rate))
     if as_json:
         say_json(planned.values())
         return

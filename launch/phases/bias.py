@@ -11,7 +11,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import embed_samples
 from launch.phases.exemplars import exemplars_before
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.continuing import carried_decision
 from launch.runs.links import link
 from monitoring.run_folder import CORRECTIONS_FOLDER, DECISION_FOLDER
@@ -80,6 +80,13 @@ class Bias(Kind[BiasCorrected]):
 
     def output(self, at: Step, want: BiasCorrected) -> Output:
         return Output(at.folder / DECISION_FOLDER)
+
+    def effort(self, at: Step, want: BiasCorrected) -> Effort:
+        if not at.number:
+            return Effort()
+        benchmark = at.run.benchmark
+        each = at.recipe.held_each(benchmark.rows_before(at.number))
+        return Effort(at.number, each * benchmark.row_ends[at.number])
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run = phase.at, phase.at.run

@@ -13,7 +13,7 @@ from data_shards.pipeline import PipelineSettings
 from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.run_folder import CLASS_MEANS_FILE
 from trainer.class_means import class_means, class_sums, read_sums, write_class_means, write_sums
 from trainer.methods.wants import ClassMeans
@@ -50,6 +50,12 @@ class ClassMeansOfOld(Kind[ClassMeans]):
 
     def output(self, at: Step, want: ClassMeans) -> Output:
         return Output(at.folder / CLASS_MEANS_FILE)
+
+    def effort(self, at: Step, want: ClassMeans) -> Effort:
+        benchmark, (first, _) = at.run.benchmark, at.run.class_mean_rows(at.chain, at.number)
+        asked = [t for t in range(at.number + 1) if benchmark.rows_before(t) >= first]
+        images = sum(len(benchmark.steps[t]) for t in asked)
+        return Effort(at.run.anchor_step(at.chain, at.number), images)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run = phase.at, phase.at.run

@@ -12,7 +12,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.test_sets import Embedding, Measurement
 from launch.inference.worker import embed_samples
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.records import evaluation
 from monitoring.results import figures
 from monitoring.run_folder import EMBEDDINGS_FILE, EVALUATION_FILE, EXAMPLES_FILE
@@ -57,6 +57,10 @@ class Evaluate(Kind[None]):
         compared = at.run.config.evaluation.compatibility is not None
         path = at.folder / EVALUATION_FILE
         return Output(path, beside=left) if compared else Output(path, optional=left)
+
+    def effort(self, at: Step, want: None) -> Effort:
+        # test sets of their own are not counted here: their embeddings are shared by steps
+        return Effort(at.number, len(samples_to_embed(at.run.benchmark)))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config = phase.at, phase.at.run, phase.at.run.config

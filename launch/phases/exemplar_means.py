@@ -9,7 +9,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import embed_samples
 from launch.phases.exemplars import ChooseExemplars
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.run import Run
 from monitoring.run_folder import DECISION_FOLDER
 from trainer.checkpoint import save_folder
@@ -40,6 +40,13 @@ class MeansOfExemplars(Kind[NearestMean]):
 
     def output(self, at: Step, want: NearestMean) -> Output:
         return Output(at.folder / DECISION_FOLDER)
+
+    def effort(self, at: Step, want: NearestMean) -> Effort:
+        memory, benchmark = at.run.memory(at.chain), at.run.benchmark
+        assert memory is not None
+        images = [len(own) for own in benchmark.steps]
+        kept = memory.count(images, benchmark.row_ends, at.number + 1)
+        return Effort(at.number, kept * (1 + _mirrors(at.run)))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config = phase.at, phase.at.run, phase.at.run.config

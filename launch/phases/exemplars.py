@@ -19,7 +19,7 @@ from data_shards.storage.dataset import SampleError, ShardDataset
 from data_shards.writing.writer import write_dataset
 from launch.execution.executor import Executor
 from launch.inference.worker import ShardWorker
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.continuing import carried_exemplars
 from launch.runs.run import Run
 from monitoring.run_folder import EXEMPLARS_FILE, EXEMPLARS_FOLDER
@@ -63,6 +63,11 @@ class ChooseExemplars(Kind[Exemplars]):
 
     def output(self, at: Step, want: Exemplars) -> Output:
         return Output(at.folder / EXEMPLARS_FOLDER, optional=(EXEMPLARS_FILE,))
+
+    def effort(self, at: Step, want: Exemplars) -> Effort:
+        if want.choose == "random" or (not at.number and at.run.config.continues is not None):
+            return Effort()
+        return Effort(at.number, len(at.run.benchmark.steps[at.number]))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, want = phase.at, phase.at.run, phase.want

@@ -17,7 +17,7 @@ from launch.phases.generators import (
     learns_images,
     wanted_generator,
 )
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.run_folder import GENERATOR_FOLDER
 from trainer.arrays import read_arrays, write_arrays
 from trainer.checkpoint import Folder, save_folder
@@ -58,6 +58,10 @@ class FitGaussians(Kind[Generator]):
 
     def output(self, at: Step, want: Generator) -> Output:
         return Output(at.folder / GENERATOR_FOLDER)
+
+    def effort(self, at: Step, want: Generator) -> Effort:
+        images = len(at.run.benchmark.steps[at.number]) if learns_images(at) else 0
+        return Effort(at.number, images)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run = phase.at, phase.at.run

@@ -14,7 +14,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
 from launch.phases.exemplars import exemplars_before
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.continuing import carried_importance
 from monitoring.run_folder import IMPORTANCE_FOLDER
 from trainer.checkpoint import save_folder
@@ -24,6 +24,7 @@ from trainer.importance import (
     Measure,
     consolidated,
     importance_sums,
+    num_values,
     read_sums,
     write_sums,
 )
@@ -65,15 +66,20 @@ class ParameterImportance(Kind[Importance]):
     def output(self, at: Step, want: Importance) -> Output:
         return Output(at.folder / IMPORTANCE_FOLDER)
 
+    def effort(self, at: Step, want: Importance) -> Effort:
+        if not _learns_images(at):
+            return Effort()
+        benchmark = at.run.benchmark
+        images = at.recipe.count([len(s) for s in benchmark.steps], benchmark.row_ends, at.number)
+        return Effort(at.number, images, images * num_values(want.of, len(_head(at))))
+
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run = phase.at, phase.at.run
         part = phase.output.path.with_name(f"{IMPORTANCE_FOLDER}.part")
         part.mkdir(parents=True, exist_ok=True)
         model = Model.open(at.model.output.path)
         known = _before(phase)
-        # a run that continues another has no image of its step 0
-        trained = at.number or run.config.continues is None
-        files = _summed(phase, executor, part, model) if trained else []
+        files = _summed(phase, executor, part, model) if _learns_images(at) else []
         parameters = {name: p.detach() for name, p in model.embedder().named_parameters()}
         sums = (read_sums(file, model.fingerprint) for file in files)
         before = known.importance if known is not None else None
@@ -82,6 +88,18 @@ class ParameterImportance(Kind[Importance]):
         save_folder(phase.output.path, *files_and_card, Ranks(), run.fence.check)
         shutil.rmtree(part)
         return f"{sum(p.numel() for p in parameters.values()):,} parameters by {count:,} images"
+
+
+def _learns_images(at: Step) -> bool:
+    """A run that continues another has no image of its step 0."""
+    return bool(at.number) or at.run.config.continues is None
+
+
+def _head(at: Step) -> range:
+    """The rows that the step's own softmax was over."""
+    benchmark = at.run.benchmark
+    old, last = benchmark.rows_before(at.number), benchmark.row_ends[at.number]
+    return row_blocks(at.recipe, old, last)["current"].rows
 
 
 def _before(phase: Phase) -> Consolidated | None:
@@ -101,9 +119,7 @@ def _summed(phase: Phase, executor: Executor, part: Path, model: Model) -> list[
     """The files of the units' sums, in the shards' order."""
     at, run = phase.at, phase.at.run
     dataset, benchmark = run.training_data(at.chain, at.number)
-    recipe, last = at.recipe, benchmark.row_ends[at.number]
-    # those that the step's own softmax was over: its head
-    head = row_blocks(recipe, benchmark.rows_before(at.number), last)["current"].rows
+    recipe, head = at.recipe, _head(at)
     shards = units(dataset, recipe.samples(benchmark, at.number))
     files = [part.resolve() / f"{phase.want.of}-{shard:05d}.safetensors" for shard, _ in shards]
     memory = next((p.output.path.resolve() for p in exemplars_before(at)), None)

@@ -5,7 +5,7 @@ from typing import Any
 
 from launch.execution.executor import Executor
 from launch.phases.class_means import means_of, part_of
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from trainer.class_means import write_class_means
 from trainer.heads.collectives import Ranks
 from trainer.imprinting import Imprinted, imprinted
@@ -31,6 +31,9 @@ class ImprintRows(Kind[Imprinted]):
 
     def output(self, at: Step, want: Imprinted) -> Output:
         return Output(at.folder / "imprinted.safetensors")
+
+    def effort(self, at: Step, want: Imprinted) -> Effort:
+        return Effort(at.number - 1, len(at.run.benchmark.steps[at.number]))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run = phase.at, phase.at.run

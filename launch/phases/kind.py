@@ -17,6 +17,7 @@ from launch.execution.executor import Executor
 from launch.runs.run import Chain, Run
 from monitoring.run_folder import LABEL, step_name
 from monitoring.schemas import PlannedPhase
+from trainer.dry_run import Operation
 from trainer.methods.recipe import Recipe
 
 W = TypeVar("W")
@@ -72,6 +73,23 @@ class Step:
     def decision(self) -> "Phase | None":
         """The phase that makes what its decision rule needs, if that needs anything."""
         return next((phase for phase in self.phases if phase.kind.makes_decision), None)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a phase takes, where nothing of it is done yet; a step's main training is planned from
+    its recipe instead."""
+
+    step: int = 0
+    """The learning step whose model is run by CPU actors."""
+    forward: int = 0
+    """Images that go through it. Repeated ones, which fill a last batch, are not counted."""
+    backward: int = 0
+    """Backward passes to the gradients of all weights, of one image each."""
+    turns: float = 0.0
+    """How often the training ranks compute `turn`."""
+    turn: tuple[Operation, ...] = ()
+    """On the fullest rank."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,11 @@ class Kind(ABC, Generic[W]):
         """Training iterations that it takes, for the progress of the whole run."""
         return 0
 
+    def effort(self, at: Step, want: W) -> Effort:
+        """What it takes, for plans: from settings and the numbers of identities and images alone,
+        since there may be no dataset."""
+        return Effort()
+
     def verdict(self, phase: "Phase") -> str | None:
         """Why the step's model may not be published, once `phase` is finished; empty: it may.
 
@@ -205,6 +228,11 @@ class Phase:
     def iterations(self) -> int:
         """Training iterations that it takes."""
         return self.kind.iterations(self.at, self.want)
+
+    @property
+    def effort(self) -> Effort:
+        """What it takes, for plans."""
+        return self.kind.effort(self.at, self.want)
 
     @property
     def planned(self) -> PlannedPhase:

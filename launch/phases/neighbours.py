@@ -15,7 +15,7 @@ from launch.execution.executor import Executor
 from launch.inference.embed import neighbour_examples, units
 from launch.inference.worker import ShardWorker
 from launch.phases.exemplars import exemplars_before
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.run_folder import NEIGHBOUR_EXAMPLES_FILE, NEIGHBOURS_FOLDER
 from trainer.methods.wants import Answers
 from trainer.teacher import TeacherSettings, answers
@@ -53,6 +53,11 @@ class Neighbours(Kind[Answers]):
     def output(self, at: Step, want: Answers) -> Output:
         return Output(at.folder / NEIGHBOURS_FOLDER)
 
+    def effort(self, at: Step, want: Answers) -> Effort:
+        benchmark = at.run.benchmark
+        images = at.recipe.count([len(s) for s in benchmark.steps], benchmark.row_ends, at.number)
+        return Effort(at.number - 1, images * len(_views(at)))
+
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config, want = phase.at, phase.at.run, phase.at.run.config, phase.want
         previous = run.previous(at.chain, at.number)
@@ -60,7 +65,7 @@ class Neighbours(Kind[Answers]):
         dataset, benchmark = run.training_data(at.chain, at.number)
         samples = at.recipe.samples(benchmark, at.number)
         memory = next((p.output.path.resolve() for p in phase.inputs[1:]), None)
-        views = VIEWS if config.data.augmentation.flip else VIEWS[:1]
+        views = _views(at)
         output = phase.output.path
         part = output.with_name("neighbours.part")
         part.mkdir(parents=True, exist_ok=True)
@@ -89,6 +94,10 @@ class Neighbours(Kind[Answers]):
         shutil.rmtree(output, ignore_errors=True)  # of other settings
         part.rename(output)
         return ""
+
+
+def _views(at: Step) -> tuple[str, ...]:
+    return VIEWS if at.run.config.data.augmentation.flip else VIEWS[:1]
 
 
 def write_answers(

@@ -21,7 +21,7 @@ from launch.phases.generators import (
     learns_images,
     wanted_generator,
 )
-from launch.phases.kind import Kind, Output, Phase, Step
+from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.links import link
 from launch.runs.run import Chain
 from monitoring.run_folder import GENERATOR_FOLDER
@@ -33,6 +33,7 @@ from trainer.methods.replay import Generator
 from trainer.model import Model
 from trainer.replay.source import CARD
 from trainer.replay.wgan_folder import Wgans
+from trainer.replay.wgan_footprint import turn_operations
 from trainer.replay.wgan_training import WganSpec, train_wgan
 from trainer.replay.wgan_updates import Features
 from trainer.teacher import TeacherSettings
@@ -115,15 +116,30 @@ class TrainGenerator(Kind[Generator]):
         return f"{run.benchmark.row_ends[at.number]:,} identities' features in {size / 1e6:,.1f} MB"
 
     def iterations(self, at: Step, want: Generator) -> int:
-        if not learns_images(at):
-            return 0
-        images = len(at.run.benchmark.steps[at.number])
-        return _how(want).settings.iterations(len(_views(at)) * images)
+        return _how(want).settings.iterations(_features(at))
+
+    def effort(self, at: Step, want: Generator) -> Effort:
+        settings, run = _how(want).settings, at.run
+        world = max(1, run.config.cluster.workers)
+        turn = turn_operations(
+            settings=settings,
+            dimension=run.embedder(at.chain, at.number).dimension,
+            rows=run.benchmark.row_ends[at.number],
+            old=run.benchmark.rows_before(at.number),
+            count=-(-settings.batch // world),
+        )
+        turns = self.iterations(at, want) / settings.critic_updates
+        return Effort(at.number, _features(at), turns=turns, turn=tuple(turn))
 
 
 def _how(want: Generator) -> Wgans:
     assert isinstance(want.how, Wgans)
     return want.how
+
+
+def _features(at: Step) -> int:
+    """How many features of the step's images there are to learn."""
+    return len(_views(at)) * len(at.run.benchmark.steps[at.number]) if learns_images(at) else 0
 
 
 def _views(at: Step) -> tuple[bool, ...]:

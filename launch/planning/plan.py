@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from data_shards.settings import InputError
-from data_shards.splits.benchmark import counted_split
 from data_shards.splits.holding_out import check_held
 from data_shards.storage.neighbours import VIEWS
 from launch.config.run import RunConfig
+from launch.planning.efforts import Actor, PhasePlan, plan_phases
 from launch.planning.hardware import Machine
-from launch.runs.continuing import first_model, known_names
-from launch.runs.run import Run, check_steps
+from launch.planning.split import Split
+from launch.runs.continuing import first_model
+from launch.runs.run import check_steps
 from launch.runs.single_classes import untaught
 from monitoring.run_folder import chain_name
 from trainer.adopted import AdoptedSettings
@@ -40,20 +41,6 @@ from trainer.methods.wants import Answers
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, schedule
 from trainer.row_layout import row_blocks
-
-
-@dataclass(frozen=True)
-class Split:
-    """The numbers of identities and images of each learning step."""
-
-    row_ends: tuple[int, ...]
-    """Identities learned after each step."""
-    images: tuple[int, ...]
-    """Training images of each step."""
-    size: tuple[int, int]
-    """Height and width of the images, pixels."""
-    shards: int | None
-    """Bytes of the dataset, if it exists."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +89,13 @@ class Plan:
     seeds: int
     machine: Machine | None
     shards: int | None
+    tested: int | None
+    """Test images in the dataset, which evaluation after each step runs on; none: not known."""
     steps: list[StepPlan]
     exemplars: list[KeptPlan]
     """Of methods with a memory."""
+    phases: list[PhasePlan]
+    """Beside the trainings of steps."""
     notes: list[str]
     """What a run would say of its learning steps before it begins."""
 
@@ -113,46 +104,13 @@ class Plan:
         return asdict(self)
 
 
-def split_of(config: RunConfig, identities: int | None, images: int | None) -> Split:
-    """The split of a dataset with so many `identities` and `images`, or of the existing dataset.
+def plan_run(
+    config: RunConfig, split: Split, machine: Machine | None, actor: Actor | None = None
+) -> Plan:
+    """Plans every learning step on ranks that are such a `machine`, and on CPU actors like `actor`.
 
-    Raises InputError when there is neither, or when the benchmark needs more identities.
+    Raises InputError for whatever a run would refuse.
     """
-    if identities is None and images is None:
-        if not config.dataset_is_there():
-            raise InputError(
-                f"{config.dataset} holds no dataset to read counts from: say --identities and "
-                "--images, or build it"
-            )
-        run = Run.open(Path(), config)
-        size = config.data.image_size or run.dataset.manifest["image_size"]
-        files = run.dataset.manifest["files"].values()
-        samples = tuple(len(own) for own in run.benchmark.steps)
-        shards = sum(facts["bytes"] for facts in files)
-        return Split(run.benchmark.row_ends, samples, _known(size), shards)
-    if identities is None or images is None:
-        raise InputError("--identities and --images go together: say both, or neither")
-    known, drawn = known_names(config, Path()), config.benchmark
-    if known is not None:  # then no new image is held out as one of step 0
-        drawn = drawn.model_copy(update={"seen_identities": 0})
-    rows, samples = counted_split(identities, images, drawn)
-    if known is not None:
-        rows, samples = (len(known), *(len(known) + last for last in rows)), (0, *samples)
-    size = config.data.image_size
-    if size is None and config.glyphs is not None:
-        size = (config.glyphs.image_size, config.glyphs.image_size)
-    return Split(rows, samples, _known(size), None)
-
-
-def _known(size: Any) -> tuple[int, int]:
-    if size is None:
-        raise InputError("the images' size is not known: set data.image_size=HxW")
-    height, width = size
-    return height, width
-
-
-def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
-    """Plans every learning step. Raises InputError for whatever a run would refuse."""
     planner = _Planner(config, split, machine)
     check_steps(split.row_ends, split.images, config.cluster.workers, bool(planner.given))
     steps = [step for number in range(len(split.row_ends)) for step in planner.steps(number)]
@@ -163,8 +121,10 @@ def plan_run(config: RunConfig, split: Split, machine: Machine | None) -> Plan:
         seeds=len(config.seeds),
         machine=machine,
         shards=split.shards,
+        tested=split.tested,
         steps=steps,
         exemplars=list(_kept(config, split)),
+        phases=list(plan_phases(config, split, machine, actor)),
         notes=list(untaught(config.methods, split.row_ends, bool(planner.given))),
     )
 

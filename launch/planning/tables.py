@@ -23,6 +23,8 @@ def plan_tables(plan: Plan) -> Iterator[Any]:
     yield _parts(plan, "disk, one method and seed", lambda step: step.disk, _total)
     if plan.exemplars:
         yield _memory(plan)
+    if plan.phases:
+        yield _phases(plan)
     shards = "of unknown size" if plan.shards is None else size_text(plan.shards)
     models = plan.seeds * sum(step.disk["model"] * _chains(step) for step in plan.steps)
     yield f"shards {shards}; models of all methods and seeds {size_text(models)}"
@@ -35,7 +37,7 @@ def plan_tables(plan: Plan) -> Iterator[Any]:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for name in columns:
-        text = name in ("", "methods")
+        text = name in ("", "methods", "phase")
         table.add_column(
             name,
             justify="left" if text else "right",
@@ -134,15 +136,42 @@ def _memory(plan: Plan) -> Table:
     return table
 
 
+def _phases(plan: Plan) -> Table:
+    """A line a learning step and phase; other methods' phases that take as much share it."""
+    title = "beside training, one seed: images through networks on CPU actors"
+    timed = any(phase.seconds is not None for phase in plan.phases)
+    columns = ["phase", "methods", "images", "backward", "iterations", *["at best"] * timed]
+    table = _table(title, "", *columns)
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for one in sorted(plan.phases, key=lambda phase: phase.step):
+        numbers = (f"{n:,}" if n else "" for n in (one.forward, one.backward, one.iterations))
+        time = ["" if one.seconds is None else time_text(one.seconds)] * timed
+        cells = (f"step {one.step}", one.phase, *numbers, *time)
+        lines.setdefault(cells, []).extend(one.methods)
+    for (step, phase, *others), methods in lines.items():
+        table.add_row(step, phase, " ".join(methods), *others)
+    return table
+
+
 def _remarks(plan: Plan) -> Iterator[str]:
     machine = plan.machine
     assert machine is not None
     whole = sum(s.seconds["step"] * _chains(s) for s in plan.steps if s.seconds) * plan.seeds
     yield (
         f"training of all methods and seeds: at least {time_text(whole)}. One operation after the "
-        "other, each as fast as the machine's peaks; reading images, checkpoints, the previous "
-        "model's answers and evaluation are not counted."
+        "other, each as fast as the machine's peaks; reading images and checkpoints are not "
+        "counted."
     )
+    if all(phase.seconds is not None for phase in plan.phases):
+        beside = sum(phase.seconds for phase in plan.phases if phase.seconds) * plan.seeds
+        yield f"other phases of all methods and seeds: at least {time_text(beside)}."
+    else:
+        yield (
+            f"what other phases take depends on CPU actors, of which {machine.name} says nothing: "
+            "--actor-rate is how many images one of them embeds in a second"
+        )
+    if plan.tested is None:
+        yield "evaluation is not counted: without the dataset, its test images are not known."
     yield f"{machine.name}: {machine.source}"
     peak = max(step.memory["peak"] for step in plan.steps)
     if peak > machine.memory:

@@ -15,7 +15,8 @@ from launch.inference.embed import embed
 from launch.models.adopt import Outside, run_adopt
 from launch.phases.adopt import check_given, take_adopted
 from launch.phases.planning import pending, phases
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.ledger import Ledger
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone

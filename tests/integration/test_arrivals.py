@@ -16,7 +16,8 @@ from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.phases.adopt import check_given
 from launch.phases.planning import pending, phases
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.continuing import first_model
 from launch.runs.ledger import Ledger
 from launch.runs.run import Chain, Run

@@ -12,7 +12,8 @@ import pytest
 
 from launch.clusters.kubernetes import read_manifests, render, sizes, write_manifests
 from launch.config.load import load_config
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from tests.k8s.manifests import ROOT, build, pods
 
 CONFIG = """

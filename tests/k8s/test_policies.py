@@ -8,7 +8,8 @@ import yaml
 from launch.clusters.kubernetes import read_manifests, render, sizes, write_manifests
 from launch.config.cluster import ClusterSettings
 from launch.config.load import load_config
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from tests.k8s.manifests import KUBERNETES, OVERLAYS, ROOT, build, pods, problems
 
 IMAGE = "images.example.com/perennial:0.1.0"

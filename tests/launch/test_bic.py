@@ -19,7 +19,8 @@ from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.inference.embed import embed
 from launch.phases import bias
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.conftest import jpeg
@@ -161,7 +162,8 @@ import os, signal, sys
 from pathlib import Path
 from launch.config.load import load_config
 from launch.phases import bias
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from tests.alone import execute_alone
 
 def killed(*_):

@@ -17,7 +17,8 @@ from launch.exits import Preempted
 from launch.inference.worker import ShardWorker
 from launch.phases import exemplars, gaussians
 from launch.phases.planning import phases
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.run import Run
 from monitoring.memory import memory
 from tests.alone import execute_alone, executed_with_stops

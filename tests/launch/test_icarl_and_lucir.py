@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from data_shards.pipeline import PipelineSettings
 from launch.config.load import load_config
 from launch.inference.embed import embed
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.launch.classes import TRAINED, write_classes, write_config

@@ -20,7 +20,8 @@ from launch.exits import Preempted
 from launch.inference.worker import ShardWorker
 from launch.phases import importance
 from launch.phases.planning import phases
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.run import Run
 from tests.alone import execute_alone, executed_with_stops
 from tests.conftest import jpeg, source

@@ -9,7 +9,8 @@ from data_shards.settings import InputError
 from launch.cli import app
 from launch.clusters.kubernetes import read_manifests, render, sizes
 from launch.config.load import load_config
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 

@@ -25,7 +25,8 @@ from launch.inference.worker import ShardWorker
 from launch.phases.execute import execute
 from launch.phases.neighbours import write_answers
 from launch.planning.hardware import MACHINES, Machine, machine, measure
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.planning.tables import plan_tables, size_text, time_text
 from tests.trainer.test_footprint import tensor_bytes
 from trainer.backbones import EmbedderSettings, build_embedder

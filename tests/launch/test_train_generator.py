@@ -17,7 +17,8 @@ from launch.execution.in_process import InProcess
 from launch.exits import Preempted
 from launch.phases.planning import phases
 from launch.phases.train_generator import behind_relu
-from launch.planning.plan import plan_run, split_of
+from launch.planning.plan import plan_run
+from launch.planning.split import split_of
 from launch.runs.run import Run
 from tests.alone import execute_alone
 from tests.conftest import source
