@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from trainer.arrays import read_arrays, write_arrays
@@ -24,7 +25,7 @@ Tensors = Mapping[str, torch.Tensor]
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 """Images [b, 3, H, W] and the places [b] int64 of their classes among the logits."""
 
-_COUNT = "samples"
+_COUNT, _PASSED = "samples", "passed"
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,21 @@ def importance_sums(
     logits: Callable[[torch.Tensor], torch.Tensor],
     measure: Measure,
     batches: Batches,
+    so_far: Tensors | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The measure summed over all samples, float64, by the parameter's name.
+    """The measure summed over all samples, float64, by the parameter's name, on top of `so_far`.
 
     `logits` maps embeddings [1, d] to [1, c]. The embedder is in evaluation mode, so that a sample
     is a function of itself alone. A sample at a time goes through the network: the sums do not
-    depend on how `batches` are cut, bit for bit.
+    depend on how `batches` are cut, bit for bit, nor on how many calls go on from one another.
     """
     if embedder.training:
         raise ValueError("importance is that of a finished network: call eval() first")
     names, parameters = zip(*embedder.named_parameters(), strict=True)
-    sums = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
+    sums = [
+        torch.zeros_like(p, dtype=torch.float64) if so_far is None else so_far[name].clone()
+        for name, p in zip(names, parameters, strict=True)
+    ]
     with torch.enable_grad():
         for images, places in batches:
             for image, place in zip(images, places.tolist(), strict=True):
@@ -111,8 +116,7 @@ def consolidated(
 
 def write_sums(path: Path, sums: Tensors, count: int, model: str) -> None:
     """Writes a part: `sums` over so many samples, with the fingerprint of the `model`."""
-    arrays = {name: own.contiguous().numpy() for name, own in sums.items()}
-    write_arrays(path, {**arrays, _COUNT: np.array([count])}, model)
+    write_arrays(path, {**_arrays(sums), _COUNT: np.array([count])}, model)
 
 
 def read_sums(path: Path, model: str) -> tuple[dict[str, torch.Tensor], int]:
@@ -120,3 +124,31 @@ def read_sums(path: Path, model: str) -> tuple[dict[str, torch.Tensor], int]:
     arrays = read_arrays(path, model, (_COUNT,))
     count = int(arrays.pop(_COUNT)[0])
     return {name: torch.from_numpy(own) for name, own in arrays.items()}, count
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A part on the way."""
+
+    sums: Tensors | None = None
+    count: int = 0
+    """Samples that they are over."""
+    passed: int = 0
+    """Samples that need not be looked at again: these, and damaged ones."""
+
+    def write(self, path: Path, model: str) -> None:
+        """Writes it, with the fingerprint of the `model`."""
+        assert self.sums is not None
+        numbers = {_COUNT: np.array([self.count]), _PASSED: np.array([self.passed])}
+        write_arrays(path, {**_arrays(self.sums), **numbers}, model)
+
+    @classmethod
+    def read(cls, path: Path, model: str) -> "Unfinished":
+        """Reads it. Raises InputError when it is damaged or of another model."""
+        arrays = read_arrays(path, model, (_COUNT, _PASSED))
+        count, passed = (int(arrays.pop(name)[0]) for name in (_COUNT, _PASSED))
+        return cls({name: torch.from_numpy(own) for name, own in arrays.items()}, count, passed)
+
+
+def _arrays(sums: Tensors) -> dict[str, NDArray[np.float64]]:
+    return {name: own.contiguous().numpy() for name, own in sums.items()}

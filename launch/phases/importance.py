@@ -22,6 +22,7 @@ from trainer.heads.collectives import Ranks
 from trainer.importance import (
     Consolidated,
     Measure,
+    Unfinished,
     consolidated,
     importance_sums,
     num_values,
@@ -37,11 +38,15 @@ from trainer.teacher import TeacherSettings
 Ids = NDArray[np.int64]
 _BATCH = 64
 """Images decoded at a time; no result depends on it."""
+_PASSES = 1024
+"""Backward passes of a unit of work, at most, unless one image takes more. No result depends on it,
+and a stop waits for a unit."""
 _CPU = torch.device("cpu")
 
 
 class ParameterImportance(Kind[Importance]):
-    """The finished model's, on the images that it was trained on, as they are; a shard a unit.
+    """The finished model's, on the images that it was trained on, as they are; a part of a shard a
+    unit.
 
     After the last step, too: a run that continues this one has not got the images.
     """
@@ -122,15 +127,22 @@ def _summed(phase: Phase, executor: Executor, part: Path, model: Model) -> list[
     recipe, head = at.recipe, _head(at)
     shards = units(dataset, recipe.samples(benchmark, at.number))
     files = [part.resolve() / f"{phase.want.of}-{shard:05d}.safetensors" for shard, _ in shards]
-    memory = next((p.output.path.resolve() for p in exemplars_before(at)), None)
+    memory = None
+    if recipe.memory is not None:
+        memory = next((p.output.path.resolve() for p in exemplars_before(at)), None)
     row_of = benchmark.row_of_identity[dataset.identity]
-    calls = [
-        (file, model.folder.resolve(), own, row_of[own], head, phase.want.of, run.config.data)
-        + ((memory,) if recipe.memory is not None else ())
+    most = max(1, _PASSES // num_values(phase.want.of, len(head)))
+    calls = {
+        file: (
+            *(file, model.folder.resolve(), own, row_of[own], head, phase.want.of),
+            *(run.config.data, most, memory),
+        )
         for file, (_, own) in zip(files, shards, strict=True)
-        if not file.exists()
-    ]
-    executor.map(write_importance, calls)
+    }
+    # The shards' parts in turn: each part goes on from the sums of the one before, so that where
+    # they are cut changes no bit.
+    while left := [call for file, call in calls.items() if not file.exists()]:
+        executor.map(write_importance, left)
     return files
 
 
@@ -143,16 +155,22 @@ def write_importance(
     head: range,
     measure: Measure,
     data: PipelineSettings,
+    most: int,
     memory: Path | None = None,
 ) -> None:
-    """A unit of work: writes the sums over `samples` [n] with classifier `rows` [n].
+    """A unit of work: the next part, `most` samples at most, of the sums over a shard's `samples`
+    [n] with classifier `rows` [n]. The last part writes them to `out`, others beside it.
 
     The model's answer is its logits on the rows of `head`. The exemplars in the folder `memory` are
     numbered behind the dataset. Damaged images are passed over, as training replaces them.
     """
     model, embedder, frozen = worker.model(model_folder, TeacherSettings())
     weight = frozen.weight.detach()[head.start : head.stop]
-    dataset = worker.with_exemplars(memory)
+    beside = out.with_suffix(".part")
+    before = Unfinished.read(beside, model.fingerprint) if beside.exists() else Unfinished()
+    own = slice(before.passed, before.passed + most)
+    dataset, last = worker.with_exemplars(memory), own.stop >= len(samples)
+    samples, rows = samples[own], rows[own]
     whole = np.array([image is not None for image in dataset.images(samples)], dtype=bool)
     samples, places = samples[whole], torch.from_numpy(rows[whole] - head.start)
 
@@ -164,7 +182,13 @@ def write_importance(
             yield images, places[first : first + _BATCH]
 
     sums = importance_sums(
-        embedder, lambda vectors: model.classifier.inputs(vectors) @ weight.T, measure, batches()
+        *(embedder, lambda vectors: model.classifier.inputs(vectors) @ weight.T, measure),
+        *(batches(), before.sums),
     )
+    count = before.count + len(samples)
     worker.check()
-    write_sums(out, sums, len(samples), model.fingerprint)
+    if last:
+        write_sums(out, sums, count, model.fingerprint)
+        beside.unlink(missing_ok=True)
+    else:
+        Unfinished(sums, count, own.stop).write(beside, model.fingerprint)

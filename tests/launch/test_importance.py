@@ -199,6 +199,48 @@ def test_no_bit_depends_on_which_worker_takes_which_unit(finished, tmp_path, mon
     assert results(tmp_path / "run") == results(finished / "run")
 
 
+@pytest.mark.parametrize("measure", ["empirical-fisher", "fisher", "sensitivity"])
+def test_no_bit_depends_on_how_many_samples_a_unit_has(finished, tmp_path, measure):
+    """One by one, in parts that do not come out even, and all at once: the same file."""
+    run = Run.open(finished / "run", configured(finished))
+    _, samples = importance.units(run.dataset, run.benchmark.steps[0])[0]
+    rows = run.benchmark.row_of_identity[run.dataset.identity[samples]]
+    model = folder_of(finished / "run", "ewc", 0) / "model"
+    files = {}
+    for most in (1, 5, len(samples), 1000):
+        out, units = tmp_path / str(most), 0
+        while not out.exists():
+            # another worker each time, as an actor is another process than the last one
+            worker = ShardWorker(str(finished / "d"), CacheSettings(), 1, tmp_path / "t/a/x", "0")
+            given = samples, rows, range(4), measure, PipelineSettings(), most
+            worker.run(importance.write_importance, out, model, *given)
+            worker.close()
+            units += 1
+        assert units == -(-len(samples) // most)
+        files[most] = out.read_bytes()
+    assert len({*files.values()}) == 1
+    assert not [*tmp_path.glob("*.part")]
+
+
+def test_a_run_in_small_units_stops_between_them_and_ends_alike(finished, tmp_path, monkeypatch):
+    (tmp_path / "d").symlink_to(finished / "d")
+    shutil.copy(finished / "b.json", tmp_path / "b.json")
+    monkeypatch.setattr(importance, "_PASSES", 5)
+    unit = importance, "write_importance"
+    done, ends = executed_with_stops(
+        configured(tmp_path), tmp_path / "run", monkeypatch, unit, errors=(3,), stops=(6,)
+    )
+    assert {KeyboardInterrupt, Preempted} <= {*ends}
+    whole = sum(
+        -(-len(own) // 5)
+        for samples in Run.open(finished / "run", configured(finished)).benchmark.steps
+        for _, own in importance.units(ShardDataset.open(finished / "d"), samples)
+    )
+    assert len(done) == 2 * whole + 1, "only the part that failed was done a second time"
+    ours, theirs = results(tmp_path / "run"), results(finished / "run")
+    assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
 def test_a_damaged_image_is_passed_over(finished, tmp_path):
     """As training replaces it."""
     run = Run.open(finished / "run", configured(finished))
@@ -214,8 +256,9 @@ def test_a_damaged_image_is_passed_over(finished, tmp_path):
     rows = run.benchmark.row_of_identity[dataset.identity[samples]]
     model = folder_of(finished / "run", "ewc", 0) / "model"
     for name, kept in (("damaged", slice(None)), ("without", [0, *range(2, len(samples))])):
-        given = samples[kept], rows[kept], range(4), "empirical-fisher", PipelineSettings()
-        worker.run(importance.write_importance, tmp_path / name, model, *given)
+        given = samples[kept], rows[kept], range(4), "empirical-fisher", PipelineSettings(), 4
+        while not (tmp_path / name).exists():
+            worker.run(importance.write_importance, tmp_path / name, model, *given)
     worker.close()
     assert (tmp_path / "damaged").read_bytes() == (tmp_path / "without").read_bytes()
     assert importance.read_sums(tmp_path / "damaged", Model.open(model).fingerprint)[1] == (
