@@ -8,6 +8,16 @@ from typing import Any
 
 WIDTH, HEIGHT = 520, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 12, 34
+_COLOURS = 10
+"""CSS variables --c0, --c1, ... that can be told apart in one chart."""
+_DASHES = ("", "7 4", "2 3", "9 3 2 3")
+"""Where colours come again, lines are drawn in other ways, and points as other shapes."""
+_SHAPES = (
+    "M-3.4,0a3.4,3.4 0 1,0 6.8,0a3.4,3.4 0 1,0 -6.8,0Z",  # a disc
+    "M-3.2,-3.2H3.2V3.2H-3.2Z",
+    "M0,-4.4L4,3H-4Z",
+    "M0,-4.6L4.6,0L0,4.6L-4.6,0Z",
+)
 
 
 @dataclass(frozen=True)
@@ -15,10 +25,36 @@ class Line:
     """One line: points in order, and half the height of a band around each."""
 
     name: str
-    colour: int
-    """Number of the CSS variable --c0, --c1, ..."""
+    look: int
+    """Lines of different numbers look different, as long as there are no more than 40."""
     points: Sequence[tuple[float, float]]
     band: Sequence[float] = ()
+
+
+def colour_of(look: int) -> str:
+    """The colour of a line or mark with this number, in CSS."""
+    return f"var(--c{look % _COLOURS})"
+
+
+def legend_mark(look: int) -> str:
+    """A small SVG for legends: a piece of a line with this number, and its point."""
+    dash = _dash(look)
+    return (
+        '<svg class="look" viewBox="0 0 30 12" aria-hidden="true">'
+        f'<line x1="0" x2="30" y1="6" y2="6" stroke="{colour_of(look)}" stroke-width="2.2"{dash}/>'
+        f"{_point(look, 15, 6)}/></svg>"
+    )
+
+
+def _dash(look: int) -> str:
+    dash = _DASHES[look // _COLOURS % len(_DASHES)]
+    return f' stroke-dasharray="{dash}"' if dash else ""
+
+
+def _point(look: int, x: float, y: float) -> str:
+    """The beginning of its element."""
+    shape = _SHAPES[look // _COLOURS % len(_SHAPES)]
+    return f'<path transform="translate({x:.1f},{y:.1f})" d="{shape}" fill="{colour_of(look)}"'
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -45,6 +81,18 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in every if first <= tick <= last]
 
 
+def _limits(low: float, high: float, found: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis for values in [low, high], whose ticks `found` cover them.
+
+    Just beyond the values: up to the next tick there might be nothing for half of the chart, such
+    as shares below 0.
+    """
+    room = 0.03 * (high - low)
+    if not room:
+        return found[0], found[-1]
+    return max(found[0], low - room), min(found[-1], high + room)
+
+
 def _same(value: float) -> float:
     return value
 
@@ -65,19 +113,22 @@ def line_chart(
     if log_x or log_y:
         shown = [[(x, y) for x, y in n.points if x > 0 or not log_x] for n in lines]
         shown = [[(x, y) for x, y in own if y > 0 or not log_y] for own in shown]
-        lines = [Line(n.name, n.colour, own) for n, own in zip(lines, shown, strict=True)]
+        lines = [Line(n.name, n.look, own) for n, own in zip(lines, shown, strict=True)]
     lines = [line for line in lines if line.points]
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
     lows = [y - b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
     highs = [y + b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
-    y_ticks = (log_ticks if log_y else ticks)(min(lows), max(highs))
+    y_ticks = log_ticks(min(lows), max(highs)) if log_y else ticks(min(lows), max(highs), 6)
     x_ticks = log_ticks(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs), 6)
     x_ticks = sorted(set(xs)) if whole_x else x_ticks
     along, upward = math.log10 if log_x else _same, math.log10 if log_y else _same
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
-    y_low, y_high = y_ticks[0], max(y_ticks[-1], y_ticks[0] + 1e-9)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+    if not log_y:
+        y_low, y_high = _limits(min(lows), max(highs), y_ticks)
+    y_high = max(y_high, y_low + 1e-9)
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (along(x) - along(x_low)) / (along(x_high) - along(x_low))
@@ -88,7 +139,7 @@ def line_chart(
         )
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
-    for y in y_ticks:
+    for y in (y for y in y_ticks if y_low <= y <= y_high):
         _, v = at(x_low, y)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{v:.1f}" y2="{v:.1f}"/>'
@@ -118,8 +169,7 @@ def _bands(line: Line) -> Sequence[float]:
 
 
 def _drawn(line: Line, place: Callable[[float, float], Any], points: bool) -> str:
-    colour = f"var(--c{line.colour})"
-    out = ""
+    colour, out = colour_of(line.look), ""
     if any(line.band):
         upper = [place(x, y + b) for (x, y), b in zip(line.points, line.band, strict=True)]
         lower = [place(x, y - b) for (x, y), b in zip(line.points, line.band, strict=True)]
@@ -128,15 +178,15 @@ def _drawn(line: Line, place: Callable[[float, float], Any], points: bool) -> st
     path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line.points)
     width = 2.2 if points else 1.4
     out += (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}" '
-        f'stroke-linejoin="round"><title>{escape(line.name)}</title></polyline>'
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"'
+        f'{_dash(line.look)} stroke-linejoin="round"><title>{escape(line.name)}</title></polyline>'
     )
     for (x, y), b in zip(line.points, _bands(line), strict=True) if points else ():
         u, v = place(x, y)
         spread = f" ± {b:.2f}" if b else ""
         out += (
-            f'<circle cx="{u:.1f}" cy="{v:.1f}" r="3.4" fill="{colour}"><title>'
-            f"{escape(line.name)}, {x:g}: {y:.2f}{spread}</title></circle>"
+            f"{_point(line.look, u, v)}><title>"
+            f"{escape(line.name)}, {x:g}: {y:.2f}{spread}</title></path>"
         )
     return out
 

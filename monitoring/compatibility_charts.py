@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from monitoring.charts import WIDTH, Line, line_chart, ticks
+from monitoring.charts import WIDTH, Line, colour_of, line_chart, ticks
 from monitoring.compatibility import in_words
 from monitoring.heat_maps import Axes, heat_map
 
@@ -39,7 +39,7 @@ def _first_seed(found: Comparisons, method: str) -> Comparisons:
     return [one for one in own if one["seed"] == first]
 
 
-def gain_charts(found: Comparisons, colours: dict[str, int]) -> list[tuple[str, str]]:
+def gain_charts(found: Comparisons, looks: dict[str, int]) -> list[tuple[str, str]]:
     """For each operating point every method's gain on the step before, with its interval.
 
     Of the first seed, a mark a learning step.
@@ -51,12 +51,12 @@ def gain_charts(found: Comparisons, colours: dict[str, int]) -> list[tuple[str, 
                 for point in one["points"]:
                     every.setdefault(point["point"], []).append((method, one["step"], point))
     return [
-        (f"Gain on the step before, {in_words(point)}, points", whiskers(marks, colours))
+        (f"Gain on the step before, {in_words(point)}, points", whiskers(marks, looks))
         for point, marks in every.items()
     ]
 
 
-def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], colours: dict[str, int]) -> str:
+def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], looks: dict[str, int]) -> str:
     """An SVG of gains (method, learning step, comparison at a point) with intervals, around 0.
 
     Losses far beyond the gains (models that are not compatible at all) are written, not drawn.
@@ -86,7 +86,7 @@ def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], colours: dict[str
             f"{escape(mark[0])}, {mark[1]} on {mark[1] - 1}</text>"
         )
         parts.append(
-            _whisker(mark=mark, y=y, at=at, low=low, colour=f"var(--c{colours.get(mark[0], 0)})")
+            _whisker(mark=mark, y=y, at=at, low=low, colour=colour_of(looks.get(mark[0], 0)))
         )
     return "".join([*parts, "</svg>"])
 

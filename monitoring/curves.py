@@ -18,7 +18,7 @@ def _percent(points: _Points) -> _Points:
 
 
 def tradeoffs(
-    evaluations: list[dict[str, Any]], methods: list[str], colours: dict[str, int]
+    evaluations: list[dict[str, Any]], methods: list[str], looks: dict[str, int]
 ) -> dict[str, dict[str, str]]:
     """For each test ("benchmark": the learning steps' own), its charts by title.
 
@@ -30,17 +30,17 @@ def tradeoffs(
     found = {}
     for name in dict.fromkeys(name for tests in newest.values() for name in tests):
         tests = {m: newest[m][name] for m in methods if name in newest.get(m, {})}
-        charts = {title: chart for title, chart in _charts(tests, colours).items() if chart}
+        charts = {title: chart for title, chart in _charts(tests, looks).items() if chart}
         if charts:
             found[name] = charts
     return found
 
 
-def _charts(tests: dict[str, dict[str, Any]], colours: dict[str, int]) -> dict[str, str]:
+def _charts(tests: dict[str, dict[str, Any]], looks: dict[str, int]) -> dict[str, str]:
     """The charts of one test's results by method; empty where it does not measure that."""
 
     def lines(key: str, how: Callable[[Any], _Points]) -> list[Line]:
-        return [Line(m, colours[m], how(test[key])) for m, test in tests.items() if key in test]
+        return [Line(m, looks[m], how(test[key])) for m, test in tests.items() if key in test]
 
     def of_rates(key: str, how: Callable[[Any], _Points], x: str, y: str, log: bool = False) -> str:
         return line_chart(lines(key, how), x, y, points=False, log_x=True, log_y=log)

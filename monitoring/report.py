@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
 from monitoring.analyses import similarities
-from monitoring.charts import Line, Span, line_chart, timeline
+from monitoring.charts import Line, Span, legend_mark, line_chart, timeline
 from monitoring.compatibility import (
     SUMMARY_HEADS,
     by_point,
@@ -53,7 +53,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         raise InputError(f"{folder}: {error}: restore it from a copy") from error
     rows = compare([folder], damage)
     methods = [method for _, method in ordered_methods(rows)][::-1]
-    colours = {method: number % 10 for number, method in enumerate(sorted(methods))}
+    looks = {method: number for number, method in enumerate(sorted(methods))}
     done = ledger(folder, damage)
     kinds = {kind: n for n, kind in enumerate(dict.fromkeys(r["kind"] for r in done))}
     spans = _spans(done, kinds, damage)
@@ -63,22 +63,22 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
     page = environment.get_template("report.html").render(
         name=folder.name,
         methods=methods,
-        colours=colours,
+        legend=[(method, Markup(legend_mark(looks[method]))) for method in methods],
         config=asked,
         config_text=printable(asked.text, keep="\n"),
         seeds=len(asked.seeds),
         steps=sorted({row["step"] for row in rows}),
         tables=_tables(rows, methods),
-        curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, colours)],
+        curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, looks)],
         tradeoffs=[
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
-            for name, charts in tradeoffs(evaluations(folder, damage), methods, colours).items()
+            for name, charts in tradeoffs(evaluations(folder, damage), methods, looks).items()
         ],
         incremental=class_incremental(folder, rows, methods, _PICTURES, damage),
         similarity=similarity_maps(similarities(folder, damage), methods),
         planes=feature_plots(features(folder, damage)),
-        compatibility=_compatibility(folder, colours, damage),
-        losses=[(title, Markup(chart)) for title, chart in _losses(folder, colours, damage)],
+        compatibility=_compatibility(folder, looks, damage),
+        losses=[(title, Markup(chart)) for title, chart in _losses(folder, looks, damage)],
         timeline=Markup(timeline(spans)),
         kinds={kind: colour for kind, colour in kinds.items() if colour < _KINDS},
         more_kinds=max(0, len(kinds) - _KINDS),
@@ -123,7 +123,7 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
 
 
 def _curves(
-    rows: list[dict[str, Any]], methods: list[str], colours: dict[str, int]
+    rows: list[dict[str, Any]], methods: list[str], looks: dict[str, int]
 ) -> list[tuple[str, str]]:
     """A chart a metric: accuracy over learning steps, with a band of one standard deviation."""
     charts = []
@@ -134,19 +134,19 @@ def _curves(
             own.sort(key=lambda r: r["step"])
             points = [(float(r["step"]), 100 * r[metric]["mean"]) for r in own]
             band = [100 * r[metric]["std"] for r in own]
-            lines.append(Line(method, colours[method], points, band))
+            lines.append(Line(method, looks[method], points, band))
         charts.append((title, line_chart(lines, "learning step", f"{title}, %", whole_x=True)))
     return charts
 
 
-def _compatibility(folder: Path, colours: dict[str, int], damage: Damage) -> dict[str, Any] | None:
+def _compatibility(folder: Path, looks: dict[str, int], damage: Damage) -> dict[str, Any] | None:
     """The page's part on compatibility; none where the run does not compare its models."""
     found = comparisons(folder, damage)
     if not found:
         return None
     charts = {
         "matrices": matrices(found),
-        "gains": gain_charts(found, colours),
+        "gains": gain_charts(found, looks),
         "backfill": backfill_charts(found),
     }
     return {
@@ -161,7 +161,7 @@ def _compatibility(folder: Path, colours: dict[str, int], damage: Damage) -> dic
     }
 
 
-def _losses(folder: Path, colours: dict[str, int], damage: Damage) -> list[tuple[str, str]]:
+def _losses(folder: Path, looks: dict[str, int], damage: Damage) -> list[tuple[str, str]]:
     """The training loss and the throughput of each method's first seed, step after step."""
     records = {}
     for record in training(folder, damage):
@@ -179,7 +179,7 @@ def _losses(folder: Path, colours: dict[str, int], damage: Damage) -> list[tuple
             for (step, iteration), record in sorted(found.items()):
                 if abs(record.get(key, math.inf)) < _DRAWABLE:  # a loss may be infinite or NaN
                     points.append((step + min(1.0, iteration / record["of"]), float(record[key])))
-            lines.append(Line(method, colours.get(method, 0), points))
+            lines.append(Line(method, looks.get(method, 0), points))
         charts.append((title, line_chart(lines, "learning step", title, points=False)))
     return [(title, chart) for title, chart in charts if chart]
 

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from monitoring.charts import Line, Span, line_chart, log_ticks, ticks, timeline
+from monitoring.charts import (
+    _BOTTOM,
+    _TOP,
+    HEIGHT,
+    Line,
+    Span,
+    legend_mark,
+    line_chart,
+    log_ticks,
+    ticks,
+    timeline,
+)
 from monitoring.curves import tradeoffs
 from monitoring.report import draw
 from monitoring.results import METRICS, compare, evaluations, ordered_methods, tables
@@ -88,7 +99,9 @@ def test_the_report_holds_everything_and_runs_nothing(tmp_path):
     for text in ("65.5", "± 0.7", "finetune", f"data:image/jpeg;base64,{jpeg()}", "Phases"):
         assert text in page
     assert 'src="http' not in page
-    assert page.count("<svg") == len(METRICS) + 2
+    keys = page.count('<svg class="look"')
+    assert keys == 2 * 2, "a key for each method, over accuracies and over losses"
+    assert page.count("<svg") == len(METRICS) + 2 + keys
 
 
 def test_an_unfinished_run_has_a_report_too(tmp_path):
@@ -264,6 +277,47 @@ def test_a_logarithmic_axis_spaces_powers_of_ten_evenly_and_leaves_zero_out():
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.11)
     assert ys[1] - ys[0] == pytest.approx(ys[2] - ys[1], abs=0.11)
     assert line_chart([Line("a", 0, [(0.0, 1.0)])], "x", "y", log_x=True) == ""
+
+
+def looks_of(chart):
+    """Of each line its colour, its dashes, and the shape of its points."""
+    tree = ET.fromstring(chart)
+    for line in tree.iter("polyline"):
+        name = line.find("title").text
+        shapes = {p.get("d") for p in tree.iter("path") if p.find("title").text.startswith(name)}
+        yield line.get("stroke"), line.get("stroke-dasharray"), *shapes
+
+
+def test_forty_lines_look_different_and_as_their_legend_says():
+    lines = [Line(f"line {n:02}", n, [(0, n), (1, n + 1)]) for n in range(40)]
+    found = [*looks_of(line_chart(lines, "x", "y"))]
+    assert len({*found}) == len(found) == 40
+    for look, drawn in enumerate(found):
+        mark = ET.fromstring(legend_mark(look))
+        line, point = mark.find("line"), mark.find("path")
+        assert (line.get("stroke"), line.get("stroke-dasharray"), point.get("d")) == drawn
+        assert point.get("fill") == line.get("stroke")
+
+
+@given(
+    values=st.lists(st.floats(0, 100), min_size=2, max_size=8),
+    band=st.floats(0, 3),
+)
+def test_the_axis_ends_where_the_values_do(values, band):
+    """Within a twentieth of the chart: nothing is drawn outside, and no half of it is empty."""
+    drawn = Line("a", 0, [*enumerate(values)], [band] * len(values))
+    tree = ET.fromstring(line_chart([drawn], "x", "y"))
+    (area,) = [p.get("points") for p in tree.iter("polygon")] or [
+        p.get("points") for p in tree.iter("polyline")
+    ]
+    heights = [float(point.split(",")[1]) for point in area.split()]
+    grid = [float(line.get("y1")) for line in tree.iter("line") if line.get("class") == "grid"]
+    top, bottom = _TOP, HEIGHT - _BOTTOM
+    assert top - 0.1 <= min(heights) and max(heights) <= bottom + 0.1
+    assert all(top - 0.1 <= y <= bottom + 0.1 for y in grid) and grid
+    if max(values) - min(values) > 1e-3:
+        room = (bottom - top) / 20
+        assert min(heights) <= top + room and max(heights) >= bottom - room
 
 
 @given(st.floats(1e-8, 1e8), st.floats(1, 1e6))
