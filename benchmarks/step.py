@@ -26,12 +26,12 @@ def main() -> None:
     quick = parser.parse_args().quick
     batch, rounds = (48, 1) if quick else (384, 3)
     iterations = Iterations("resnet50", DIMENSION, batch, ClassifierSettings())
-    replay = {"fkd": {"neighbours": NEIGHBOURS}, "replay": {}}
+    fkd = FlexibleDistillation(neighbours=NEIGHBOURS)
     methods = {
         "finetune": Finetune(),
-        "fkd": FlexibleDistillation(neighbours=NEIGHBOURS),
+        "fkd": fkd,
         "lwf": LearningWithoutForgetting(),
-        "fkd + replay": Combination.model_validate({"of": replay}),
+        "fkd + replay": Combination.model_validate({"of": {"fkd": dict(fkd), "replay": {}}}),
     }
     with tempfile.TemporaryDirectory() as name:
         sides = {

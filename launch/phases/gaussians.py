@@ -61,7 +61,7 @@ class FitGaussians(Kind[Generator]):
 
     def effort(self, at: Step, want: Generator) -> Effort:
         images = len(at.run.benchmark.steps[at.number]) if learns_images(at) else 0
-        return Effort(at.number, images)
+        return Effort(at.number, images * (1 + _compensates(at, want)))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run = phase.at, phase.at.run

@@ -25,7 +25,7 @@ METHODS = {
     "lucir": {"memory": {"total": 30, "choose": "random"}},
     "bic": {**KEPT, "hold_out": 0.4},
     "ewc": {"classes": "expected"},
-    "gfr": {},
+    "gfr": {"drift": "compensated"},
     "wgan": {"kind": "gfr", "generator": "wgan", "wgan": GENERATOR},
     "bct-sys": {},
 }
