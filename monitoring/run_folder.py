@@ -55,6 +55,8 @@ GENERATOR_CARD = "card.json"
 COMPARISONS_FILE = "compatibility.json"
 PHASES_FOLDER = "phases"
 """A folder for each further training, laid out as the step's."""
+TRAINED_FOLDER = "trained"
+"""Among those, that of the main training where its model is then trained on."""
 
 METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,199}")
 """A method's name."""

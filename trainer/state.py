@@ -60,9 +60,12 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
     seed = spec_seed(spec, "step")
     embedder = build_embedder(spec.embedder, seed)
     classifier = MarginLoss(spec.classifier, seed % 2**31, device)
-    if spec.previous is not None and spec.recipe.start.embedder == "previous":
-        embedder.load_state_dict(spec.previous.embedder().state_dict())
-        classifier.restore(spec.previous.running())
+    begun = spec.begins
+    if begun is None and spec.recipe.start.embedder == "previous":
+        begun = spec.previous
+    if begun is not None:
+        embedder.load_state_dict(begun.embedder().state_dict())
+        classifier.restore(begun.running())
     synchronise_batch_norm(embedder, ranks)
     embedder.to(device).train()
     if spec.recipe.start.batch_norm == "held":
@@ -113,6 +116,9 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
 def build_rows(block: RowBlock, spec: TrainingSpec, seed: int, ranks: Ranks) -> ShardedRows:
     """This rank's rows of a block, on the CPU: those that are kept, then new ones."""
     first, last = block.rows.start, block.rows.stop
+    if spec.begins is not None:
+        own = spec.begins.sharded_rows(ranks).part(first, last).weight.detach().clone()
+        return ShardedRows(first, last, own, ranks).requires_grad_(block.trained)
     weights = []
     if first < block.kept:
         assert spec.previous is not None

@@ -59,6 +59,9 @@ class TrainingSpec:
     it is."""
     prepared: Mapping[type, Path] = field(default_factory=dict)
     """What phases before left for the recipe's Terms, by the class of the want."""
+    begins: Model | None = None
+    """The model of this very step that is trained on: its weights, and its rows of all identities.
+    None: the recipe says what the training starts with."""
     fence: Fence = unfenced
     """Called before anything is written; raises when this process may not any more."""
 

@@ -76,19 +76,41 @@ class Benchmark:
         Raises InputError where it holds one of an identity that has no classifier row.
         """
         first = len(data.parts[0])
-        row_of = {name: row for row, name in enumerate(self.names.tolist())}
-        others = data.names[len(self.row_of_identity) :].tolist()
-        rows = np.array([row_of.get(name, -1) for name in others], dtype=np.int64)
+        rows = self._rows_of(data.names[len(self.row_of_identity) :].tolist())
         rows = np.concatenate([self.row_of_identity, rows])
         exemplars = np.arange(first, len(data), dtype=np.int64)
+        self._refuse_unknown(data, exemplars, rows, data.parts[1].location)
+        return replace(self, row_of_identity=rows, exemplars=exemplars)
+
+    def of_memory(self, memory: ShardDataset, step: int) -> "Benchmark":
+        """This benchmark of the exemplars alone that learning step `step` leaves, as its images.
+
+        Raises InputError where there is one of an identity that has no classifier row.
+        """
+        rows = self._rows_of(memory.names.tolist())
+        samples = np.arange(len(memory), dtype=np.int64)
+        self._refuse_unknown(memory, samples, rows, memory.location)
+        steps = tuple(
+            samples if number == step else samples[:0] for number in range(len(self.steps))
+        )
+        return replace(self, steps=steps, row_of_identity=rows)
+
+    def _rows_of(self, names: Sequence[str]) -> Ids:
+        """[n] the classifier rows of identities, or -1."""
+        row_of = {name: row for row, name in enumerate(self.names.tolist())}
+        return np.array([row_of.get(name, -1) for name in names], dtype=np.int64)
+
+    @staticmethod
+    def _refuse_unknown(
+        data: ShardDataset | JoinedDataset, exemplars: Ids, rows: Ids, location: str
+    ) -> None:
+        """Raises InputError for an exemplar whose identity has no row."""
         unknown = exemplars[rows[data.identity[exemplars]] < 0]
         if len(unknown):
             raise InputError(
-                f"{data.parts[1].location} holds an exemplar of "
-                f"{data.names[data.identity[unknown[0]]]!r}, which no learning step has learned: "
-                "it is another run's"
+                f"{location} holds an exemplar of {data.names[data.identity[unknown[0]]]!r}, which "
+                "no learning step has learned: it is another run's"
             )
-        return replace(self, row_of_identity=rows, exemplars=exemplars)
 
     def step_samples(self, step: int, all_so_far: bool) -> Ids:
         """The samples of `step`, or of every step up to it."""

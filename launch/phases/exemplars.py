@@ -42,7 +42,7 @@ window: of one large shard all exemplars would come at once, and then none for t
 
 
 class ChooseExemplars(Kind[Exemplars]):
-    """Chosen from the data, once, by the step's finished model; a small dataset of their own.
+    """Chosen from the data, once, by the step's trained model; a small dataset of their own.
 
     An identity's exemplars are an ordered list, the dataset's own order: where each must give some
     up, the first ones stay.
@@ -56,7 +56,7 @@ class ChooseExemplars(Kind[Exemplars]):
         return () if memory is None else (memory,)
 
     def inputs(self, at: Step, want: Exemplars) -> tuple[Phase, ...]:
-        return (at.model, *exemplars_before(at))
+        return (_model(at), *exemplars_before(at))
 
     def decides(self, at: Step, want: Exemplars) -> Any:
         return [spelled(want), at.number, at.chain.seed]
@@ -96,6 +96,11 @@ class ChooseExemplars(Kind[Exemplars]):
         )
 
 
+def _model(at: Step) -> Phase:
+    """By which they are chosen: fine-tuning needs them, so that it is not the step's last one."""
+    return at.model_before(ChooseExemplars)
+
+
 def exemplars_before(at: Step) -> tuple[Phase, ...]:
     """The phase that chose the memory which step `at` begins with, if there is one."""
     if not at.number:
@@ -117,7 +122,7 @@ def _chosen(phase: Phase, executor: Executor, part: Path, share: int) -> list[li
     at, run, want = phase.at, phase.at.run, phase.want
     if not at.number and run.config.continues is not None:
         return []
-    model = at.model.output.path.resolve()
+    model = _model(at).output.path.resolve()
     files, calls = [], []
     for number, (samples, rows) in enumerate(whole_identities(run, at.number)):
         files.append(part.resolve() / f"chosen-{number:05d}.json")

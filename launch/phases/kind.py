@@ -69,6 +69,13 @@ class Step:
         """The phase that makes the model which the step leaves."""
         return [phase for phase in self.phases if phase.kind.makes_model][-1]
 
+    def model_before(self, kind: "type[Kind[Any]]") -> "Phase":
+        """The phase that makes the model which the step has when one of this `kind` comes."""
+        order = [type(own) for own in self.kinds]
+        earlier = set(order[: order.index(kind)])
+        made = [p for p in self.phases if p.kind.makes_model and type(p.kind) in earlier]
+        return made[-1]
+
     @property
     def decision(self) -> "Phase | None":
         """The phase that makes what its decision rule needs, if that needs anything."""

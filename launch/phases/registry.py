@@ -9,6 +9,7 @@ from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
+from launch.phases.fine_tune import FineTune
 from launch.phases.gaussians import FitGaussians
 from launch.phases.head_ends import Heads
 from launch.phases.importance import ParameterImportance
@@ -26,6 +27,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Adopt(),
     Train(),
     ChooseExemplars(),
+    FineTune(),
     ParameterImportance(),
     FitGaussians(),
     TrainGenerator(),

@@ -67,7 +67,7 @@ class Train(Kind[None]):
         return [*self.decides(at, want), past.fingerprint, *prepared]
 
     def output(self, at: Step, want: None) -> Output:
-        return Output(at.folder / MODEL_FOLDER)
+        return Output(at.run.training_folder(at.chain, at.number) / MODEL_FOLDER)
 
     def work(self, phase: Phase, executor: Executor) -> str:
         prepared = {

@@ -56,6 +56,8 @@ class StepPlan:
     exemplars: int
     """Those of them that are of earlier steps' memory."""
     iterations: int
+    fine_tuning: int
+    """Iterations on the memory alone, behind these."""
     epochs: float
     rows_by_rank: tuple[int, ...]
     images_by_rank: tuple[int, ...]
@@ -221,6 +223,11 @@ class _Planner:
             check_held(none, recipe.held_each(old), none.astype(object), where)
         images, memory = recipe.count(split.images, split.row_ends, step), recipe.memory
         training = schedule(trained.lessons, images, recipe.sees_all, split.row_ends, step)
+        fine_tuning = 0
+        if recipe.fine_tune is not None and memory is not None:
+            kept = memory.count(split.images, split.row_ends, step + 1)
+            again = recipe.fine_tune.lessons(trained.lessons)
+            fine_tuning = schedule(again, kept, False, split.row_ends, step).iterations
         head = head_footprint(
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
@@ -246,6 +253,7 @@ class _Planner:
             images=images,
             exemplars=memory.count(split.images, split.row_ends, step) if memory else 0,
             iterations=training.iterations,
+            fine_tuning=fine_tuning,
             epochs=training.iterations * training.batch / images,
             rows_by_rank=tuple(map(sum, owned)),
             images_by_rank=tuple(images_by_rank(training.batch, world)),
@@ -261,7 +269,9 @@ class _Planner:
                 images=images,
                 loaded=head.loaded,
             ),
-            seconds=self._seconds([*embedder.operations, *asking], head, calls, training),
+            seconds=self._seconds(
+                [*embedder.operations, *asking], head, calls, training.iterations + fine_tuning
+            ),
         )
 
     def _memory(
@@ -329,7 +339,7 @@ class _Planner:
         embedding: Sequence[Operation],
         head: HeadFootprint,
         calls: Calls,
-        training: TrainingSettings,
+        iterations: int,
     ) -> dict[str, float] | None:
         if self._machine is None:
             return None
@@ -342,7 +352,7 @@ class _Planner:
         return {
             "compute": compute,
             "communication": communication,
-            "step": training.iterations * (compute + communication),
+            "step": iterations * (compute + communication),
         }
 
 

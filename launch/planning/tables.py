@@ -59,7 +59,7 @@ def _steps(plan: Plan) -> Table:
             f"{step.old_identities:,}",
             f"{step.new_identities:,}",
             f"{step.images:,}",
-            f"{step.iterations:,}",
+            f"{step.iterations:,}" + (f" + {step.fine_tuning:,}" if step.fine_tuning else ""),
             _range(step.rows_by_rank),
         ),
     )

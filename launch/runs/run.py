@@ -26,6 +26,7 @@ from monitoring.run_folder import (
     MODEL_FOLDER,
     NEIGHBOURS_FOLDER,
     PHASES_FOLDER,
+    TRAINED_FOLDER,
     chain_name,
     step_folder,
 )
@@ -135,6 +136,11 @@ class Run:
         exemplars = np.setdiff1d(benchmark.exemplars, held)
         return data, replace(benchmark, steps=tuple(steps), exemplars=exemplars)
 
+    def memory_data(self, chain: Chain, step: int) -> tuple[ShardDataset, Benchmark]:
+        """The exemplars alone that a learning step leaves, as its images. Raises InputError."""
+        memory = self.exemplars(chain, step)
+        return memory, self.benchmark.of_memory(memory, step)
+
     def joined_data(self, chain: Chain, step: int) -> tuple[JoinedDataset, Benchmark]:
         """The dataset with the exemplars of the step before behind it. Raises InputError."""
         data = joined(self.dataset, self.exemplars(chain, step - 1))
@@ -227,8 +233,13 @@ class Run:
         )
 
     def training_folder(self, chain: Chain, step: int, phase: str = "") -> Path:
-        """Where a training keeps what is its own: the step's folder, or one within it."""
+        """Where a training keeps what is its own: the step's folder, or one within it.
+
+        The step's folder is that of the training which makes the model that the step leaves.
+        """
         folder = self.step_folder(chain, step)
+        if not phase and self.recipe(chain, step).fine_tune is not None:
+            phase = TRAINED_FOLDER
         return folder / PHASES_FOLDER / phase if phase else folder
 
     def checkpoints(self, chain: Chain, step: int, phase: str = "") -> str:

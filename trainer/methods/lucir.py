@@ -4,7 +4,7 @@ Authors' settings: CIFAR-100 with ResNet-32, 160 epochs, learning rate 0.1 divid
 and 120, weight decay 5e-4, batches of 128; ImageNet with ResNet-18, 90 epochs, divided after 30
 and 60, weight decay 1e-4, `weight` 10; 20 exemplars an identity by herding. Their released code
 holds old rows still while it trains, as `hold_old_rows` does. Its fine-tuning on balanced data, on
-ImageNet only, is left out.
+ImageNet only, is `fine_tune`.
 """
 
 import math
@@ -20,6 +20,7 @@ from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import Cosine
 from trainer.heads.neighbourhood import activations, sharded_top_k
 from trainer.heads.rows import ShardedRows
+from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.memory import Remembering
 from trainer.methods.recipe import Forward, Over, Recipe, Start
 from trainer.methods.spelling import unspelled
@@ -113,6 +114,10 @@ class LUCIR(Remembering):
     """Old identities' rows stay as they are, as in the authors' released code; else they are
     trained."""
 
+    fine_tune: FineTuning | None = None
+    """How the model is then trained on exemplars of all identities alone, as the authors do on
+    ImageNet; none: it is not."""
+
     def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
         # behind a projection numbers have both signs anyway
         last_relu = usual.last_relu and usual.projection != "none"
@@ -133,4 +138,5 @@ class LUCIR(Remembering):
             images=self.images(),
             terms=terms,
             predict=self.rule(),
+            fine_tune=self.fine_tune,
         )

@@ -17,6 +17,7 @@ from trainer.decisions import LargestLogit, NearestMean, Rule
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
+from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.images import AllImages, Exemplars, ImageSource, NewImages
 from trainer.methods.spelling import spelled, spelled_needs
 from trainer.methods.wants import Want, merged
@@ -214,6 +215,9 @@ class Recipe:
     hold_out: float = 0.0
     """Share of each old identity's exemplars, and as many images of each new one, that it does
     not train on: for a phase behind the training."""
+    fine_tune: FineTuning | None = None
+    """How the trained model is then trained on the memory that the step leaves; none: it is not.
+    The main training does not depend on it."""
 
     def __post_init__(self) -> None:
         merged(want for term in self.terms for want in term.wants)
@@ -234,6 +238,11 @@ class Recipe:
             )
         if self.hold_out and self.memory is None:
             raise ValueError("images can be held out of a memory only, and there is none")
+        if self.fine_tune is not None and self.memory is None:
+            raise ValueError(
+                "a model is fine-tuned on exemplars, and there is no memory: say which, such as "
+                "memory: {per_class: 20}, or leave fine_tune out"
+            )
         if isinstance(self.predict, NearestMean) and self.memory is None:
             raise ValueError(
                 "predict=nearest-mean compares with exemplars, and there is no memory: say which, "
@@ -297,6 +306,13 @@ class Recipe:
             for term in _those_at(self.terms, old_rows)
         )
         return replace(self, terms=terms)
+
+    def fine_tuned(self) -> "Recipe":
+        """How the model is trained on, on the memory alone: the images of its step are then the
+        memory's, and it asks for no other."""
+        return replace(
+            self, images=(NewImages(),), predict=LargestLogit(), hold_out=0.0, fine_tune=None
+        )
 
     def spelled_images(self) -> str | list[str]:
         """The images in fingerprints."""
