@@ -1,18 +1,20 @@
 """The DALI pipeline: decodes and augments requested samples ahead of their use."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
 from data_shards.augmentation import (
     Augmentation,
     AugmentationSettings,
     augment,
+    centres,
     no_augmentation,
 )
 from data_shards.orders.order import Order, OrderSettings, UniformSettings, rank_slice
@@ -20,6 +22,7 @@ from data_shards.quarantine import Quarantine, readable
 from data_shards.settings import UNDECIDING, InputError, Settings, Size
 from data_shards.storage.dataset import SampleError, ShardDataset
 from data_shards.storage.remote import CacheSettings
+from untrusted.pictures import BadPicture, jpeg_size
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
@@ -30,6 +33,10 @@ class PipelineSettings(Settings):
 
     image_size: Size | None = None
     """Height and width that images are resized to, HxW in pixels; none: as the dataset has them."""
+    centre: float | None = Field(default=None, gt=0, le=1)
+    """Of images that are not augmented, the part in the middle that is shown: it has the shape of
+    `image_size`, and its sides are this share of the largest such part's. 0.875 is customary for
+    ImageNet: 224 of 256 pixels. None: the whole image, whatever its shape."""
     augmentation: AugmentationSettings = AugmentationSettings()
     """Random changes to training images."""
     order: OrderSettings = UniformSettings()
@@ -43,6 +50,12 @@ class PipelineSettings(Settings):
     """Batches decoded ahead."""
     max_quarantined: int = 100
     """Damaged samples that a training phase may replace before it stops with an error."""
+
+    def deciding(self) -> dict[str, Any]:
+        values = super().deciding()
+        if self.centre is None:  # as fingerprints were before there was this key
+            del values["centre"]
+        return values
 
 
 class Stored(Protocol):
@@ -124,6 +137,19 @@ def resized(
     return settings.model_copy(update={"image_size": size})
 
 
+def stored_sizes(dataset: Stored, jpegs: Sequence[memoryview]) -> NDArray[np.int64]:
+    """[b, 2] the heights and widths of images, as they are stored. Raises InputError."""
+    same = dataset.manifest["image_size"]
+    if same is not None:
+        return np.tile(np.array(same, dtype=np.int64), (len(jpegs), 1))
+    try:
+        return np.array([jpeg_size(jpeg) for jpeg in jpegs], dtype=np.int64).reshape(-1, 2)
+    except BadPicture as error:
+        raise InputError(
+            f"an image of {dataset.location} cannot be cropped: {error}: build the dataset again"
+        ) from error
+
+
 class ImageStream:
     """Decodes `requests` in order, some ahead; yields each with its images, [b, 3, H, W] uint8."""
 
@@ -145,6 +171,10 @@ class ImageStream:
         self._pending: deque[Request] = deque()
         self._device = device
         self._height, self._width = image_size(dataset, settings)
+        self._centre = None if augmented else settings.centre
+        self._crops = self._centre is not None or (
+            augmented and settings.augmentation.crop is not None
+        )
         self._shifts = augmented and settings.augmentation.shift > 0
         self._erases = augmented and settings.augmentation.erase > 0
         self._pipeline = Pipeline(
@@ -165,7 +195,11 @@ class ImageStream:
         types: Any = _types
         on = "gpu" if self._device.type == "cuda" else "cpu"
         inputs = [types.UINT8, types.INT32]
-        inputs += [types.INT32] * self._shifts + [types.FLOAT] * 2 * self._erases
+        inputs += (
+            [types.INT32] * 2 * self._crops
+            + [types.INT32] * self._shifts
+            + [types.FLOAT] * 2 * self._erases
+        )
         augmentation = settings.augmentation
         with self._pipeline:
             jpegs, flipped, *others = fn.external_source(
@@ -175,8 +209,12 @@ class ImageStream:
                 dtype=inputs,
             )
             images = fn.decoders.image(jpegs, device="mixed" if on == "gpu" else "cpu")
+            if self._crops:
+                anchor, shape = others.pop(0), others.pop(0)
+                window = {"normalized_anchor": False, "normalized_shape": False}
+                images = fn.slice(images, anchor, shape, axes=[0, 1], **window)
             stored = self._dataset.manifest["image_size"]
-            if stored is None or tuple(stored) != (self._height, self._width):
+            if self._crops or stored is None or tuple(stored) != (self._height, self._width):
                 images = fn.resize(images, resize_y=self._height, resize_x=self._width)
             if self._shifts:
                 images = fn.slice(
@@ -203,12 +241,23 @@ class ImageStream:
         jpegs = [np.frombuffer(jpeg, dtype=np.uint8) for jpeg in request.jpegs]
         drawn = request.augmentation
         inputs: list[Any] = [jpegs, drawn.flipped.astype(np.int32)]
+        if self._crops:
+            windows = np.split(self._parts(request), 2, axis=1)
+            inputs += [side.astype(np.int32, order="C") for side in windows]
         if self._shifts:
             # slice takes the window's anchor, which moves against the image; int32 as its shape is
             inputs.append((-drawn.shift).astype(np.int32))
         if self._erases:
             inputs += [e.astype(np.float32, order="C") for e in np.split(drawn.erased, 2, axis=1)]
         return tuple(inputs)
+
+    def _parts(self, request: Request) -> NDArray[np.int64]:
+        """[b, 4] of each image the part that is shown."""
+        if self._centre is None:
+            assert request.augmentation.cropped is not None
+            return request.augmentation.cropped
+        size = self._height, self._width
+        return centres(self._centre, size, stored_sizes(self._dataset, request.jpegs))
 
     def __iter__(self) -> Iterator[tuple[Request, torch.Tensor]]:
         while True:
@@ -268,6 +317,7 @@ def training_batches(
                     epoch=epoch,
                     samples=samples,
                     size=size,
+                    stored=stored_sizes(dataset, jpegs) if settings.augmentation.crop else None,
                 )
                 yield Request(samples, drawn, jpegs)
 

@@ -176,6 +176,7 @@ def attempt(
         names=spec.benchmark.names[: blocks[-1].last].tolist(),
         ranks=ranks,
         fence=spec.fence,
+        centre=spec.data.centre,
     )
     if spec.origin and ranks.rank == 0:
         spec.fence()

@@ -33,6 +33,7 @@ class _Facts(BaseModel):
 
     image_size: tuple[_Side, _Side] | None = None
     rows: int = Field(ge=0, lt=2**40)
+    centre: float | None = Field(default=None, gt=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Model:
     """Number of identities that it has learned."""
     fingerprint: str
     """A hash that changes whenever any of its files does."""
+    centre: float | None = None
+    """Which part in the middle of an image it is to be shown, see `PipelineSettings.centre`."""
 
     @classmethod
     def open(cls, folder: Path) -> "Model":
@@ -67,7 +70,7 @@ class Model:
             classifier = ClassifierSettings.model_validate(card.get("classifier", {}))
             facts = _Facts.model_validate(card)
         own = fingerprint(saved.hashes)
-        return cls(folder, settings, classifier, facts.image_size, facts.rows, own)
+        return cls(folder, settings, classifier, facts.image_size, facts.rows, own, facts.centre)
 
     @property
     def adopted(self) -> bool:
@@ -154,11 +157,13 @@ def save_model(
     names: Sequence[str],
     ranks: Ranks,
     fence: Fence = unfenced,
+    centre: float | None = None,
 ) -> None:
     """Writes the embedder and the rows of all `blocks` (old ones first) as a model folder.
 
     A collective call. `image_size` is the height and width trained on, `names` are the identities
-    of all rows. Raises OSError on every rank when any could not write.
+    of all rows, `centre` is which part of images it is to be shown, if not the whole. Raises
+    OSError on every rank when any could not write.
     """
     ids = torch.cat([block.own_ids() for block in blocks])
     weight = torch.cat([block.weight.detach().cpu() for block in blocks])
@@ -173,6 +178,7 @@ def save_model(
         "image_size": image_size,
         "classifier": classifier.settings.model_dump(),
         "rows": blocks[-1].last,
+        **({} if centre is None else {"centre": centre}),
     }
     save_folder(folder=folder, files=files, card=card, ranks=ranks, fence=fence)
 

@@ -20,6 +20,9 @@ _SCANS_AT_FULL_SIZE = 16
 """Scans allowed in a JPEG of the most pixels; smaller ones may have more, for equal work."""
 _MAX_PARTS = 10_000
 """Segments of a JPEG: 256 MB of metadata in segments of 64 kB are 4,096."""
+_START_OF_SCAN = 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of a JPEG's segments that give its size."""
 _MAX_CHUNKS = 100_000
 """Chunks of a PNG: 256 MB in chunks of 8 kB, as libpng writes them, are 32,768."""
 
@@ -76,6 +79,24 @@ def open_picture(content: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> I
         raise BadPicture("damaged", why) from error
 
 
+def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
+    """Height and width that a JPEG's header gives, pixels; nothing is decoded.
+
+    Raises BadPicture where there is no such header before the first scan.
+    """
+    at = 2
+    for _ in range(_MAX_PARTS):
+        if at + 9 > len(jpeg) or jpeg[at] != 0xFF or jpeg[at + 1] == _START_OF_SCAN:
+            break
+        if jpeg[at + 1] in _FRAMES:
+            height, width = (int.from_bytes(jpeg[at + n : at + n + 2], "big") for n in (5, 7))
+            if height and width:
+                return height, width
+            break
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    raise BadPicture("damaged", "its header gives no size")
+
+
 def _scans(jpeg: bytes) -> tuple[int, int]:
     """An upper bound of a JPEG's scans, and where it ends before another picture begins.
 
@@ -88,7 +109,7 @@ def _scans(jpeg: bytes) -> tuple[int, int]:
         if at < 0 or at + 4 > len(jpeg):
             return 0, len(jpeg)
         marker = jpeg[at + 1]
-        if marker == 0xDA:
+        if marker == _START_OF_SCAN:
             # Entropy-coded data holds no such bytes. Pictures behind the first one would be counted
             # with it; where only a comment looks like another picture, the rest is cut off.
             end = jpeg.find(b"\xff\xd9\xff\xd8\xff", at)

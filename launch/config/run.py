@@ -191,7 +191,8 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _teacher_sees_what_is_trained_on(self) -> "RunConfig":
-        changes = {key: getattr(self.data.augmentation, key) for key in ("shift", "erase")}
+        keys = "crop", "shift", "erase"
+        changes = {key: getattr(self.data.augmentation, key) for key in keys}
         used = [f"data.augmentation.{key} = {value}" for key, value in changes.items() if value]
         asking = [n for n, method in self.methods.items() if method.recipe().want(Answers)]
         if used and asking and self.teacher.mode == "cached":

@@ -103,7 +103,7 @@ class Classifier:
         self._names = model.names()
         adopted = model.settings if isinstance(model.settings, AdoptedSettings) else None
         self._data = PipelineSettings(
-            image_size=adopted.pixels.size if adopted else model.image_size
+            image_size=adopted.pixels.size if adopted else model.image_size, centre=model.centre
         )
 
     def __call__(self, images: Sequence[Path]) -> Iterator[list[Classified]]:

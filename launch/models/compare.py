@@ -68,6 +68,7 @@ class TwoModelTest:
             return kept
         settings, data = TeacherSettings(), resized(self.data, self.dataset, model.image_size)
         image_size(self.dataset, data)
+        data = data.model_copy(update={"centre": model.centre})
         embedder = fast_embedder(model, settings)
         parts: list[NDArray[np.float32]] = []
         done = 0

@@ -61,7 +61,9 @@ class Images:
         varied = dataset.manifest["image_size"] is None
         if size is None and varied and isinstance(model.settings, AdoptedSettings):
             size = model.settings.pixels.size
-        data = resized(PipelineSettings(image_size=size), dataset, model.image_size)
+        data = resized(
+            PipelineSettings(image_size=size, centre=model.centre), dataset, model.image_size
+        )
         if data.image_size is None and varied:
             raise InputError(f"the images of {location} differ in size: give --size HxW")
         return cls(dataset, anywhere(location), data)
@@ -73,6 +75,7 @@ class Images:
             "dataset": self.dataset.fingerprint,
             "image_size": list(image_size(self.dataset, self.data)),
             "rows": len(self.dataset),
+            **({} if self.data.centre is None else {"centre": self.data.centre}),
         }
 
 

@@ -7,15 +7,27 @@ import json
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from data_shards.augmentation import AugmentationSettings, augment
+from data_shards.augmentation import AugmentationSettings, augment, centres
 from data_shards.orders.order import IdentitySettings, UniformOrder, make_order
-from data_shards.pipeline import PipelineSettings, training_batches
+from data_shards.pipeline import (
+    ImageStream,
+    PipelineSettings,
+    Request,
+    stored_sizes,
+    training_batches,
+)
 from data_shards.quarantine import Quarantine
 from data_shards.settings import InputError
+from data_shards.sources import SourceImage
 from data_shards.splits.benchmark import build_benchmark
 from data_shards.splits.benchmark_settings import BenchmarkSettings
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
+from untrusted.pictures import BadPicture, jpeg_size
 
 SETTINGS = PipelineSettings(
     augmentation=AugmentationSettings(flip=True, shift=2, fill=7, erase=0.5), max_quarantined=3
@@ -151,3 +163,92 @@ def test_unknown_image_size_is_an_error(small, benchmark):
     unknown = dataclasses.replace(small, manifest={**small.manifest, "image_size": None})
     with pytest.raises(InputError, match=r"set data\.image_size"):
         batches(unknown, benchmark)
+
+
+CROPPED = PipelineSettings(
+    image_size=(24, 20), centre=0.8, augmentation=AugmentationSettings(crop=(0.3, 1.0), flip=True)
+)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Smooth images of many sizes and shapes, coloured and grey."""
+    images = []
+    for number in range(40):
+        height, width = 30 + 3 * number, 100 - 2 * number
+        y, x = np.mgrid[0:height, 0:width]
+        planes = [x * 255 / width, y * 255 / height, 128 + 60 * np.sin((x + y) / 20)]
+        picture = Image.fromarray(np.stack(planes, axis=2).astype(np.uint8))
+        picture = picture.convert("L") if number % 5 == 4 else picture
+        picture.save(out := io.BytesIO(), "JPEG", quality=95, progressive=number % 3 == 1)
+        images.append(SourceImage(out.getvalue(), f"id-{number // 4}", "", f"{number}"))
+    folder = tmp_path_factory.mktemp("uneven")
+    write_dataset(images, folder / "d", {}, shard_samples=16)
+    return ShardDataset.open(folder / "d")
+
+
+def uneven_batches(dataset, rank=0, world=1, iterations=range(3)):
+    order = UniformOrder(np.arange(len(dataset)), 5)
+    rows = np.arange(len(dataset.names))
+    given = dataset, rows, order, 5, iterations, 30, rank, world, CROPPED, CPU
+    return [*training_batches(*given, Quarantine(None, 3))], order
+
+
+def shown(dataset, sample, part, flipped):
+    """Cut out and scaled by PIL."""
+    image = Image.open(io.BytesIO(dataset.image(sample))).convert("RGB")
+    top, left, height, width = part
+    box = (left, top, left + width, top + height)
+    scaled = image.crop(box).resize((20, 24), Image.Resampling.BILINEAR)
+    return np.asarray(scaled)[:, ::-1] if flipped else np.asarray(scaled)
+
+
+def test_parts_are_cut_out_as_drawn_and_scaled(uneven):
+    sizes = stored_sizes(uneven, [uneven.image(sample) for sample in range(len(uneven))])
+    for sample, (height, width) in enumerate(sizes.tolist()):
+        opened = Image.open(io.BytesIO(uneven.image(sample)))
+        assert (opened.height, opened.width) == (height, width)
+    found, order = uneven_batches(uneven)
+    for number, batch in enumerate(found):
+        positions = np.arange(30 * number, 30 * number + 30)
+        given = CROPPED.augmentation, 5, order.epoch(positions), batch.samples, (24, 20)
+        drawn = augment(*given, sizes[batch.samples])
+        for i, sample in enumerate(batch.samples.tolist()):
+            wanted = shown(uneven, sample, drawn.cropped[i], drawn.flipped[i])
+            image = batch.images[i].permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(image - wanted).mean() < 2 and np.abs(image - wanted).max() < 16
+
+
+def test_parts_are_the_same_on_any_number_of_ranks_and_from_any_iteration_on(uneven):
+    alone, _ = uneven_batches(uneven)
+    for world in (2, 3):
+        ranks = [uneven_batches(uneven, rank, world)[0] for rank in range(world)]
+        for whole, *parts in zip(alone, *ranks, strict=True):
+            assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    late, _ = uneven_batches(uneven, iterations=range(2, 3))
+    assert torch.equal(late[0].images, alone[2].images)
+
+
+def test_images_that_are_not_augmented_show_their_middle(uneven):
+    samples = np.arange(len(uneven))
+    requests = iter([Request.plain(uneven, samples, flipped=True)])
+    ((_, images),) = ImageStream(uneven, requests, len(samples), CROPPED, augmented=False)
+    sizes = stored_sizes(uneven, [uneven.image(sample) for sample in samples.tolist()])
+    parts = centres(0.8, (24, 20), sizes)
+    for sample in samples.tolist():
+        wanted = shown(uneven, sample, parts[sample], True)
+        found = images[sample].permute(1, 2, 0).numpy().astype(int)
+        assert np.abs(found - wanted).mean() < 2 and np.abs(found - wanted).max() < 16
+
+
+@given(place=st.integers(0, 400), byte=st.integers(0, 255), end=st.integers(0, 2000))
+def test_a_damaged_header_gives_a_size_or_an_error(place, byte, end):
+    Image.new("RGB", (30, 20), "red").save(out := io.BytesIO(), "JPEG", quality=95)
+    content = bytearray(out.getvalue())
+    assert jpeg_size(bytes(content)) == (20, 30)
+    content[place % len(content)] = byte
+    try:
+        height, width = jpeg_size(memoryview(bytes(content[:end])))
+    except BadPicture:
+        return
+    assert height > 0 and width > 0
