@@ -222,10 +222,9 @@ def test_upgrades_that_would_mix_things_up_are_refused(galleries, models, small_
 
 def killed_at(n: int, work) -> int:
     """Does `work` in a child that dies by SIGKILL at its n-th write boundary; how it ended."""
-    gc.collect()
+    gc.disable()  # ending the parent's DALI pipelines would wait there for threads of the parent
     child = os.fork()
     if child == 0:
-        gc.disable()  # ending the parent's DALI pipelines would wait for threads that are not here
         torch.set_num_threads(1)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         try:
@@ -233,6 +232,7 @@ def killed_at(n: int, work) -> int:
             work()
         finally:
             os._exit(0)
+    gc.enable()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
