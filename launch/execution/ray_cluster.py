@@ -64,6 +64,7 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
             private = opened.enter_context(private_folder(RAY_BYTES))
             # within it: Ray lets everybody into the very folder that it is given
             options |= _local(settings, private / "ray")
+            opened.enter_context(_without_helpers())
         else:
             options["address"] = settings.address
         # else what this process starts later cannot be part of a cluster
@@ -77,6 +78,26 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
                 "leave the key out to use this machine"
             ) from error
         yield ray
+
+
+@contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Ray starts without three processes that serve clusters, a second of a processor each.
+
+    One would ask a cloud for machines, one hand the workers' output on to the driver (which keeps
+    them in logs of its own), and one report how Ray is used.
+    """
+    from ray._private.node import Node
+
+    needless = {"start_monitor", "start_log_monitor", "start_api_server"} & vars(Node).keys()
+    kept = {name: getattr(Node, name) for name in needless}
+    for name in needless:
+        setattr(Node, name, lambda self, **settings: None)
+    try:
+        yield
+    finally:
+        for name, start in kept.items():
+            setattr(Node, name, start)
 
 
 def _local(settings: ClusterSettings, folder: Path) -> dict[str, Any]:

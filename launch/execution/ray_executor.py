@@ -61,6 +61,11 @@ class RayExecutor:
         if self._ranks is not None:
             self._ranks.end()
 
+    def forsake(self) -> None:
+        """Leaves ranks alone that may be at work, before Ray is shut down."""
+        if self._ranks is not None:
+            self._ranks.forsake()
+
 
 @contextmanager
 def on_ray(settings: ClusterSettings) -> Iterator[OpenExecutor]:
@@ -74,6 +79,8 @@ def on_ray(settings: ClusterSettings) -> Iterator[OpenExecutor]:
                 # after an error ranks may be at work, and end with Ray and this process
                 if kind is None or issubclass(kind, Preempted):
                     executor.close()
+                else:
+                    executor.forsake()
 
             opened.push(close)
             return executor

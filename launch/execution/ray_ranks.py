@@ -23,6 +23,8 @@ from monitoring.run_folder import LOGS_FOLDER
 _POLL_SECONDS = 0.2
 _HEARD_SECONDS = 5.0
 """A rank that says something once a second and is silent for so long is missing."""
+_FORSAKEN_SECONDS = 3.0
+"""For as long whoever looks after ranks that are given up may ask them how they are."""
 
 
 @dataclass
@@ -63,6 +65,7 @@ class RayRanks:
         self._jobs = 0
         self._at_work: _JobAtWork | None = None
         self._ended: set[tuple[int, float]] = set()
+        self._trainer: Any = None
         self._fit: threading.Thread | None = None
         self._broken: list[BaseException] = []
 
@@ -113,16 +116,23 @@ class RayRanks:
             self._end_stuck(self._read_mail())
         self._fit = None
 
+    def forsake(self) -> None:
+        """Waits a moment until nobody looks after the ranks, who may be at work: Ray ends next."""
+        if self._fit is not None and not self._run.config.cluster.address:
+            self._trainer.forsake()
+            self._fit.join(_FORSAKEN_SECONDS)
+
     def _start(self) -> None:
         if self._fit is None:
             self._broken.clear()
+            self._trainer = self._made_trainer()
             self._fit = threading.Thread(target=self._run_fit, daemon=True)
             self._fit.start()
 
     def _run_fit(self) -> None:
         """Runs `worker` on every rank until there are no more jobs."""
         try:
-            self._trainer().fit()
+            self._trainer.fit()
         except BaseException as error:  # handed to the driver's thread
             self._broken.append(error)
 
@@ -135,7 +145,7 @@ class RayRanks:
         why = self._at_work.why or ("" if error is None else last_line(error))
         raise InputError(f"{self._at_work.phase} failed: {why}") from error
 
-    def _trainer(self) -> Any:
+    def _made_trainer(self) -> Any:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
