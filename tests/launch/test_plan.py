@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ embedder: {width: 4, dimension: 16}
 training: {iterations: 50, batch: 1024}
 methods: {finetune: {}, baseline: {}, lwf: {}, fkd: {neighbours: 20}, joint: {}}
 """
+JOINT = "methods={joint: {}}"
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +59,14 @@ def config(tmp_path_factory):
 
 
 def planned(config, *overrides, machine=None, counts=COUNTS):
+    return planned_once(config, overrides, machine and machine.name, tuple(counts.items()))
+
+
+@cache
+def planned_once(config, overrides, machine, counts):
+    """Plans are not changed, and several tests look at the same one."""
     settings = load_config(config, overrides)
-    return plan_run(settings, split_of(settings, **counts), machine)
+    return plan_run(settings, split_of(settings, **dict(counts)), MACHINES.get(machine))
 
 
 @given(first=st.integers(0, 1000), count=st.integers(1, 1000), world=st.integers(1, 40))
@@ -91,7 +99,7 @@ def test_512_ranks_are_run_dry(config):
 
 
 def test_more_ranks_hold_less_and_send_the_gradients_all_the_same(config):
-    plans = [planned(config, f"cluster.workers={world}").steps[-1] for world in (1, 2, 64)]
+    plans = [planned(config, JOINT, f"cluster.workers={n}").steps[-1] for n in (1, 2, 64)]
     for key in ("rows", "row optimiser", "activations"):
         sizes = [step.memory[key] for step in plans]
         assert sizes[0] > sizes[1] > sizes[2], key
@@ -104,7 +112,7 @@ def test_more_ranks_hold_less_and_send_the_gradients_all_the_same(config):
 
 def test_row_state_in_fewer_bits_takes_fewer_bytes(config):
     sizes = [
-        planned(config, f"training.row_state={p}").steps[-1].memory["row optimiser"]
+        planned(config, JOINT, f"training.row_state={p}").steps[-1].memory["row optimiser"]
         for p in ("fp32", "bf16", "int8")
     ]
     rows = 4500
@@ -260,7 +268,10 @@ def test_this_machine_is_measured(config):
 )
 def test_every_kind_of_classifier_and_teacher_is_run_dry_for_gpus(config, overrides):
     gpu = "cluster.gpu=true", "embedder.architecture=resnet18"
-    plan = planned(config, *gpu, *overrides, "training.precision=bf16", machine=MACHINES["h100"])
+    taught = "benchmark.steps=2", "methods={lwf: {}, fkd: {neighbours: 20}}"
+    plan = planned(
+        config, *gpu, *taught, *overrides, "training.precision=bf16", machine=MACHINES["h100"]
+    )
     assert all(step.seconds["step"] > 0 for step in plan.steps)
 
 
