@@ -21,6 +21,7 @@ from monitoring.goodput import goodput
 from monitoring.live.run import LiveRun
 from tests.alone import execute_alone
 from tests.kernels import kernels
+from trainer.model import Model
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).with_name("golden_fingerprints.json")
@@ -101,9 +102,16 @@ def test_a_run_begun_before_is_continued(tmp_path, monkeypatch):
 DEMO = Path(__file__).with_name("golden_demo.json")
 
 
+def made_up(worker, model, samples, *rest):
+    """Instead of `embed_samples`: an evaluation changes nothing that is trained, and takes long."""
+    dimension = Model.open(model).settings.dimension
+    return np.random.default_rng(0).normal(size=(len(samples), dimension)).astype(np.float32)
+
+
 def test_the_demo_has_its_golden_losses(tmp_path, monkeypatch, request):
     """The demo's first iterations of every training, on characters that are drawn here."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launch.phases.evaluate.embed_samples", made_up)
     shortened = ["training.iterations=6", "training.milestones=[4]", "training.log_every=2"]
     config = load_config(ROOT / "configs" / "demo.yaml", [*shortened, "cluster.threads=1"])
     execute_alone(config, Path("run"))
