@@ -10,11 +10,25 @@ from PIL import Image
 
 from data_shards.settings import InputError
 from data_shards.sources import ROLES, glyphs
+from data_shards.sources.fonts import faces
 from data_shards.sources.glyphs import GlyphSettings, merge_coinciding, read_glyphs
 from data_shards.splits.benchmark import build_benchmark
 from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
+
+FEW = ("DejaVuSerif", "STIXGeneral")
+
+
+@pytest.fixture(autouse=True)
+def few_faces(monkeypatch):
+    """Eight of matplotlib's fonts, in five families, instead of all: a second's look at them."""
+
+    def some(folders, script):
+        found = faces(folders, script)
+        return found if script != "any" else [f for f in found if f.name.startswith(FEW)]
+
+    monkeypatch.setattr(glyphs, "faces", some)
 
 
 @pytest.fixture(scope="module")
