@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-_CONTEXT = mp.get_context("forkserver")
+CONTEXT = mp.get_context("forkserver")
 # each rank is a fork of a process that has made these imports, which take seconds; the first
 # optimizer imports torch._dynamo, the first pipeline DALI
 IMPORTS = ["deepspeed", "tests.trainer.loops", "torch._dynamo", "nvidia.dali"]
-_CONTEXT.set_forkserver_preload(IMPORTS)
+CONTEXT.set_forkserver_preload(IMPORTS)
 
 
 def import_all() -> None:
@@ -44,7 +44,7 @@ def on_ranks(world: int, function: Callable, *args: Any, folder: Path) -> list[A
     """What `function` returned on each of `world` ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     processes = [
-        _CONTEXT.Process(target=_rank, args=(rank, world, function, args, folder))
+        CONTEXT.Process(target=_rank, args=(rank, world, function, args, folder))
         for rank in range(world)
     ]
     for process in processes:

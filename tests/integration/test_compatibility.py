@@ -1,8 +1,6 @@
 """Compatibility in a run: its phase, the gate, and the command that compares two models."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from launch.runs.ledger import Ledger
 from launch.runs.run import Chain, Run
 from monitoring.records import read_jsonl
 from tests.alone import execute_alone
+from tests.commands import perennial
 from trainer.arrays import read_embeddings, write_embeddings
 from trainer.evaluation.compatibility.comparison import compare
 from trainer.evaluation.compatibility.vectors import Embedded
@@ -175,12 +174,7 @@ def test_what_cannot_be_compared_ends_the_run_before_it_trains(folder, tmp_path,
 
 
 def command(*words):
-    return subprocess.run(
-        [sys.executable, "-m", "launch.cli", "compat", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return perennial("compat", *words)
 
 
 def test_the_command_agrees_with_the_run_and_says_so_by_its_exit_status(run, folder, tmp_path):

@@ -5,8 +5,6 @@ import contextlib
 import html
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from data_shards.splits.benchmark_settings import BenchmarkSettings
 from data_shards.storage.dataset import ShardDataset
 from launch.config.load import load_config
 from tests.alone import execute_alone
+from tests.commands import perennial
 from tests.launch.classes import TESTED, write_classes, write_config
 from trainer.arrays import read_embeddings
 from trainer.heads.collectives import Ranks
@@ -121,8 +120,7 @@ def test_compare_and_the_report_show_accuracies_and_forgetting(finished):
         assert html.unescape(title) in told and title in page
     assert page.count('<svg class="heat"') == 2 * 2, "accuracy and confusion, a method each"
     assert "24 images of 12 classes" in page and "exemplars as stored" in page
-    command = [sys.executable, "-m", "launch.cli", "compare", root / "run", "--json"]
-    rows = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    rows = json.loads(perennial("compare", root / "run", "--json").stdout)
     last = {row["method"]: row for row in rows if row["step"] == 2}
     assert [row["step"] for row in rows if row["method"] == "finetune"] == [0, 1, 2]
     for method, row in last.items():

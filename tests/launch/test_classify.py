@@ -3,8 +3,6 @@
 import io
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from data_shards.writing.writer import write_dataset
 from launch.inference.embed import embed
 from launch.models import classify
 from launch.models.classify import Classifier, classes_table, images_at
+from tests.commands import perennial
 from tests.trainer.loops import train_step
 from trainer.adopted import AdoptedSettings, Pixels
 from trainer.checkpoint import DamagedError, save_folder
@@ -52,9 +51,8 @@ def images(small, tmp_path_factory):
 
 
 def cli(*arguments):
-    command = [sys.executable, "-m", "launch.cli", "classify", *map(str, arguments)]
     wide = {**os.environ, "COLUMNS": "300"}  # a table folds long paths
-    done = subprocess.run(command, capture_output=True, text=True, env=wide)
+    done = perennial("classify", *arguments, env=wide)
     return done.returncode, done.stdout, done.stderr
 
 

@@ -1,13 +1,11 @@
 """`perennial inspect` says what is inside a saved folder, and verifies it."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
+from tests.commands import perennial
 from tests.conftest import source
 from tests.trainer.loops import Interrupted, train_step
 from trainer.checkpoint import save_folder
@@ -26,8 +24,7 @@ def out(small_folder, tmp_path_factory):
 
 
 def inspect(location):
-    command = [sys.executable, "-m", "launch.cli", "inspect", str(location)]
-    done = subprocess.run(command, capture_output=True, text=True, env=None)
+    done = perennial("inspect", location)
     return done.returncode, " ".join(done.stdout.replace("│", " ").split()), done.stderr
 
 

@@ -18,6 +18,7 @@ from launch.phases.execute import execute
 from launch.runs.lease import holding
 from monitoring.records import read_jsonl
 from tests.alone import execute_alone
+from tests.commands import perennial
 from tests.monitoring.whole_run import write_whole_run
 from trainer.model import Model
 
@@ -89,9 +90,7 @@ def test_a_folder_in_use(config, tmp_path):
 
 
 def command(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "launch.cli", *words], capture_output=True, text=True, check=False
-    )
+    return perennial(*words)
 
 
 def test_errors_are_one_line_and_exit_2(config, tmp_path):

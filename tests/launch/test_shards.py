@@ -17,6 +17,7 @@ from data_shards.sources import SourceImage
 from data_shards.sources.registry import SOURCES
 from data_shards.writing.writer import write_dataset
 from launch.cli import app
+from tests.commands import perennial
 from tests.conftest import jpeg, source
 from tests.data_shards.servers import serving
 from tests.data_shards.test_folder import put
@@ -30,8 +31,7 @@ def shards(*arguments):
 
 
 def real(*arguments):
-    command = [sys.executable, "-m", "launch.cli", "shards", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return perennial("shards", *arguments)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from launch.cli import app
 from launch.clusters.ssh import read_hosts
 from launch.models.adopt import _classifier
 from launch.terminal.console import Terminal
+from tests.commands import perennial
 from tests.data_shards.test_folder import put
 from tests.monitoring.live_runs import add, evaluate
 from untrusted.errors import InputError
@@ -33,14 +34,9 @@ HOSTILE = ["]", "[bold]x", "\x1b]0;own\x07", "\x1b[2Ja", "a\nb", "\x9b31mc", "\u
 
 
 def said(*arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "launch.cli", *map(str, arguments)],
-        capture_output=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.returncode == code, done.stderr.decode()
-    return done.stdout.decode() + done.stderr.decode()
+    done = perennial(*arguments, cwd=ROOT)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
 
 
 def harmless(text):

@@ -3,13 +3,12 @@
 import gc
 import json
 import logging
-import subprocess
-import sys
 import warnings
 
 import pytest
 
 from monitoring.logs import LOG, in_words, logging_to, moment, read_logs
+from tests.commands import perennial
 from untrusted.text import redacted
 
 
@@ -110,8 +109,7 @@ def test_moments():
 
 def test_the_command(folder):
     def logs(*words):
-        command = [sys.executable, "-m", "launch.cli", "logs", *map(str, words)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        return perennial("logs", *words)
 
     done = logs(folder, "--rank", 1, "--json")
     assert json.loads(done.stdout)["message"] == "c"
