@@ -113,7 +113,6 @@ def test_rooms_have_no_circles(package):
 
 
 OTHER_MEANINGS = {
-    "benchmarks/step.py",  # a key of a method's settings
     "launch/commands/benchmark_files.py",  # the parts of a dataset that is split
     "launch/commands/importing.py",  # folders that are called as parts of a split
     "launch/commands/runs.py",  # a key of compare --json
