@@ -132,7 +132,7 @@ class Iterations:
             loaded={
                 type(want): random_normal(source)
                 for want in recipe.wants
-                if isinstance(source := want.imagined({}, old, self._dimension), Gaussian)
+                if isinstance(source := want.imagined({}, old, (self._dimension,)), Gaussian)
             },
         )
         count = len(self._images)

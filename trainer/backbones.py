@@ -107,11 +107,14 @@ class Embedder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`images` [b, 3, H, W] uint8 → embeddings [b, d], not normalised."""
+        return self.activation(self.norm(self.project(self.trunk(self.pixels(images)))))
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """`images` [b, 3, H, W] uint8 as the trunk sees them: from -1 to 1."""
         pixels = images.to(next(self.trunk.parameters()).dtype).sub_(127.5).div_(127.5)
         # activations only: channels-last weights fail in DeepSpeed's initial broadcast, which views
         # them as bytes
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return self.activation(self.norm(self.project(self.trunk(pixels))))
+        return pixels.contiguous(memory_format=torch.channels_last)
 
 
 def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:

@@ -1,6 +1,6 @@
 """The blocks of an embedder's network, and what they make of images."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -19,6 +19,17 @@ def blocks(embedder: Embedder, image_size: tuple[int, int]) -> dict[str, nn.Modu
     before the first part that has layers of its own (a stem), or has no weights (a pooling), is
     none. They are named block 1, block 2, ...
     """
+    made = shapes(embedder, image_size)
+    runs = ([part for part, _ in run] for _, run in groupby(made, key=lambda one: one[1]))
+    found = [run[-1] for run in runs if any(_has_layers(part) for part in run)]
+    return {f"block {number}": part for number, part in enumerate(found, 1)}
+
+
+def shapes(
+    embedder: Embedder, image_size: tuple[int, int]
+) -> Sequence[tuple[nn.Module, torch.Size]]:
+    """The trunk's parts in their order, each with the shape [1, ...] of what it makes of an image
+    of `image_size`. Nothing of the embedder changes."""
     shapes: list[tuple[nn.Module, torch.Size]] = []
 
     def note(module: nn.Module, _: object, made: torch.Tensor) -> None:
@@ -27,18 +38,18 @@ def blocks(embedder: Embedder, image_size: tuple[int, int]) -> dict[str, nn.Modu
     hooks = [part.register_forward_hook(note) for part in embedder.trunk.children()]
     device = next(embedder.parameters()).device
     nothing = torch.zeros(1, 3, *image_size, dtype=torch.uint8, device=device)
-    was_training = embedder.training
+    # each module's own: a batch normalisation may be held in a network that trains
+    training = {module: module.training for module in embedder.modules()}
     embedder.eval()  # one image would change a batch normalisation's statistics
     try:
         with torch.inference_mode():
             embedder(nothing)
     finally:
-        embedder.train(was_training)
+        for module, trains in training.items():
+            module.training = trains
         for hook in hooks:
             hook.remove()
-    runs = ([part for part, _ in run] for _, run in groupby(shapes, key=lambda one: one[1]))
-    found = [run[-1] for run in runs if any(_has_layers(part) for part in run)]
-    return {f"block {number}": part for number, part in enumerate(found, 1)}
+    return shapes
 
 
 def _has_layers(part: nn.Module) -> bool:

@@ -13,15 +13,17 @@ import torch
 from data_shards.orders.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
+from trainer.dry_forward import asked_teacher, entered, joined, shapes_of_wants, split
 from trainer.dry_run import Collective, DryRun, DryRunRanks, Operation
+from trainer.entrance import Entrance
 from trainer.guard import Guard
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
-from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
+from trainer.methods.entering import Entering
+from trainer.methods.recipe import Forward, OldClassifier, Recipe
 from trainer.methods.wants import Answers, ClassMeans, FrozenRows, Want
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.row_layout import row_blocks, rows_over, updates_in_backward
@@ -56,6 +58,8 @@ class HeadFootprint:
     rows: int
     loaded: int
     """What earlier phases prepared for Terms, such as an importance of each parameter."""
+    prepared: int
+    """The same on disk, with what is not loaded."""
     frozen: int
     """The previous model, as far as the teacher keeps it on the device."""
     optimizer: int
@@ -91,8 +95,9 @@ def embedder_footprint(
     size: tuple[int, int],
     training: TrainingSettings,
     world: int,
+    entering: Entering | None = None,
 ) -> EmbedderFootprint:
-    """Runs the embedder dry on images of `size` (height, width)."""
+    """Runs the embedder dry on images of `size` (height, width), and on what enters beside them."""
     counts = images_by_rank(training.batch, world)
     ranks = DryRunRanks(counts.index(max(counts)), world)
     with DryRun() as dry_run:
@@ -104,13 +109,17 @@ def embedder_footprint(
         before, activations, peak = dry_run.mark(), 0, 0
         operations: list[Operation] = []
         # all but the first part find gradients to add to; parts that are alike are run once
-        alike: dict[tuple[int, bool], list[Operation]] = {}
+        alike: dict[tuple[int, int, bool], list[Operation]] = {}
         statistics: list[Collective] = []
-        for number, count in enumerate(parts):
-            key = count, number > 0
+        entrance = None if entering is None else Entrance(network, entering.place, size)
+        drawn = [max(by_rank) for by_rank in entered(entering, training, world)]
+        dry_run.mark()
+        for number, (count, more) in enumerate(zip(parts, drawn, strict=True)):
+            key = count, more, number > 0
             if key not in alike:
                 held = dry_run.mark()
-                with torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"):
+                half = torch.autocast("cpu", torch.bfloat16, training.precision == "bf16")
+                with half, joined(entrance, more):
                     embeddings = network(images[:count])
                 activations = max(activations, dry_run.held - held)
                 embeddings.float().backward(torch.empty(embeddings.shape))
@@ -191,10 +200,12 @@ def head_footprint(
     online: bool,
     world: int,
     embedder: EmbedderSettings | None = None,
+    size: tuple[int, int] | None = None,
 ) -> HeadFootprint:
     """Runs the Terms dry of `recipe` (as it applies at the step) and their backward pass.
 
-    Terms on the embedder's parameters need the `embedder`.
+    Terms on the embedder's parameters, or of what enters it, need the `embedder`, and these the
+    images' `size` (height, width).
     Old models, of embeddings of `old_dimension`, share one frozen copy of their rows. By the plain
     PyTorch path: kernels of our own are nothing that a dry_run could follow.
     """
@@ -203,6 +214,8 @@ def head_footprint(
     held = [sum(own) for own in zip(*owned.values(), strict=True)]
     ranks = DryRunRanks(held.index(max(held)), world)
     counts = images_by_rank(training.batch, world)
+    shapes = shapes_of_wants(recipe, dimension, embedder, size)
+    beside = sum(want.beside(old, shapes[type(want)]) for want in recipe.wants)
     with DryRun() as dry_run:
         lasting = _lasting(
             dry_run=dry_run,
@@ -213,7 +226,8 @@ def head_footprint(
             },
             training=training,
             embedder=embedder,
-            known=(old, dimension),
+            known=old,
+            shapes=shapes,
         )
         known = range(last if recipe.want(ClassMeans) is not None else old)
         classifies = recipe.want(Answers) or recipe.want(FrozenRows)
@@ -223,20 +237,26 @@ def head_footprint(
         classifier = MarginLoss(settings, 0, torch.device("cpu"))
         parts = [*zip(*(_parts(count, training) for count in counts), strict=True)]
         taken = [[part.stop - part.start for part in slices] for slices in parts]
-        given = [torch.empty((n[ranks.rank], dimension), requires_grad=True) for n in taken]
+        entering, drawn = recipe.enters, entered(recipe.enters, training, world)
+        both = [[*map(sum, zip(*pair, strict=True))] for pair in zip(taken, drawn, strict=True)]
+        given = [torch.empty((n[ranks.rank], dimension), requires_grad=True) for n in both]
         before = dry_run.mark()
         anchor = None if frozen is None else OldClassifier(frozen, classifier, old)
         every = ranks.gather(torch.empty(counts[ranks.rank], dtype=torch.int64), counts)
         gathering, asked, losses = _taken(ranks), list[Collective](), list[Collective]()
-        drawn = settings.sampled + training.batch / world / owned["current"][ranks.rank]
-        dry_run.hits = {1: min(1.0, drawn), 2: 1 / world}
+        chosen = settings.sampled + training.batch / world / owned["current"][ranks.rank]
+        dry_run.hits = {1: min(1.0, chosen), 2: 1 / world}
         dry_run.values = rows_by_rank(0, old, world)[ranks.rank]
         fused = updates_in_backward(recipe, old) and training.accumulate == 1
         for number, (embeddings, numbers) in enumerate(zip(given, taken, strict=True)):
-            teacher = _teacher(recipe, anchor, ranks, numbers, online=online)
+            part, of_drawn = (number if training.accumulate > 1 else None), None
+            teacher = asked_teacher(recipe, anchor, ranks, numbers, online=online)
             asked += _taken(ranks)
-            gathered = gather_embeddings(embeddings, ranks, numbers)
+            gathered = gather_embeddings(embeddings, ranks, both[number])
             gathering += _taken(ranks)
+            if entering is not None:
+                total = sum(map(sum, drawn))
+                gathered, of_drawn = split(gathered, numbers, drawn[number], part, total)
             forward = Forward(
                 embeddings=gathered,
                 labels=torch.empty(sum(numbers), dtype=torch.int64),
@@ -247,11 +267,12 @@ def head_footprint(
                 parameters=lasting.parameters,
                 update=Update(lasting.optimizers["current"], 0.1) if fused else None,
                 anchor=anchor,
-                part=Part(number, every) if training.accumulate > 1 else None,
+                part=None if part is None else Part(part, every),
+                drawn=of_drawn,
             )
             _loss(recipe, forward).backward()
             losses += _taken(ranks)
-            del forward, gathered, teacher
+            del forward, gathered, teacher, of_drawn
         weights = [rows.weight for rows in lasting.rows.values()]
         gradients = [_bytes(weight.grad) for weight in weights if weight.grad is not None]
         for optimizer in lasting.optimizers.values():
@@ -259,6 +280,7 @@ def head_footprint(
         return HeadFootprint(
             rows=_bytes(*weights),
             loaded=lasting.loaded_bytes,
+            prepared=lasting.loaded_bytes + beside,
             frozen=_bytes(frozen.weight) if frozen is not None else 0,
             optimizer=lasting.optimizer_bytes,
             gradients=sum(gradients),
@@ -291,10 +313,11 @@ def _lasting(
     rows: dict[str, ShardedRows],
     training: TrainingSettings,
     embedder: EmbedderSettings | None,
-    known: tuple[int, int],
+    known: int,
+    shapes: dict[type[Want], tuple[int, ...]],
 ) -> _Lasting:
-    """Makes it dry for the blocks of `rows`; `known` is how many old identities there are, and how
-    long their embeddings."""
+    """Makes it dry for the blocks of `rows`; `known` is how many old identities there are, `shapes`
+    are those of `Want.imagined`."""
     before = dry_run.mark()
     trained = {name: own for name, own in rows.items() if own.weight.requires_grad}
     optimizers = {name: RowOptimizer(own, training) for name, own in trained.items()}
@@ -302,7 +325,9 @@ def _lasting(
     network = build_embedder(embedder) if embedder is not None else torch.nn.Module()
     parameters = dict(network.named_parameters())
     before = dry_run.mark()
-    imagined = {type(want): want.imagined(parameters, *known) for want in recipe.wants}
+    imagined = {
+        type(want): want.imagined(parameters, known, shapes[type(want)]) for want in recipe.wants
+    }
     loaded = {kind: made for kind, made in imagined.items() if made is not None}
     return _Lasting(
         rows=rows,
@@ -338,29 +363,6 @@ def _loss(recipe: Recipe, forward: Forward) -> torch.Tensor:
         numerator, denominator = term(forward)
         total = total + term.weight * (numerator / denominator)
     return total
-
-
-def _teacher(
-    recipe: Recipe, old: OldClassifier | None, ranks: Ranks, counts: list[int], *, online: bool
-) -> Teacher:
-    """What the previous model says, as `CachedTeacher` and `OnlineTeacher` gather it."""
-    if old is None:
-        return Teacher()
-    rows, wanted = old.trained().rows, recipe.want(Answers)
-    if wanted is None:
-        return Teacher(rows=rows)
-    own, (_, dimension), top_k = counts[ranks.rank], rows.weight.shape, wanted.top_k
-    embeddings = classes = activations = None
-    if wanted.embeddings or online:
-        embeddings = ranks.gather(torch.empty((own, dimension)), counts)
-    if top_k is not None and online:
-        assert embeddings is not None
-        with torch.no_grad():
-            classes, activations = sharded_top_k(embeddings, rows, top_k)
-    elif top_k is not None:
-        classes = ranks.gather(torch.empty((own, top_k), dtype=torch.int64), counts)
-        activations = ranks.gather(torch.empty((own, top_k)), counts)
-    return Teacher(embeddings if wanted.embeddings else None, classes, activations, rows)
 
 
 def _taken(ranks: DryRunRanks) -> list[Collective]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from data_shards.orders.order import rank_slice
 from data_shards.pipeline import Batch
 from trainer.activity import Activity
+from trainer.drawing import Drawing, joining
 from trainer.engine import discard_gradients
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks, gather_embeddings
@@ -63,6 +64,18 @@ class Stepper:
         module = state.engine.module
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._alone = updates_in_backward(recipe, state.old)
+        self._drawing = None
+        if (entering := recipe.enters) is not None:
+            self._drawing = Drawing(
+                entering,
+                self._loaded[entering.by],
+                module,
+                count=batch,
+                parts=training.accumulate,
+                old=state.old,
+                ranks=ranks,
+                seed=seed,
+            )
         self._buffers = [*state.engine.module.buffers(), *state.classifier.running.values()]
         self._kept = [buffer.clone() for buffer in self._buffers]
         self.fault: Fault | None = None
@@ -142,11 +155,23 @@ class Stepper:
         self._activity.turn("teacher")
         teacher = self._teacher(batch, counts)
         self._activity.turn("forward")
-        with torch.autocast(batch.images.device.type, half, enabled=half is not None):
+        entering = drawn = None
+        if self._drawing is not None:
+            number = 0 if part is None else part.number
+            entering = self._drawing.share(state.iteration, number, batch.images)
+        with (
+            torch.autocast(batch.images.device.type, half, enabled=half is not None),
+            joining(entering),
+        ):
             embeddings = state.engine(batch.images)
         embeddings = state.gradients.enter(embeddings.float())
         self._activity.turn("gathering embeddings")
-        gathered = gather_embeddings(embeddings, self._ranks, counts)
+        if entering is None:
+            gathered = gather_embeddings(embeddings, self._ranks, counts)
+        else:
+            together = [*map(sum, zip(counts, entering.counts, strict=True))]
+            both = gather_embeddings(embeddings, self._ranks, together)
+            gathered, drawn = entering.split(both, counts)
         # a float16 overflow shows after the rows' gradients only: they must not be used up by then
         fused = self._alone and part is None and not state.gradients.scale
         self._activity.turn("loss")
@@ -166,6 +191,7 @@ class Stepper:
             update=Update(state.row_optimizers["current"], rate) if fused else None,
             anchor=self._anchor,
             part=part,
+            drawn=drawn,
         )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:

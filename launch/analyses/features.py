@@ -20,6 +20,8 @@ from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
 from monitoring.analysis_schemas import MOST_CLASSES
 from monitoring.run_folder import EXEMPLARS_FOLDER, GENERATOR_FOLDER, features_file
+from trainer.backbones import Embedder
+from trainer.entrance import EMBEDDING, Entrance
 from trainer.heads.collectives import Ranks
 from trainer.methods.replay import Generator
 from trainer.model import Model
@@ -65,7 +67,7 @@ def features(
     rows = _rows(run, step, classes)
     model = Model.open(model_of(run, chain, step))
     found = _of_images(run, chain, step, rows, model, console)
-    if (source := _source(run, chain, step)) is not None:
+    if (source := _source(run, chain, step, model)) is not None:
         found.append(generated(source, rows, _EACH, chain.seed))
     vectors = np.concatenate([origin.vectors for origin in found])
     if len(vectors) < _FEWEST:
@@ -176,14 +178,37 @@ def _of_each(samples: Ids, of_rows: Ids, rows: Ids, draw: tuple[int, str]) -> Id
     return np.concatenate(chosen)
 
 
-def _source(run: Run, chain: Chain, step: int) -> FeatureSource | None:
-    """What draws features of the classes up to `step`, if the chain's method has that. Raises
-    DamagedError, InputError."""
+@dataclass(frozen=True)
+class _Embedded:
+    """Draws embeddings: what the network makes of images, or of a block's output, that it draws."""
+
+    source: FeatureSource
+    entrance: Entrance
+
+    @property
+    def rows(self) -> int:
+        return self.source.rows
+
+    @property
+    def noise(self) -> int:
+        return self.source.noise
+
+    def features(self, classes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.entrance.embedded(self.source.features(classes, noise))
+
+
+def _source(run: Run, chain: Chain, step: int, model: Model) -> FeatureSource | None:
+    """What draws embeddings of the classes up to `step`, by its `model`, if the chain's method has
+    that. Raises DamagedError, InputError."""
     want = run.config.methods[chain.method].recipe().want(Generator)
     folder = run.step_folder(chain, step) / GENERATOR_FOLDER
     if want is None or not folder.exists():
         return None
-    return want.load(folder, Ranks(), torch.device("cpu"))
+    source = want.load(folder, Ranks(), torch.device("cpu"))
+    embedder, size = model.embedder(), model.image_size
+    if want.place == EMBEDDING or size is None or not isinstance(embedder, Embedder):
+        return source
+    return _Embedded(source, Entrance(embedder, want.place, size))
 
 
 @torch.inference_mode()

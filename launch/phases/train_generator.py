@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.pipeline import PipelineSettings
+from data_shards.pipeline import ImageStream, PipelineSettings, Request, image_size
+from data_shards.settings import InputError
 from launch.execution.executor import Executor
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
@@ -26,12 +27,15 @@ from launch.runs.links import link
 from launch.runs.run import Chain
 from monitoring.run_folder import GENERATOR_FOLDER
 from trainer.adopted import AdoptedSettings
-from trainer.arrays import read_embeddings, write_embeddings
-from trainer.backbones import EmbedderSettings
+from trainer.arrays import read_arrays, read_embeddings, write_arrays, write_embeddings
+from trainer.backbones import Embedder, EmbedderSettings
 from trainer.checkpoint import Folder
+from trainer.entrance import EMBEDDING, IMAGE, Entrance, shape_at
+from trainer.footprint import forward_operations
 from trainer.methods.replay import Generator
 from trainer.model import Model
 from trainer.replay.source import CARD
+from trainer.replay.wgan import Ends
 from trainer.replay.wgan_folder import Wgans
 from trainer.replay.wgan_footprint import turn_operations
 from trainer.replay.wgan_training import WganSpec, train_wgan
@@ -47,9 +51,9 @@ class GeneratorJob:
 
     chain: Chain
     step: int
-    how: Wgans
+    want: Generator
     files: tuple[Path, ...]
-    """The features of the step's images, by shard."""
+    """The features of the step's images, or these, by shard."""
     model: Path
     before: Path | None
     """The generator of the step before."""
@@ -62,7 +66,8 @@ class GeneratorJob:
 class TrainGenerator(Kind[Generator]):
     """By the finished model's features of the step's own images, which CPU actors compute, a shard
     a unit: frozen as the model is, they are the same in every epoch and on any number of ranks.
-    Then the ranks train.
+    Then the ranks train. Of what draws images, actors decode them; so they do of what draws a
+    block's output, which takes many times the memory: ranks make it as they need it.
 
     Each image is seen as it is and, where training mirrors images, mirrored, too. After the last
     step, too: a run that continues this one has not got the images.
@@ -81,7 +86,8 @@ class TrainGenerator(Kind[Generator]):
 
     def decides(self, at: Step, want: Generator) -> Any:
         flip = at.run.config.data.augmentation.flip
-        return [_how(want).settings.deciding(), flip, at.number, at.chain.seed]
+        place = [] if want.place == EMBEDDING else [want.place]
+        return [_how(want).settings.deciding(), flip, at.number, at.chain.seed, *place]
 
     def output(self, at: Step, want: Generator) -> Output:
         return Output(at.folder / GENERATOR_FOLDER)
@@ -100,7 +106,7 @@ class TrainGenerator(Kind[Generator]):
         job = GeneratorJob(
             chain=at.chain,
             step=at.number,
-            how=how,
+            want=phase.want,
             files=tuple(files),
             model=at.model.output.path.resolve(),
             before=None if before is None else before.resolve(),
@@ -119,17 +125,22 @@ class TrainGenerator(Kind[Generator]):
         return _how(want).settings.iterations(_features(at))
 
     def effort(self, at: Step, want: Generator) -> Effort:
-        settings, run = _how(want).settings, at.run
-        world = max(1, run.config.cluster.workers)
+        settings, run, within = _how(want).settings, at.run, want.place != EMBEDDING
+        network, size = run.embedder(at.chain, at.number), run.config.data.image_size
+        assert size is not None or not within, "plans know the size of images"
+        shape = shape_at(network, want.place, size) if within and size else (network.dimension,)
+        count = -(-settings.batch // max(1, run.config.cluster.workers))
         turn = turn_operations(
             settings=settings,
-            dimension=run.embedder(at.chain, at.number).dimension,
+            shape=shape,
             rows=run.benchmark.row_ends[at.number],
             old=run.benchmark.rows_before(at.number),
-            count=-(-settings.batch // world),
+            count=count,
         )
+        if within and size and want.place != IMAGE:  # ranks make what they learn
+            turn = turn + forward_operations(network, size, count) * settings.critic_updates
         turns = self.iterations(at, want) / settings.critic_updates
-        return Effort(at.number, _features(at), turns=turns, turn=tuple(turn))
+        return Effort(at.number, 0 if within else _features(at), turns=turns, turn=tuple(turn))
 
 
 def _how(want: Generator) -> Wgans:
@@ -160,7 +171,7 @@ def _embedded(phase: Phase, executor: Executor, part: Path) -> list[Path]:
             if not files[-1].exists():
                 settings = run.config.data, run.config.teacher.batch
                 calls.append((files[-1], model, samples, flipped, *settings))
-    executor.map(write_features, calls)
+    executor.map(write_features if phase.want.place == EMBEDDING else write_images, calls)
     return files
 
 
@@ -185,19 +196,40 @@ def write_features(
     write_embeddings(out, samples[whole], vectors, model.fingerprint)
 
 
+def write_images(
+    worker: ShardWorker,
+    out: Path,
+    model_folder: Path,
+    samples: Ids,
+    flipped: bool,
+    data: PipelineSettings,
+    batch: int,
+) -> None:
+    """A unit of work: writes the images of `samples` [n], ascending, as training decodes them.
+    Damaged ones are passed over."""
+    whole = np.array([image is not None for image in worker.dataset.images(samples)], dtype=bool)
+    model, _, _ = worker.model(model_folder, TeacherSettings())
+    kept = samples[whole]
+    parts = [kept[first : first + batch] for first in range(0, len(kept), batch)]
+    requests = (Request.plain(worker.dataset, part, flipped) for part in parts)
+    images = [np.empty((0, 3, *image_size(worker.dataset, data)), dtype=np.uint8)]
+    for _, own in ImageStream(worker.dataset, requests, batch, data, augmented=False):
+        images.append(own.contiguous().numpy())
+    worker.check()
+    found = {"samples": kept, "images": np.concatenate(images)}
+    write_arrays(out, found, model.fingerprint)
+
+
 def train_generator(context: RankContext, job: GeneratorJob) -> None:
     """What each rank does. Raises InputError."""
-    run, model = context.run, Model.open(job.model)
+    run, model, how = context.run, Model.open(job.model), _how(job.want)
     context.metrics.step.set(job.step)
-    held = [read_embeddings(file, model.fingerprint) for file in job.files]
-    samples = np.concatenate([samples for samples, _ in held])
-    vectors = torch.from_numpy(np.concatenate([vectors for _, vectors in held]))
-    rows = run.benchmark.row_of_identity[run.dataset.identity[samples]]
-    before = None if job.before is None else job.how.networks(Folder.at(job.before))
+    features, ends = _learned(job, model, context)
+    before = None if job.before is None else how.networks(Folder.at(job.before))
     spec = WganSpec(
-        settings=job.how.settings,
-        relu=behind_relu(model.settings),
-        features=Features(vectors, rows),
+        how=how,
+        ends=ends,
+        features=features,
         rows=run.benchmark.row_ends[job.step],
         before=before,
         seed=job.chain.seed,
@@ -218,6 +250,33 @@ def train_generator(context: RankContext, job: GeneratorJob) -> None:
         tell=context.tell,
         activity=context.activity,
     )
+
+
+def _learned(job: GeneratorJob, model: Model, context: RankContext) -> tuple[Features, Ends]:
+    """What the generator learns, and what it is behind. Raises InputError."""
+    run, place = context.run, job.want.place
+    if place == EMBEDDING:
+        read = [read_embeddings(file, model.fingerprint) for file in job.files]
+        ends: Ends = "relu" if behind_relu(model.settings) else "none"
+    else:
+        needs = ("samples", "images")
+        arrays = [read_arrays(file, model.fingerprint, needs) for file in job.files]
+        read = [(own["samples"], own["images"]) for own in arrays]
+    samples = np.concatenate([samples for samples, _ in read])
+    held = torch.from_numpy(np.concatenate([held for _, held in read]))
+    rows = run.benchmark.row_of_identity[run.dataset.identity[samples]]
+    if place == EMBEDDING:
+        return Features(held, rows), ends
+    embedder = model.embedder()
+    if not isinstance(embedder, Embedder):
+        raise InputError(
+            f"{job.name}: what an adopted network makes of images within is not known: replay "
+            "embeddings in place of what lies before them"
+        )
+    embedder = embedder.to(context.device)
+    height, width = held.shape[2:]
+    entrance = Entrance(embedder, place, (height, width))
+    return Features(held, rows, torch.no_grad()(entrance.until)), "tanh"
 
 
 def behind_relu(settings: EmbedderSettings | AdoptedSettings) -> bool:

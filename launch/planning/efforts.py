@@ -92,8 +92,9 @@ def plan_phases(
 def counted_run(config: RunConfig, split: Split) -> Run:
     """A run of one seed over as many identities and images as `split` says, none of which need be
     there: for what follows from their numbers."""
+    data = config.data.model_copy(update={"image_size": split.size})
     config = config.model_copy(
-        update={"seeds": config.seeds[:1], "benchmark": config.benchmark.pinned()}
+        update={"seeds": config.seeds[:1], "benchmark": config.benchmark.pinned(), "data": data}
     )
     none = np.empty(0, dtype=np.int64)
     benchmark = Benchmark(

@@ -232,9 +232,10 @@ class _Planner:
             *(recipe, old, last, dimension, trained.old_embedder.dimension),
             *(trained.classifier, training, self._online, world),
             embedder=trained.embedder,
+            size=split.size,
         )
         given = split.size, training, world
-        embedder = embedder_footprint(trained.embedder, *given)
+        embedder = embedder_footprint(trained.embedder, *given, recipe.enters)
         asking = []
         if self._online and recipe.want(Answers) is not None:
             assert isinstance(trained.old_embedder, EmbedderSettings)
@@ -267,7 +268,7 @@ class _Planner:
                 old=old,
                 last=last,
                 images=images,
-                loaded=head.loaded,
+                prepared=head.prepared,
             ),
             seconds=self._seconds(
                 [*embedder.operations, *asking], head, calls, training.iterations + fine_tuning
@@ -313,7 +314,7 @@ class _Planner:
         old: int,
         last: int,
         images: int,
-        loaded: int,
+        prepared: int,
     ) -> dict[str, int]:
         (rows, trained_rows), wanted = saved, trained.recipe.want(Answers)
         checkpoint = embedder.parameters + embedder.saved_optimizer + trained_rows
@@ -322,9 +323,8 @@ class _Planner:
         # old ones are deleted after a new one is complete
         number = min(kept + 1, len(made))
         disk = {"model": embedder.parameters + rows, "checkpoints": number * checkpoint}
-        if loaded:  # the step leaves as much for the next one
-            beside = (want.beside(old, trained.embedder.dimension) for want in trained.recipe.wants)
-            disk["loaded for losses"] = loaded + sum(beside)
+        if prepared:  # the step leaves as much for the next one
+            disk["loaded for losses"] = prepared
         if isinstance(trained.recipe.predict, NearestMean):
             disk["class means"] = 4 * last * trained.embedder.dimension
         if wanted is not None and not self._online:

@@ -19,6 +19,7 @@ from trainer.activity import Activity
 from trainer.heads.collectives import Ranks
 from trainer.optimizers import TrainingSettings
 from trainer.replay.wgan import Wgan
+from trainer.replay.wgan_folder import Wgans
 from trainer.replay.wgan_settings import WganSettings
 from trainer.replay.wgan_training import WganSpec, train_wgan
 from trainer.replay.wgan_updates import WganUpdates
@@ -44,8 +45,8 @@ def spec(out: Path, **changed: Any) -> WganSpec:
     """The second step of two of a generator of three and two classes: 38 iterations."""
     settings = changed.pop("settings", SETTINGS)
     values = {
-        "settings": settings,
-        "relu": False,
+        "how": Wgans(settings),
+        "ends": "none",
         "features": mixture(3, 5, 20),
         "rows": 5,
         "before": Wgan.new(SETTINGS.shape(D, relu=False), 3, None, seed=0, step=0),

@@ -28,19 +28,24 @@ from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation
 from trainer.methods.importance import Importance, consolidated_files
+from trainer.methods.mergan import MemoryReplayGAN
 from trainer.methods.replay import GenerativeFeatureReplay, Generator
 from trainer.methods.wants import ClassMeans
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, for_all_data
 from trainer.replay.gaussian import Gaussians, grown, moments
+from trainer.replay.wgan import Wgan
+from trainer.replay.wgan_settings import ConvWganSettings
 from trainer.teacher import TeacherSettings
 from trainer.training_spec import TrainingSpec
 
-_ASKING = ("fkd", "combination", "icarl", "lucir", "bic")
+_ASKING = ("fkd", "combination", "icarl", "lucir", "bic", "mergan")
 """Methods that are chosen with settings; those that ask for a memory have tests of their own."""
+GAN = ConvWganSettings(width=2, noise=4)
 ALL = {
     **{name: method() for name, method in METHODS.items() if name not in _ASKING},
     "gfr-released": GenerativeFeatureReplay(weighting="released", batch_norm="held"),
+    "mergan": MemoryReplayGAN(gan=GAN),
     "basic": FlexibleDistillation(neighbours=None, relaxation=0.0),
     "basic+ns": FlexibleDistillation(neighbours=5, relaxation=0.0),
     "basic+cr": FlexibleDistillation(neighbours=None, relaxation=0.05),
@@ -117,6 +122,11 @@ def any_generator(rows: int, dimension: int, how: Gaussians) -> dict[str, torch.
     return grown(None, [part], 0, rows, how.covariance)
 
 
+def any_images(rows: int, size: tuple[int, int]) -> Wgan:
+    """Networks that draw noise in place of images of `size`."""
+    return Wgan.new(GAN.shape_for((3, *size), "tanh"), rows, None, seed=0, step=0)
+
+
 def train_step(
     dataset: Path,
     out: Path,
@@ -177,10 +187,12 @@ def train_step(
         spec = replace(spec, prepared={Importance: folder})
 
     if (drawn := recipe.want(Generator)) is not None and previous is not None:
-        assert isinstance(drawn.how, Gaussians)
         folder, dimension = out / str(step) / "generator", previous.settings.dimension
-        state = any_generator(previous.rows, dimension, drawn.how)
-        files, card = drawn.how.files(state)
+        if isinstance(drawn.how, Gaussians):
+            files, card = drawn.how.files(any_generator(previous.rows, dimension, drawn.how))
+        else:
+            assert previous.image_size is not None
+            files, card = drawn.how.files(any_images(previous.rows, previous.image_size), "any")
         save_folder(folder, files if ranks.rank == 0 else {}, card, ranks)
         spec = replace(spec, prepared={Generator: folder})
 

@@ -10,7 +10,7 @@ import torch
 from data_shards.orders.order import rank_slice
 from data_shards.pipeline import Batch
 from tests.ranks import on_ranks
-from tests.trainer.loops import ALL, any_generator, any_importance
+from tests.trainer.loops import ALL, any_generator, any_images, any_importance
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine, ensure_process_group
@@ -32,6 +32,7 @@ from trainer.methods.recipe import OldClassifier
 from trainer.methods.replay import FeatureReplay, Generator
 from trainer.methods.wants import Answers, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer
+from trainer.replay.gaussian import Gaussians
 from trainer.row_layout import row_blocks
 from trainer.state import State
 from trainer.stepper import Stepper
@@ -151,7 +152,11 @@ def updated(method, settings, accumulate):
     before = [p.detach().clone() for p in embedder.parameters()]
     loaded = {Importance: any_importance(old)}
     if (drawn := recipe.want(Generator)) is not None:
-        loaded[Generator] = drawn.how.source(any_generator(OLD, 4, drawn.how), device)
+        loaded[Generator] = (
+            drawn.how.source(any_generator(OLD, 4, drawn.how), device)
+            if isinstance(drawn.how, Gaussians)
+            else any_images(OLD, (16, 16)).generator
+        )
     step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor, loaded=loaded)
     labels = torch.cat([known, new])
     losses = step(Batch(images, labels, np.arange(count), np.zeros(count, dtype=bool)))

@@ -50,9 +50,9 @@ def test_the_alignments_usual_weight_is_the_released_codes():
     old, new = 60, 10
     apart = torch.rand(128, generator=torch.Generator().manual_seed(0))
     released = 1e-3 * old / new * float(apart.sum())
-    ours = WganSettings().alignment_weight(new) * old * float(apart.mean())
+    ours = WganSettings().alignment_weight(new, old) * old * float(apart.mean())
     assert ours == pytest.approx(released)
-    assert WganSettings(alignment=0.5).alignment_weight(new) == 0.5
+    assert WganSettings(alignment=0.5).alignment_weight(new, old) == 0.5
 
 
 def test_the_networks_are_the_papers():

@@ -220,7 +220,7 @@ def test_a_folder_keeps_all_of_it(tmp_path, class_input):
     made = source.features(classes, noise)
     assert torch.equal(made, grown.generator.features(classes, noise))
     assert folder.card("generator")["bytes"] == sum(networks.bytes().values())
-    dry = how.imagined(5, D)
+    dry = how.imagined(5, (D,))
     assert [p.shape for p in dry.parameters()] == [p.shape for p in source.parameters()]
     other = Wgans(settings.model_copy(update={"width": 17}))
     with pytest.raises(InputError, match="width = 16, not 17"):

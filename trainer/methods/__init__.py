@@ -18,6 +18,7 @@ from trainer.methods.icarl import ICaRL
 from trainer.methods.importance import ElasticWeightConsolidation, MemoryAwareSynapses
 from trainer.methods.lfl import LessForgetting
 from trainer.methods.lucir import LUCIR
+from trainer.methods.mergan import MemoryReplayGAN
 from trainer.methods.plain import Baseline, Finetune, Joint
 from trainer.methods.recipe import MethodSettings
 from trainer.methods.replay import FeatureReplay, GenerativeFeatureReplay
@@ -41,6 +42,7 @@ METHODS: dict[str, type[MethodSettings]] = {
     "mas": MemoryAwareSynapses,
     "gfr": GenerativeFeatureReplay,
     "replay": FeatureReplay,
+    "mergan": MemoryReplayGAN,
     "combination": Combination,
 }
 """By the `kind` that configurations choose them with."""

@@ -56,7 +56,7 @@ class Importance(Want):
         ]
         return Consolidated(*held)
 
-    def imagined(self, parameters: Tensors, rows: int, dimension: int) -> Consolidated:
+    def imagined(self, parameters: Tensors, rows: int, shape: tuple[int, ...]) -> Consolidated:
         copies = [{n: torch.empty_like(p) for n, p in parameters.items()} for _ in range(2)]
         return Consolidated(*copies)
 

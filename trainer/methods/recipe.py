@@ -17,6 +17,7 @@ from trainer.decisions import LargestLogit, NearestMean, Rule
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
+from trainer.methods.entering import Drawn, Entering
 from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.images import AllImages, Exemplars, ImageSource, NewImages
 from trainer.methods.spelling import spelled, spelled_needs
@@ -105,6 +106,8 @@ class Forward:
     """Of the model to stay compatible with, for Terms that want `FrozenRows`."""
     part: Part | None = None
     """Where this is a part of the global batch only."""
+    drawn: Drawn | None = None
+    """What went through the network beside the images, for recipes with `Recipe.enters`."""
 
     @property
     def every(self) -> torch.Tensor:
@@ -248,6 +251,13 @@ class Recipe:
                 "predict=nearest-mean compares with exemplars, and there is no memory: say which, "
                 "such as memory: {per_class: 20}, or predict=largest-logit"
             )
+
+    @property
+    def enters(self) -> Entering | None:
+        """What enters the network beside the images: what a Term says in an attribute ``enters``,
+        which most have not got."""
+        every = (getattr(term, "enters", None) for term in self.terms)
+        return next((entering for entering in every if entering is not None), None)
 
     @property
     def wants(self) -> tuple[Want, ...]:

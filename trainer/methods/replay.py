@@ -18,7 +18,9 @@ from pydantic import Field, model_validator
 
 from data_shards.settings import InputError
 from trainer.checkpoint import Folder
+from trainer.entrance import EMBEDDING
 from trainer.heads.collectives import Ranks
+from trainer.methods.entering import Entering
 from trainer.methods.importance import (
     Consolidate,
     ElasticWeightConsolidation,
@@ -50,18 +52,20 @@ class Generator(Want):
 
     how: GeneratorKind
     drift: Drift = added("ignored")
+    place: str = added(EMBEDDING)
+    """What is drawn, and where it enters: see `trainer.entrance.Place`."""
 
     def load(self, path: Path, ranks: Ranks, device: torch.device) -> FeatureSource:
         """Raises DamagedError, and InputError for a generator of another kind."""
         return self.how.read(Folder.at(path), device)
 
     def imagined(
-        self, parameters: Mapping[str, torch.Tensor], rows: int, dimension: int
+        self, parameters: Mapping[str, torch.Tensor], rows: int, shape: tuple[int, ...]
     ) -> FeatureSource:
-        return self.how.imagined(rows, dimension)
+        return self.how.imagined(rows, shape)
 
-    def beside(self, rows: int, dimension: int) -> int:
-        return self.how.beside(rows, dimension)
+    def beside(self, rows: int, shape: tuple[int, ...]) -> int:
+        return self.how.beside(rows, shape)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,48 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class ReplayInputs:
+    """Cross-entropy over all rows of what the network makes of drawn inputs: their mean.
+
+    They enter before the embedding, so they train all that lies behind that place.
+    """
+
+    weight: float
+    how: GeneratorKind
+    place: str
+    """Where they enter, see `trainer.entrance.Place`."""
+    count: int | None = None
+    """Inputs in an update; none: as many as the global batch has images."""
+    name: str = unspelled("replay")
+    over: ClassVar[Over | None] = "all"
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        return (Generator(self.how, place=self.place),)
+
+    @property
+    def enters(self) -> Entering:
+        """See `Recipe.enters`."""
+        return Entering(Generator, self.place, self.count)
+
+    def at(self, old_rows: int) -> "ReplayInputs | None":
+        return self if old_rows else None
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        drawn = forward.drawn
+        assert drawn is not None
+        losses = forward.classifier.losses(
+            drawn.embeddings,
+            drawn.classes,
+            forward.rows["all"],
+            forward.iteration,
+            part=drawn.part,
+            observe=False,  # the margin's statistics are those of images
+        )
+        return losses.sum(), len(drawn.every)
+
+
+@dataclass(frozen=True)
 class DistillFeatures:
     """The distance, not squared, between the previous model's embedding of an image and this one's
     (GFR, Eq. 4)."""
@@ -158,6 +204,12 @@ class Grown:
     @property
     def wants(self) -> tuple[Want, ...]:
         return self.term.wants
+
+    @property
+    def enters(self) -> Entering | None:
+        """See `Recipe.enters`."""
+        entering: Entering | None = getattr(self.term, "enters", None)
+        return entering
 
     def at(self, old_rows: int) -> Term | None:
         """At step 0 there is nothing to keep: the Term itself."""

@@ -36,15 +36,18 @@ class Want:
         """
         return None
 
-    def imagined(self, parameters: Mapping[str, torch.Tensor], rows: int, dimension: int) -> Any:
-        """The like of what `load` makes, of any values, beside an embedder of these `parameters`
-        with embeddings of `dimension`, where `rows` identities were learned before.
+    def imagined(
+        self, parameters: Mapping[str, torch.Tensor], rows: int, shape: tuple[int, ...]
+    ) -> Any:
+        """The like of what `load` makes, of any values, beside an embedder of these `parameters`,
+        where `rows` identities were learned before. `shape` is that of an embedding, [d], or of
+        what the network is given by this want (`Recipe.enters`).
 
         For dry runs, which read no file: its tensors count as memory of each rank.
         """
         return None
 
-    def beside(self, rows: int, dimension: int) -> int:
+    def beside(self, rows: int, shape: tuple[int, ...]) -> int:
         """Bytes that its phase keeps on disk and `load` does not take; see `imagined`."""
         return 0
 

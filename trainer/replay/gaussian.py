@@ -101,8 +101,9 @@ class Gaussians:
         factor = _factor(state, self.covariance)
         return Gaussian(self.covariance, state["means"].to(device), factor.to(device))
 
-    def imagined(self, rows: int, dimension: int) -> Gaussian:
+    def imagined(self, rows: int, shape: tuple[int, ...]) -> Gaussian:
         """See `GeneratorKind`."""
+        (dimension,) = shape
         shapes = {
             "full": (rows, dimension, dimension),
             "shared": (dimension, dimension),
@@ -111,7 +112,7 @@ class Gaussians:
         factor = torch.empty(shapes[self.covariance])
         return Gaussian(self.covariance, torch.empty(rows, dimension), factor)
 
-    def beside(self, rows: int, dimension: int) -> int:
+    def beside(self, rows: int, shape: tuple[int, ...]) -> int:
         """See `GeneratorKind`."""
         return 0
 

@@ -17,7 +17,8 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class FeatureSource(Protocol):
-    """Draws embeddings of the identities 0 <= row < `rows`, which earlier steps learned."""
+    """Draws embeddings of the identities 0 <= row < `rows`, which earlier steps learned; or images
+    of them, or what a block of the network makes of these."""
 
     @property
     def rows(self) -> int:
@@ -28,8 +29,9 @@ class FeatureSource(Protocol):
         """How many standard normal numbers a feature is made of."""
 
     def features(self, classes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """[n, d] float32 embeddings of the identities `classes` [n] int64, each made of its `noise`
-        [n, `self.noise`]: the same for the same numbers, whatever else is asked for with them."""
+        """[n, d] float32 embeddings, or [n, channels, height, width], of the identities `classes`
+        [n] int64, each made of its `noise` [n, `self.noise`]: the same for the same numbers,
+        whatever else is asked for with them."""
 
 
 class GeneratorKind(Protocol):
@@ -42,11 +44,11 @@ class GeneratorKind(Protocol):
         """From what `generator_files` gave. Raises DamagedError, and InputError for one that was
         made with other settings and cannot be gone on with."""
 
-    def imagined(self, rows: int, dimension: int) -> FeatureSource:
-        """The like of what `read` makes, of any values, for `rows` identities' embeddings of
-        `dimension`: for dry runs."""
+    def imagined(self, rows: int, shape: tuple[int, ...]) -> FeatureSource:
+        """The like of what `read` makes, of any values, for `rows` identities' features, each of
+        this `shape`: for dry runs."""
 
-    def beside(self, rows: int, dimension: int) -> int:
+    def beside(self, rows: int, shape: tuple[int, ...]) -> int:
         """Bytes in its folder that what `read` makes does not have."""
 
 
@@ -88,10 +90,19 @@ def replayed(
     training goes on with them. Every identity is drawn equally often, but for one. Normal numbers
     are torch's of the CPU: of a GPU's generator they would be others.
     """
+    classes, noise = numbers(source, count, seed, iteration)
+    classes = classes.to(device)
+    return source.features(classes, noise.to(device)), classes
+
+
+def numbers(
+    source: FeatureSource, count: int, seed: int, iteration: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `replayed` makes features of, on the CPU: identities [count] int64 and noise
+    [count, `source.noise`]."""
     positions = np.arange(iteration * count, (iteration + 1) * count, dtype=np.int64)
     keys = np.full(count, stream_key(seed, "replayed identities"), dtype=np.uint64)
     known = np.full(count, source.rows, dtype=np.int64)
-    classes = torch.from_numpy(rounds(known, count, keys, positions)).to(device)
+    classes = torch.from_numpy(rounds(known, count, keys, positions))
     generator = torch.Generator().manual_seed(int(stream_key(seed, "replay", iteration) >> 1))
-    noise = torch.randn(count, source.noise, generator=generator).to(device)
-    return source.features(classes, noise), classes
+    return classes, torch.randn(count, source.noise, generator=generator)

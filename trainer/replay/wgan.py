@@ -10,7 +10,7 @@ a hundred thousand: a new identity adds its mean and not a weight.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,8 +25,32 @@ _DEVIATION = 0.02
 """Of the weights that the generator's last layer begins with."""
 
 
-class WganShape(BaseModel):
+Ends = Literal["none", "relu", "tanh"]
+"""What a generator ends in. relu: where what it draws is behind one, too; tanh: for pixels from -1
+to 1."""
+
+
+class NetworkShape(Protocol):
     """What of a pair of networks does not change while classes arrive."""
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape of what the generator draws and the critic judges."""
+
+    def generator(self, rows: int, means: "ClassMeans | None") -> "ConditionalGenerator":
+        """A new one for `rows` classes. Raises ValueError where `means` are given and class means
+        are not what it knows of classes, or the other way round."""
+
+    def critic(self, rows: int, means: "ClassMeans | None") -> nn.Module:
+        """Likewise: what it is given and its class → a score. What it has for each class, and no
+        more, is in a module ``of_class``."""
+
+    def model_dump(self) -> dict[str, Any]:
+        """As JSON values."""
+
+
+class WganShape(BaseModel):
+    """Of networks of features: two hidden layers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +64,23 @@ class WganShape(BaseModel):
     relu: bool
     """Whether features are those behind a ReLU, and so are the generated ones."""
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """See `NetworkShape`."""
+        return (self.dimension,)
 
-class _Rows(nn.Module):
+    def generator(self, rows: int, means: "ClassMeans | None") -> "Generator":
+        """See `NetworkShape`."""
+        if (self.class_input == "mean") != (means is not None):
+            raise ValueError(f"class_input = {self.class_input}, but means are {means}")
+        return Generator(self, rows, means)
+
+    def critic(self, rows: int, means: "ClassMeans | None") -> "Critic":
+        """See `NetworkShape`."""
+        return Critic(self, rows, means)
+
+
+class ClassRows(nn.Module):
     """A linear layer of one-hot class vectors: classes [n] int64 → [n, width]."""
 
     def __init__(self, rows: int, width: int, bound: float) -> None:
@@ -112,12 +151,36 @@ class ClassMeans:
         return (self.means - self.shift) / self.scale
 
 
-class Generator(nn.Module):
-    """G: class c and noise z → a feature. It is a `trainer.replay.source.FeatureSource`."""
+class ConditionalGenerator(nn.Module):
+    """G: class c and noise z → what a critic judges. It is a
+    `trainer.replay.source.FeatureSource`."""
+
+    of_class: "ClassRows | _OfMeans"
+    """All that it knows of each class."""
+
+    def __init__(self, noise: int) -> None:
+        super().__init__()
+        self.noise = noise
+        """Length of z."""
+
+    @property
+    def rows(self) -> int:
+        """How many classes it knows."""
+        return self.of_class.rows
+
+    @torch.no_grad()
+    def features(self, classes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """classes [n] int64, noise [n, `noise`] → what it makes of them, without autograd."""
+        out: torch.Tensor = self(classes, noise)
+        return out
+
+
+class Generator(ConditionalGenerator):
+    """Of features [d]."""
 
     def __init__(self, shape: WganShape, rows: int, means: ClassMeans | None) -> None:
-        super().__init__()
-        self._shape = shape
+        super().__init__(shape.noise)
+        self._relu = shape.relu
         classes = rows if means is None else means.dimension
         # the bound of one linear layer for [z, class]
         bound = 1 / math.sqrt(shape.noise + classes)
@@ -130,27 +193,11 @@ class Generator(nn.Module):
         nn.init.normal_(self.last.weight, std=_DEVIATION)
         nn.init.zeros_(self.last.bias)
 
-    @property
-    def rows(self) -> int:
-        """How many classes it knows."""
-        return self.of_class.rows
-
-    @property
-    def noise(self) -> int:
-        """Length of z."""
-        return self._shape.noise
-
     def forward(self, classes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """classes [n] int64, noise [n, `noise`] → features [n, d], with autograd."""
         first = F.leaky_relu(self.of_noise(noise) + self.of_class(classes), _SLOPE)
         features: torch.Tensor = self.last(F.leaky_relu(self.hidden(first), _SLOPE))
-        return features.relu() if self._shape.relu else features
-
-    @torch.no_grad()
-    def features(self, classes: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """The same, without autograd."""
-        out: torch.Tensor = self(classes, noise)
-        return out
+        return features.relu() if self._relu else features
 
 
 class Critic(nn.Module):
@@ -175,17 +222,17 @@ class Critic(nn.Module):
 
 def _class_layer(
     rows: int, means: ClassMeans | None, width: int, bound: float
-) -> "_Rows | _OfMeans":
-    return _Rows(rows, width, bound) if means is None else _OfMeans(means, width, bound)
+) -> "ClassRows | _OfMeans":
+    return ClassRows(rows, width, bound) if means is None else _OfMeans(means, width, bound)
 
 
 @dataclass(frozen=True)
 class Wgan:
     """Both networks, for the classes so far."""
 
-    shape: WganShape
-    generator: Generator
-    critic: Critic
+    shape: NetworkShape
+    generator: ConditionalGenerator
+    critic: nn.Module
     means: ClassMeans | None
     """Only where they are what networks know of classes."""
 
@@ -196,21 +243,19 @@ class Wgan:
 
     @classmethod
     def new(
-        cls, shape: WganShape, rows: int, means: torch.Tensor | None, *, seed: int, step: int
+        cls, shape: NetworkShape, rows: int, means: torch.Tensor | None, *, seed: int, step: int
     ) -> "Wgan":
         """Random networks for `rows` classes, whose `means` [rows, d] are needed where those are
         the class input. A function of (seed, step)."""
-        if (shape.class_input == "mean") != (means is not None):
-            raise ValueError(f"class_input = {shape.class_input}, but means are {means}")
         held = None if means is None else ClassMeans.of(means)
         return cls.built(shape, rows, held, int(stream_key(seed, "wgan", step) >> 1))
 
     @classmethod
-    def built(cls, shape: WganShape, rows: int, means: ClassMeans | None, seed: int) -> "Wgan":
+    def built(cls, shape: NetworkShape, rows: int, means: ClassMeans | None, seed: int) -> "Wgan":
         """Random networks by a seed of 63 bits, not by torch's generator."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(shape, Generator(shape, rows, means), Critic(shape, rows, means), means)
+            return cls(shape, shape.generator(rows, means), shape.critic(rows, means), means)
 
     def grown(self, rows: int, means: torch.Tensor | None, *, seed: int, step: int) -> "Wgan":
         """These networks with new classes behind the old ones, `rows` in all: a copy.
@@ -225,14 +270,14 @@ class Wgan:
             held = self.means.followed_by(means)
         key = int(stream_key(seed, "wgan", step) >> 1)
         wider = Wgan.built(self.shape, rows, held, key)
+        name = "of_class.weight"
         for mine, theirs in (
             (self.generator, wider.generator),
             (self.critic, wider.critic),
         ):
             kept = {name: tensor.cpu() for name, tensor in mine.state_dict().items()}
             if held is None:
-                fresh = theirs.of_class.weight.detach()[self.rows :]
-                name = "of_class.weight"
+                fresh = theirs.state_dict()[name][self.rows :]
                 kept[name] = torch.cat([kept[name], fresh])
             theirs.load_state_dict(kept)
         return wider

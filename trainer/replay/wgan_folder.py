@@ -1,17 +1,19 @@
 """A conditional WGAN as the folder that a learning step leaves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from trainer.checkpoint import Folder
+from trainer.replay.conv import ConvShape
 from trainer.replay.source import CARD, generator_files, read_generator
-from trainer.replay.wgan import ClassMeans, Critic, Generator, Wgan, WganShape
-from trainer.replay.wgan_settings import WganSettings
+from trainer.replay.wgan import ClassMeans, ConditionalGenerator, NetworkShape, Wgan, WganShape
+from trainer.replay.wgan_settings import ConvWganSettings, WganSettings
 
-_FACTS = ("dimension", "relu", "rows")
-"""What the card says beside what the settings do."""
+Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,10 +22,13 @@ class Wgans:
 
     settings: WganSettings = WganSettings()
     of: ClassVar[str] = "wgan"
+    _settled: ClassVar[tuple[str, ...]] = ("noise", "width", "class_input")
+    """Settings that networks cannot be gone on with if they had others."""
+    _shaped: ClassVar[type[WganShape] | type[ConvShape]] = WganShape
 
     def __repr__(self) -> str:
         """As fingerprints spell it."""
-        return f"Wgans({self.settings.deciding()})"
+        return f"{type(self).__name__}({self.settings.deciding()})"
 
     def files(self, networks: Wgan, origin: str) -> tuple[dict[str, Any], dict[str, Any]]:
         """Files and card of the folder that `read` takes; `origin` names the training that made
@@ -41,50 +46,69 @@ class Wgans:
 
     def networks(self, folder: Folder) -> Wgan:
         """Both, on the CPU. Raises DamagedError, and InputError for those of other settings."""
-        usual = self.settings
-        settled = {name: getattr(usual, name) for name in ("noise", "width", "class_input")}
+        settled = {name: getattr(self.settings, name) for name in self._settled}
         tensors = read_generator(folder, self, **settled)
         card = folder.card(CARD)
         with folder.intact("generator.safetensors"):
-            dimension, relu, rows = (card[name] for name in _FACTS)
-            shape = WganShape(dimension=dimension, relu=relu, **settled)
+            shape = self._shaped(**{name: card[name] for name in self._shaped.model_fields})
             means = None
-            if shape.class_input == "mean":
+            if self.settings.class_input == "mean":
                 means = ClassMeans(**_named(tensors, "classes"))
-            known = tensors["generator.of_class.weight"] if means is None else means.means
-            last = tensors["generator.last.weight"].shape
-            # before networks of that size are made
-            if (len(known), last) != (rows, (shape.dimension, shape.width)):
-                raise ValueError("its card speaks of other networks")
-            if tensors["generator.of_noise.weight"].shape != (shape.width, shape.noise):
-                raise ValueError("its card speaks of other networks")
+            rows = card["rows"]
+            states = {name: _named(tensors, name) for name in ("generator", "critic")}
+            self._check(shape, rows, means, states)
             networks = Wgan.built(shape, rows, means, 0)
-            networks.generator.load_state_dict(_named(tensors, "generator"))
-            networks.critic.load_state_dict(_named(tensors, "critic"))
+            networks.generator.load_state_dict(states["generator"])
+            networks.critic.load_state_dict(states["critic"])
         return networks
 
-    def read(self, folder: Folder, device: torch.device) -> Generator:
+    @staticmethod
+    def _check(
+        shape: NetworkShape, rows: Any, means: ClassMeans | None, states: Mapping[str, Tensors]
+    ) -> None:
+        """Raises ValueError where the tensors are not those of such networks, before any of the
+        size that a card promises are made."""
+        known = states["generator"]["of_class.weight"] if means is None else means.means
+        if len(known) != rows:
+            raise ValueError("its card speaks of other classes")
+        with torch.device("meta"):
+            pair = {"generator": shape.generator(rows, means), "critic": shape.critic(rows, means)}
+        for name, network in pair.items():
+            wanted = {key: tensor.shape for key, tensor in network.state_dict().items()}
+            if wanted != {key: tensor.shape for key, tensor in states[name].items()}:
+                raise ValueError("its card speaks of other networks")
+
+    def read(self, folder: Folder, device: torch.device) -> ConditionalGenerator:
         """See `GeneratorKind`."""
         return self.networks(folder).generator.to(device)
 
-    def imagined(self, rows: int, dimension: int) -> Generator:
+    def imagined(self, rows: int, shape: tuple[int, ...]) -> ConditionalGenerator:
         """See `GeneratorKind`."""
-        return Generator(*self._imagined(rows, dimension))
+        return self.settings.shape_for(shape, "none").generator(rows, self._means(rows, shape))
 
-    def beside(self, rows: int, dimension: int) -> int:
+    def beside(self, rows: int, shape: tuple[int, ...]) -> int:
         """The critic, which only the next generator's training needs."""
         with torch.device("meta"):
-            critic = Critic(*self._imagined(rows, dimension))
+            networks = self.settings.shape_for(shape, "none")
+            critic: nn.Module = networks.critic(rows, self._means(rows, shape))
         return sum(p.nbytes for p in critic.parameters())
 
-    def _imagined(self, rows: int, dimension: int) -> tuple[WganShape, int, ClassMeans | None]:
-        shape, means = self.settings.shape(dimension, relu=False), None
-        if shape.class_input == "mean":
-            means = ClassMeans.of(torch.empty(rows, dimension))
-        return shape, rows, means
+    def _means(self, rows: int, shape: tuple[int, ...]) -> ClassMeans | None:
+        means = self.settings.class_input == "mean"
+        return ClassMeans.of(torch.empty(rows, *shape)) if means else None
 
 
-def _named(tensors: dict[str, torch.Tensor], first: str) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True, repr=False)
+class ConvWgans(Wgans):
+    """One that draws images, or what a block of the network makes of them."""
+
+    settings: ConvWganSettings = ConvWganSettings()
+    of: ClassVar[str] = "conv-wgan"
+    _settled: ClassVar[tuple[str, ...]] = ("noise", "width")
+    _shaped: ClassVar[type[WganShape] | type[ConvShape]] = ConvShape
+
+
+def _named(tensors: Tensors, first: str) -> dict[str, torch.Tensor]:
     """Those whose names begin with `first` and a dot, by the rest."""
     return {
         name.removeprefix(f"{first}."): tensor

@@ -17,19 +17,19 @@ from trainer.replay.wgan_settings import WganSettings
 
 @cache
 def turn_operations(
-    settings: WganSettings, dimension: int, rows: int, old: int, count: int
+    settings: WganSettings, shape: tuple[int, ...], rows: int, old: int, count: int
 ) -> list[Operation]:
     """The work of a rank with `count` features of the batch, from one update of the generator to
     the next: that one, and `critic_updates` of the critic.
 
-    Features are `dimension` long and of `rows` classes, of which `old` are aligned with the
+    Features have this `shape` and are of `rows` classes, of which `old` are aligned with the
     generator before.
     """
     with DryRun() as dry_run:
-        means = torch.empty(rows, dimension) if settings.class_input == "mean" else None
-        networks = Wgan.new(settings.shape(dimension, True), rows, means, seed=0, step=0)
+        means = torch.empty(rows, *shape) if settings.class_input == "mean" else None
+        networks = Wgan.new(settings.shape_for(shape, "relu"), rows, means, seed=0, step=0)
         classes, noise = torch.empty(count, dtype=torch.int64), torch.empty(count, settings.noise)
-        real, share = torch.empty(count, dimension), torch.empty(count, 1)
+        real, share = torch.empty(count, *shape), torch.empty(count, 1)
         critic, generator = networks.critic, networks.generator
         adams = [
             torch.optim.Adam(network.parameters(), betas=settings.betas)

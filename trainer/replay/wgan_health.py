@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.counter_rng import stream_key
-from trainer.replay.wgan import Generator
+from trainer.replay.wgan import ConditionalGenerator
 
 Divergence = Literal["loss", "weights", "collapsed", "scattered"]
 EXPLAINED: dict[Divergence, str] = {
@@ -30,11 +30,11 @@ class Spread(NamedTuple):
 
 
 def spread(features: torch.Tensor, classes: torch.Tensor) -> Spread:
-    """Of `features` [n, d] with their `classes` [n] int64, unbiased, in float64.
+    """Of `features` [n, ...] with their `classes` [n] int64, unbiased, in float64.
 
     Classes with one feature tell nothing about what is within.
     """
-    vectors = features.double()
+    vectors = features.flatten(1).double()
     known, place = classes.unique(return_inverse=True)
     counts = place.bincount(minlength=len(known))
     means = vectors.new_zeros(len(known), vectors.shape[1]).index_add_(0, place, vectors)
@@ -51,7 +51,7 @@ class Health:
     def __init__(
         self, features: torch.Tensor, classes: NDArray[np.int64], least: float, seed: int
     ) -> None:
-        """The real ones [n, d] with their `classes` [n]; `least` is the share of their variance
+        """The real ones [n, ...] with their `classes` [n]; `least` is the share of their variance
         below which generated ones count as collapsed. `seed` draws noise: the same at each look.
         """
         known = np.unique(classes)
@@ -62,7 +62,7 @@ class Health:
         self._classes = torch.from_numpy(np.repeat(chosen, _DRAWS))
         self._least, self._seed = least, seed
 
-    def look(self, generator: Generator, *, judge: bool) -> Divergence | None:
+    def look(self, generator: ConditionalGenerator, *, judge: bool) -> Divergence | None:
         """What is wrong with it; without `judge`, variances are not: at first they are small."""
         tensors = generator.state_dict().values()
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
@@ -79,9 +79,9 @@ class Health:
             return "scattered"
         return None
 
-    def generated(self, generator: Generator) -> Spread:
+    def generated(self, generator: ConditionalGenerator) -> Spread:
         """The spread of generated features."""
-        device = generator.last.weight.device
+        device = next(generator.parameters()).device
         drawn = torch.Generator().manual_seed(int(stream_key(self._seed, "look") >> 1))
         noise = torch.randn(len(self._classes), generator.noise, generator=drawn)
         classes = self._classes.to(device)

@@ -1,7 +1,8 @@
 """The losses of the conditional Wasserstein GAN (generative feature replay, Eqs. 1 to 3).
 
-All are summed over the samples at hand: divided by the global batch they can be added up over the
-ranks, whatever part of the batch each has.
+Features are vectors, [n, d], or have channels, height and width, and are looked at as the vectors
+of these numbers. All losses are summed over the samples at hand: divided by the global batch they
+can be added up over the ranks, whatever part of the batch each has.
 """
 
 from collections.abc import Callable
@@ -34,10 +35,11 @@ def gradient_penalty(
     Of each sample's own gradient: the critic has no batch normalisation, so that the gradient of
     the sum is each one's. Both features are of one class, and so is what lies between them.
     """
+    share = share.view(-1, *[1] * (real.dim() - 1))
     between = (real + share * (generated - real)).detach().requires_grad_()
     scores = critic(between, classes).sum()
     (slope,) = torch.autograd.grad(scores, between, create_graph=True)
-    return (torch.linalg.vector_norm(slope, dim=1) - 1).square().sum()
+    return (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().sum()
 
 
 def generator_loss(critic: Scores, generated: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

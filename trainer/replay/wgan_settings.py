@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from data_shards.settings import UNDECIDING, Settings
-from trainer.replay.wgan import WganShape
+from trainer.replay.conv import ConvShape
+from trainer.replay.wgan import Ends, NetworkShape, WganShape
 
 
 class WganSettings(Settings):
@@ -62,6 +63,11 @@ class WganSettings(Settings):
             relu=relu,
         )
 
+    def shape_for(self, features: tuple[int, ...], ends: Ends) -> NetworkShape:
+        """The networks for what has the shape `features`; the generator ends in `ends`."""
+        (dimension,) = features
+        return self.shape(dimension, ends == "relu")
+
     def iterations(self, features: int) -> int:
         """Updates of the critic on so many features."""
         return -(-self.epochs * features // self.batch)
@@ -73,10 +79,47 @@ class WganSettings(Settings):
             drops = iteration * self.batch // (self.decay_every * features)
         return self.learning_rate * self.decay**drops
 
-    def alignment_weight(self, new: int) -> float:
-        """Of Eq. 3 in a step with so many `new` classes.
+    def alignment_weight(self, new: int, old: int) -> float:
+        """Of Eq. 3 in a step with so many `new` and `old` classes.
 
         The released code sums squared distances over a batch of 128, times 0.001 C_old / m; a sum
         over old classes of means is C_old / 128 of that sum.
         """
         return 128 * 1e-3 / new if self.alignment is None else self.alignment
+
+
+class ConvWganSettings(WganSettings):
+    """A conditional WGAN of images, or of what a block of the network makes of them: convolutions
+    with a projection of the class. Defaults are those of MeRGAN (Wu et al. 2018), in its released
+    code's setting for photographs of 32 pixels."""
+
+    class_input: Literal["one-hot"] = "one-hot"
+    """What the networks know of a class: a vector with a 1 in its place. They grow by 16 x `width`
+    weights with each."""
+    noise: int = Field(default=128, ge=1)
+    """Length of z, the normal numbers that an image is made of."""
+    width: int = Field(default=32, ge=1)
+    """Channels at full resolution; there are twice as many at each half of it, up to 8 times."""
+    batch: int = Field(default=64, ge=1)
+    """Images in the global batch, over all workers."""
+    decay_every: int | None = Field(default=None, ge=1)
+    """Epochs after which the learning rate is multiplied by `decay`, again and again; none: it
+    stays."""
+    betas: tuple[float, float] = (0.0, 0.9)
+    """Of Adam."""
+    alignment: float | None = Field(default=None, ge=0)
+    """lambda_RA, weight of the replay alignment: a mean over old classes of squared distances,
+    each a sum over pixels and channels. None: 0.32 / k with k old classes, which is the released
+    code's 1e-2 times half of such a sum over 64 / k images of each, over k."""
+
+    def shape_for(self, features: tuple[int, ...], ends: Ends) -> ConvShape:
+        channels, height, width = features
+        return ConvShape(
+            channels=channels, size=(height, width), noise=self.noise, width=self.width, ends=ends
+        )
+
+    def alignment_weight(self, new: int, old: int) -> float:
+        """Of the sum over so many `old` classes, of which lambda_RA weighs the mean."""
+        if not old:
+            return 0.0
+        return (0.32 / old if self.alignment is None else self.alignment) / old

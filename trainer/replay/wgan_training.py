@@ -20,13 +20,15 @@ from trainer.class_means import class_means, class_sums
 from trainer.heads.collectives import Ranks
 from trainer.optimizers import TrainingSettings
 from trainer.replay.source import CARD
-from trainer.replay.wgan import Wgan
+from trainer.replay.wgan import Ends, Wgan
 from trainer.replay.wgan_folder import Wgans
 from trainer.replay.wgan_health import EXPLAINED, Divergence, Health
 from trainer.replay.wgan_settings import WganSettings
-from trainer.replay.wgan_updates import Features, Losses, WganUpdates
+from trainer.replay.wgan_updates import Features, Ids, Losses, WganUpdates
 
 _TENSORS = ".safetensors"
+_WATCHED, _AT_ONCE = 2048, 128
+"""How many features are made to compare generated ones with, and how many at a time."""
 _TRIES = 2
 """A divergence may be bad luck once."""
 _CODES: tuple[Divergence, ...] = tuple(EXPLAINED)
@@ -36,9 +38,9 @@ _CODES: tuple[Divergence, ...] = tuple(EXPLAINED)
 class WganSpec:
     """Everything that decides the training of a step's generator."""
 
-    settings: WganSettings
-    relu: bool
-    """Whether features are those behind a ReLU."""
+    how: Wgans
+    ends: Ends
+    """What features are behind."""
     features: Features
     """Of the step's own images."""
     rows: int
@@ -60,28 +62,35 @@ class WganSpec:
     fence: Fence = unfenced
 
     @property
+    def settings(self) -> WganSettings:
+        """Of the networks and their training."""
+        return self.how.settings
+
+    @property
     def iterations(self) -> int:
         """Updates of the critic."""
         return self.settings.iterations(len(self.features.classes))
 
     def begun(self, seed: int) -> Wgan:
         """The networks that training begins with."""
-        vectors, classes = self.features.vectors, self.features.classes
+        features, classes = self.features, self.features.classes
         old = 0 if self.before is None else self.before.rows
         if len(classes) == 0 or classes.min() < old or classes.max() >= self.rows:
             raise ValueError(f"a step that learns classes {old} to {self.rows - 1} has others")
-        if self.before is not None and self.before.shape.dimension != vectors.shape[1]:
+        if self.before is not None and self.before.shape.features != features.shape:
+            was, now = (
+                " x ".join(map(str, s)) for s in (self.before.shape.features, features.shape)
+            )
             raise InputError(
-                f"features of earlier identities have {self.before.shape.dimension} numbers, and "
-                f"embeddings are {vectors.shape[1]} long now: replay needs the same "
-                "embedder.dimension in all steps"
+                f"features of earlier identities are of {was} numbers, and of {now} now: replay "
+                "needs the same embedder and data.image_size in all steps"
             )
         means = None
         if self.settings.class_input == "mean":
-            sums = class_sums(vectors.cpu().numpy(), classes)
+            sums = class_sums(features.vectors.cpu().numpy(), classes)
             means = torch.from_numpy(class_means([sums], old, self.rows))
         if self.before is None:
-            shape = self.settings.shape(vectors.shape[1], self.relu)
+            shape = self.settings.shape_for(features.shape, self.ends)
             return Wgan.new(shape, self.rows, means, seed=seed, step=self.step)
         return self.before.grown(self.rows, means, seed=seed, step=self.step)
 
@@ -166,7 +175,7 @@ def _try(
         seed=seed,
         ranks=ranks,
     )
-    health = Health(features.vectors, features.classes, settings.least_variance, seed)
+    health = Health(*_watched(features), settings.least_variance, seed)
     if (newest := checkpoints.newest()) is not None:
         _restore(updates, newest, spec)
     log.begin(updates.iteration)
@@ -189,10 +198,23 @@ def _try(
             if losses.stopping:
                 return False
     activity.turn("saving the model")
-    files, card = Wgans(settings).files(updates.networks, spec.origin)
+    files, card = spec.how.files(updates.networks, spec.origin)
     save_folder(spec.output, files if not ranks.rank else {}, card, ranks, spec.fence)
     checkpoints.clear()
     return True
+
+
+def _watched(features: Features) -> tuple[torch.Tensor, Ids]:
+    """The real features that generated ones are compared with, and their classes: all, or where
+    they must be made first, some."""
+    classes = features.classes
+    if features.made is None:
+        return features.vectors, classes
+    # classes follow each other image by image: a stable order by class, evenly spaced
+    order = np.argsort(classes, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(_WATCHED, len(order))).astype(np.int64)]
+    parts = np.array_split(chosen, -(-len(chosen) // _AT_ONCE))
+    return torch.cat([features.at(part) for part in parts]), classes[chosen]
 
 
 def _facts(spec: WganSpec) -> dict[str, Any]:

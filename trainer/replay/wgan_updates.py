@@ -1,6 +1,6 @@
 """One update after the other of a conditional WGAN, on every rank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from data_shards.orders.draws import rounds
 from data_shards.orders.order import UniformOrder, rank_slice
 from trainer.heads.collectives import Ranks
 from trainer.optimizers import set_learning_rate
-from trainer.replay.wgan import Generator, Wgan
+from trainer.replay.wgan import ConditionalGenerator, Wgan
 from trainer.replay.wgan_losses import (
     critic_loss,
     generator_loss,
@@ -30,9 +30,22 @@ class Features:
     """What a generator learns: real features, equal on every rank."""
 
     vectors: torch.Tensor
-    """[n, d] float32."""
+    """[n, d] float32; with `made`, images [n, 3, H, W] uint8."""
     classes: Ids
     """[n], their classifier rows."""
+    made: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """What features are of images [b, 3, H, W], without autograd, where these are held in place
+    of features because they are smaller: [b, channels, height, width]."""
+
+    def at(self, samples: Ids) -> torch.Tensor:
+        """The features of `samples` [b] < n."""
+        held = self.vectors[torch.from_numpy(samples).to(self.vectors.device)]
+        return held if self.made is None else self.made(held)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one of them."""
+        return tuple(self.at(np.arange(1)).shape[1:])
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,7 @@ class WganUpdates:
         settings: WganSettings,
         features: Features,
         networks: Wgan,
-        before: Generator | None,
+        before: ConditionalGenerator | None,
         *,
         seed: int,
         ranks: Ranks,
@@ -87,8 +100,8 @@ class WganUpdates:
             )
             for name, network in self._trained()
         }
-        new = networks.rows - (0 if before is None else before.rows)
-        self._alignment = settings.alignment_weight(new)
+        old = 0 if before is None else before.rows
+        self._alignment = settings.alignment_weight(networks.rows - old, old)
         self.iteration = 0
         """Updates of the critic that were made."""
 
@@ -108,7 +121,7 @@ class WganUpdates:
         positions = np.arange(number * size, (number + 1) * size)[own]
         samples = self._order.at(positions)
         device = self._features.vectors.device
-        real = self._features.vectors[torch.from_numpy(samples).to(device)]
+        real = self._features.at(samples)
         classes = torch.from_numpy(self._features.classes[samples]).to(device)
         noise, share = self._drawn(
             "critic", (size, settings.noise), (size, 1), normal=(True, False)
