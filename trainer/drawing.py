@@ -9,8 +9,8 @@ import torch
 from data_shards.orders.order import rank_slice
 from data_shards.settings import InputError
 from trainer.backbones import Embedder
-from trainer.entrance import Entrance
-from trainer.heads.collectives import Ranks
+from trainer.entrance import Entrance, Passing
+from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.margin_loss import Part
 from trainer.methods.entering import Drawn, Entering
 from trainer.replay.source import FeatureSource, numbers
@@ -103,10 +103,15 @@ class Drawing:
         )
 
 
+def gather_numbers(numbers: torch.Tensor, ranks: Ranks, counts: list[int]) -> torch.Tensor:
+    """`trainer.heads.collectives.gather_embeddings` of a number of each image: [b] → [B]."""
+    return gather_embeddings(numbers[:, None], ranks, counts)[:, 0]
+
+
 def _within(whole: slice, part: slice) -> slice:
     return slice(whole.start + part.start, whole.start + part.stop)
 
 
-def joining(share: Share | None) -> AbstractContextManager[None]:
+def joining(share: Share | None) -> AbstractContextManager[Passing | None]:
     """Within it, a forward pass has what is drawn enter, if anything is."""
     return nullcontext() if share is None else share.entrance.joined(share.inputs)

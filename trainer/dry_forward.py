@@ -1,20 +1,22 @@
 """What Terms see of a part of a batch, in dry runs: of the previous model and of what is drawn."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from data_shards.orders.order import rank_slice
 from trainer.backbones import EmbedderSettings
-from trainer.drawing import apart
+from trainer.drawing import apart, gather_numbers
 from trainer.entrance import Entrance, shape_at
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import Part
 from trainer.heads.neighbourhood import sharded_top_k
-from trainer.methods.entering import Drawn, Entering
+from trainer.methods.entering import Drawn, Entering, Within
 from trainer.methods.recipe import OldClassifier, Recipe, Teacher
-from trainer.methods.wants import Answers, Want
+from trainer.methods.wants import Answers, AnswersWithin, Want
 from trainer.optimizers import TrainingSettings
 
 
@@ -73,6 +75,18 @@ def asked_teacher(
         classes = ranks.gather(torch.empty((own, top_k), dtype=torch.int64), counts)
         activations = ranks.gather(torch.empty((own, top_k)), counts)
     return Teacher(embeddings if wanted.embeddings else None, classes, activations, rows)
+
+
+def at_entrance(
+    recipe: Recipe, shapes: Mapping[type[Want], tuple[int, ...]], ranks: Ranks, counts: list[int]
+) -> Within | None:
+    """What `Forward.within` is, of any values, for `counts` images by rank."""
+    entering = recipe.enters
+    if entering is None or recipe.want(AnswersWithin) is None:
+        return None
+    shape = counts[ranks.rank], *shapes[entering.by]
+    gather = partial(gather_numbers, ranks=ranks, counts=counts)
+    return Within(torch.empty(shape, requires_grad=True), torch.empty(shape), gather)
 
 
 def shapes_of_wants(

@@ -4,8 +4,10 @@ Behind that place they take the images' way. Both go through the network in one 
 normalisation sees one batch, and whoever averages the gradients one backward pass.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -21,6 +23,14 @@ EMBEDDING: Literal["embedding"] = "embedding"
 Place = Annotated[str, Field(pattern=r"^(embedding|image|block [1-9][0-9]?)$")]
 """``image``: as pixels from -1 to 1; ``block K``: behind the network's K-th block, see
 `trainer.blocks.blocks`; ``embedding``: behind all of it."""
+
+
+@dataclass
+class Passing:
+    """One forward pass with drawn inputs."""
+
+    images: torch.Tensor | None = None
+    """What the network made of the images where these enter: [b, *shape], with autograd."""
 
 
 class Entrance:
@@ -62,9 +72,13 @@ class Entrance:
         return embeddings[1:]
 
     @contextmanager
-    def joined(self, drawn: torch.Tensor) -> Iterator[None]:
-        """Within it, the network's forward pass of b images has `drawn` [n, *shape] enter behind
-        them: it returns b + n embeddings. Raises InputError for those of another shape."""
+    def joined(self, drawn: torch.Tensor) -> Iterator[Passing]:
+        """Within it, the network's forward pass of b images has `drawn` [n, *shape], or as vectors
+        of these numbers, enter behind them: it returns b + n embeddings. Raises InputError for
+        those of another shape."""
+        if drawn.dim() == 2 and drawn.shape[1] == math.prod(self.shape):
+            drawn = drawn.unflatten(1, self.shape)
+        passing = Passing()
         if drawn.shape[1:] != self.shape:
             raise InputError(
                 f"drawn inputs are {_by(drawn.shape[1:])}, and at {self.place} the network has "
@@ -73,6 +87,7 @@ class Entrance:
             )
 
         def behind(made: torch.Tensor) -> torch.Tensor:
+            passing.images = made
             return torch.cat([made, drawn.to(made.dtype)])
 
         if self.place == IMAGE:
@@ -82,7 +97,7 @@ class Entrance:
         else:
             hook = self._before[-1].register_forward_hook(lambda _, __, made: behind(made))
         try:
-            yield
+            yield passing
         finally:
             hook.remove()
 

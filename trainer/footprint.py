@@ -13,7 +13,7 @@ import torch
 from data_shards.orders.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
-from trainer.dry_forward import asked_teacher, entered, joined, shapes_of_wants, split
+from trainer.dry_forward import asked_teacher, at_entrance, entered, joined, shapes_of_wants, split
 from trainer.dry_run import Collective, DryRun, DryRunRanks, Operation
 from trainer.entrance import Entrance
 from trainer.guard import Guard
@@ -269,6 +269,7 @@ def head_footprint(
                 anchor=anchor,
                 part=None if part is None else Part(part, every),
                 drawn=of_drawn,
+                within=at_entrance(recipe, shapes, ranks, numbers),
             )
             _loss(recipe, forward).backward()
             losses += _taken(ranks)

@@ -20,7 +20,7 @@ from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import MarginLoss
 from trainer.methods.recipe import OldClassifier
-from trainer.methods.wants import Answers, ClassMeans, FrozenRows
+from trainer.methods.wants import Answers, AnswersWithin, ClassMeans, FrozenRows
 from trainer.model import Model, save_model
 from trainer.processor import fallback, multiplies_bf16
 from trainer.rewinds import Rewinds
@@ -130,6 +130,8 @@ def attempt(
         for want in spec.recipe.wants
         if type(want) in spec.prepared
     }
+    if spec.recipe.want(AnswersWithin) is not None and spec.previous is not None:
+        loaded[AnswersWithin] = spec.previous.embedder().to(device)
     step = Stepper(
         training=spec.training,
         recipe=spec.recipe,

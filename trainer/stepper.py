@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from numpy.typing import NDArray
 from data_shards.orders.order import rank_slice
 from data_shards.pipeline import Batch
 from trainer.activity import Activity
-from trainer.drawing import Drawing, joining
+from trainer.drawing import Drawing, gather_numbers, joining
 from trainer.engine import discard_gradients
+from trainer.entrance import Entrance, Passing
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import Part
+from trainer.methods.entering import Within
 from trainer.methods.recipe import Forward, OldClassifier, Recipe
-from trainer.methods.wants import Want
+from trainer.methods.wants import AnswersWithin, Want
 from trainer.optimizers import TrainingSettings, learning_rate, reach, set_learning_rate
 from trainer.processor import multiplies_bf16
 from trainer.row_layout import rows_over, updates_in_backward
@@ -64,7 +67,8 @@ class Stepper:
         module = state.engine.module
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._alone = updates_in_backward(recipe, state.old)
-        self._drawing = None
+        self._drawing: Drawing | None = None
+        self._before: Entrance | None = None
         if (entering := recipe.enters) is not None:
             self._drawing = Drawing(
                 entering,
@@ -161,7 +165,7 @@ class Stepper:
             entering = self._drawing.share(state.iteration, number, batch.images)
         with (
             torch.autocast(batch.images.device.type, half, enabled=half is not None),
-            joining(entering),
+            joining(entering) as passing,
         ):
             embeddings = state.engine(batch.images)
         embeddings = state.gradients.enter(embeddings.float())
@@ -192,6 +196,7 @@ class Stepper:
             anchor=self._anchor,
             part=part,
             drawn=drawn,
+            within=self._within(batch.images, passing, counts),
         )
         losses, total = {}, gathered.new_zeros(())
         for term in self._recipe.terms:
@@ -200,6 +205,25 @@ class Stepper:
             losses[term.name] = share.detach()
             total = total + term.weight * share
         return {**losses, "loss": total}
+
+    def _within(
+        self, images: torch.Tensor, passing: Passing | None, counts: list[int]
+    ) -> Within | None:
+        """What `Forward.within` is, after the images' forward pass."""
+        wanted = self._recipe.want(AnswersWithin)
+        if wanted is None:
+            return None
+        assert passing is not None and passing.images is not None
+        if self._before is None:
+            height, width = images.shape[2:]
+            self._before = Entrance(self._loaded[AnswersWithin], wanted.place, (height, width))
+        with torch.no_grad():
+            before = self._before.until(images)
+        return Within(
+            now=self._state.gradients.enter(passing.images.float()),
+            before=before,
+            gathered=partial(gather_numbers, ranks=self._ranks, counts=counts),
+        )
 
     def _agree(self, total: torch.Tensor) -> float:
         """One loss for all ranks, NaN when any rank's is not finite; and whether any must stop."""

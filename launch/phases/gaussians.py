@@ -1,13 +1,15 @@
 """A normal distribution of each identity's embeddings, to draw from in the steps that follow."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from data_shards.pipeline import PipelineSettings
+from data_shards.pipeline import PipelineSettings, image_size
 from launch.execution.executor import Executor
 from launch.inference.worker import ShardWorker
 from launch.phases.exemplars import whole_identities
@@ -21,6 +23,7 @@ from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.run_folder import GENERATOR_FOLDER
 from trainer.arrays import read_arrays, write_arrays
 from trainer.checkpoint import Folder, save_folder
+from trainer.entrance import EMBEDDING, Entrance
 from trainer.heads.collectives import Ranks
 from trainer.methods.replay import Generator
 from trainer.methods.spelling import spelled
@@ -101,7 +104,7 @@ def _measured(phase: Phase, executor: Executor, part: Path, model: Model) -> lis
         files.append(part.resolve() / f"moments-{number:05d}.safetensors")
         if not files[-1].exists():
             given = (samples, rows, phase.want.how.covariance)
-            settings = run.config.data, run.config.teacher.batch
+            settings = run.config.data, run.config.teacher.batch, phase.want.place
             calls.append((files[-1], model.folder.resolve(), before, *given, *settings))
     executor.map(write_moments, calls)
     return files
@@ -117,19 +120,31 @@ def write_moments(
     covariance: Covariance,
     data: PipelineSettings,
     batch: int,
+    place: str = EMBEDDING,
 ) -> None:
     """A unit of work: writes the moments of the embeddings of `samples` [n], which are all images
-    of identities with classifier `rows` [n]; and, where there is a model of `before` the step, how
-    they have moved since. Damaged ones are passed over."""
+    of identities with classifier `rows` [n], or of what the network makes of them at `place`; and,
+    where there is a model of `before` the step, how embeddings have moved since. Damaged ones are
+    passed over."""
     whole = np.array([image is not None for image in worker.dataset.images(samples)], dtype=bool)
 
     def embedded(folder: Path) -> tuple[Model, NDArray[np.float32]]:
         model, embedder, _ = worker.model(folder, TeacherSettings())
+        dimension, seen = model.settings.dimension, embedder
+        if place != EMBEDDING:
+            entrance = Entrance(embedder, place, image_size(worker.dataset, data))
+            dimension = math.prod(entrance.shape)
+
+            def seen(images: torch.Tensor) -> torch.Tensor:
+                return entrance.until(images).flatten(1)
+
         if not whole.any():
-            return model, np.empty((0, model.settings.dimension), dtype=np.float32)
-        return model, worker.embed(embedder, samples[whole], data, batch)
+            return model, np.empty((0, dimension), dtype=np.float32)
+        return model, worker.embed(seen, samples[whole], data, batch)
 
     model, vectors = embedded(model_folder)
+    if place != EMBEDDING:
+        Gaussians(covariance).check(len(np.unique(rows)), vectors.shape[1])
     arrays = moments(vectors, rows[whole], covariance)
     if before is not None:
         arrays |= movement(embedded(before)[1], vectors)

@@ -29,6 +29,7 @@ from monitoring.run_folder import GENERATOR_FOLDER
 from trainer.adopted import AdoptedSettings
 from trainer.arrays import read_arrays, read_embeddings, write_arrays, write_embeddings
 from trainer.backbones import Embedder, EmbedderSettings
+from trainer.blocks import blocks
 from trainer.checkpoint import Folder
 from trainer.entrance import EMBEDDING, IMAGE, Entrance, shape_at
 from trainer.footprint import forward_operations
@@ -267,8 +268,8 @@ def _learned(job: GeneratorJob, model: Model, context: RankContext) -> tuple[Fea
     rows = run.benchmark.row_of_identity[run.dataset.identity[samples]]
     if place == EMBEDDING:
         return Features(held, rows), ends
-    embedder = model.embedder()
-    if not isinstance(embedder, Embedder):
+    embedder, settings = model.embedder(), model.settings
+    if not isinstance(embedder, Embedder) or isinstance(settings, AdoptedSettings):
         raise InputError(
             f"{job.name}: what an adopted network makes of images within is not known: replay "
             "embeddings in place of what lies before them"
@@ -276,7 +277,11 @@ def _learned(job: GeneratorJob, model: Model, context: RankContext) -> tuple[Fea
     embedder = embedder.to(context.device)
     height, width = held.shape[2:]
     entrance = Entrance(embedder, place, (height, width))
-    return Features(held, rows, torch.no_grad()(entrance.until)), "tanh"
+    ends = "tanh"
+    if place != IMAGE:
+        last = place == [*blocks(embedder, (height, width))][-1]
+        ends = "none" if last and not settings.last_relu else "relu"
+    return Features(held, rows, torch.no_grad()(entrance.until)), ends
 
 
 def behind_relu(settings: EmbedderSettings | AdoptedSettings) -> bool:

@@ -237,7 +237,7 @@ class _Planner:
         given = split.size, training, world
         embedder = embedder_footprint(trained.embedder, *given, recipe.enters)
         asking = []
-        if self._online and recipe.want(Answers) is not None:
+        if recipe.runs_previous(self._online):
             assert isinstance(trained.old_embedder, EmbedderSettings)
             asking = online_teacher_operations(trained.old_embedder, *given)
         saved = saved_bytes(
@@ -278,7 +278,7 @@ class _Planner:
     def _memory(
         self, head: HeadFootprint, embedder: EmbedderFootprint, recipe: Recipe, batch: int
     ) -> dict[str, int]:
-        beside = self._online and recipe.want(Answers) is not None
+        beside = recipe.runs_previous(self._online)
         height, width = self._split.size
         images = max(images_by_rank(batch, self.world))
         lasting = {

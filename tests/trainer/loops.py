@@ -20,6 +20,7 @@ from trainer.backbones import EmbedderSettings
 from trainer.checkpoint import Fence, save_folder, unfenced
 from trainer.class_means import class_means, class_sums, write_class_means
 from trainer.engine import ensure_process_group
+from trainer.entrance import shape_at
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.importance import Consolidated
@@ -45,6 +46,7 @@ GAN = ConvWganSettings(width=2, noise=4)
 ALL = {
     **{name: method() for name, method in METHODS.items() if name not in _ASKING},
     "gfr-released": GenerativeFeatureReplay(weighting="released", batch_norm="held"),
+    "gfr-block": GenerativeFeatureReplay(at="block 2", generator="wgan", block_wgan=GAN),
     "mergan": MemoryReplayGAN(gan=GAN),
     "basic": FlexibleDistillation(neighbours=None, relaxation=0.0),
     "basic+ns": FlexibleDistillation(neighbours=5, relaxation=0.0),
@@ -122,9 +124,9 @@ def any_generator(rows: int, dimension: int, how: Gaussians) -> dict[str, torch.
     return grown(None, [part], 0, rows, how.covariance)
 
 
-def any_images(rows: int, size: tuple[int, int]) -> Wgan:
-    """Networks that draw noise in place of images of `size`."""
-    return Wgan.new(GAN.shape_for((3, *size), "tanh"), rows, None, seed=0, step=0)
+def any_images(rows: int, shape: tuple[int, ...]) -> Wgan:
+    """Networks that draw noise of `shape` in place of images, or of what a block makes of them."""
+    return Wgan.new(GAN.shape_for(shape, "tanh"), rows, None, seed=0, step=0)
 
 
 def train_step(
@@ -191,8 +193,9 @@ def train_step(
         if isinstance(drawn.how, Gaussians):
             files, card = drawn.how.files(any_generator(previous.rows, dimension, drawn.how))
         else:
-            assert previous.image_size is not None
-            files, card = drawn.how.files(any_images(previous.rows, previous.image_size), "any")
+            assert isinstance(previous.settings, EmbedderSettings) and previous.image_size
+            shape = shape_at(previous.settings, drawn.place, previous.image_size)
+            files, card = drawn.how.files(any_images(previous.rows, shape), "any")
         save_folder(folder, files if ranks.rank == 0 else {}, card, ranks)
         spec = replace(spec, prepared={Generator: folder})
 

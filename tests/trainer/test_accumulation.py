@@ -14,6 +14,7 @@ from tests.trainer.loops import ALL, any_generator, any_images, any_importance
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine, ensure_process_group
+from trainer.entrance import shape_at
 from trainer.gradients import Gradients
 from trainer.guard import Guard
 from trainer.heads.collectives import Ranks
@@ -30,7 +31,7 @@ from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Finetune
 from trainer.methods.recipe import OldClassifier
 from trainer.methods.replay import FeatureReplay, Generator
-from trainer.methods.wants import Answers, ClassMeans
+from trainer.methods.wants import Answers, AnswersWithin, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.replay.gaussian import Gaussians
 from trainer.row_layout import row_blocks
@@ -124,7 +125,8 @@ def updated(method, settings, accumulate):
     training = TrainingSettings(
         batch=count, accumulate=accumulate, learning_rate=1.0, warmup=0, momentum=0, weight_decay=0
     )
-    embedder = build_embedder(EmbedderSettings(width=2, dimension=4), seed=1).eval()
+    network = EmbedderSettings(width=2, dimension=4)
+    embedder = build_embedder(network, seed=1).eval()
     gradients, guard = Gradients(embedder.parameters(), None), Guard(training.guard)
     optimizer = make_optimizer(embedder.parameters(), training)
     engine = build_engine(embedder, optimizer, count, Ranks())
@@ -134,7 +136,7 @@ def updated(method, settings, accumulate):
     }
     frozen = rows_from(0, ROWS if recipe.want(ClassMeans) else OLD, 3).requires_grad_(False)
     anchor = OldClassifier(frozen, MarginLoss(settings, 5, device), OLD)
-    old = build_embedder(EmbedderSettings(width=2, dimension=4), seed=3)
+    old = build_embedder(network, seed=3)
     teacher = NoTeacher()
     if (wanted := recipe.want(Answers)) is not None:
         teacher = OnlineTeacher(old, anchor.trained(), wanted)
@@ -150,12 +152,12 @@ def updated(method, settings, accumulate):
         guard=guard,
     )
     before = [p.detach().clone() for p in embedder.parameters()]
-    loaded = {Importance: any_importance(old)}
+    loaded = {Importance: any_importance(old), AnswersWithin: old.eval()}
     if (drawn := recipe.want(Generator)) is not None:
         loaded[Generator] = (
             drawn.how.source(any_generator(OLD, 4, drawn.how), device)
             if isinstance(drawn.how, Gaussians)
-            else any_images(OLD, (16, 16)).generator
+            else any_images(OLD, shape_at(network, drawn.place, (16, 16))).generator
         )
     step = Stepper(training, recipe, state, teacher, Ranks(), anchor=anchor, loaded=loaded)
     labels = torch.cat([known, new])

@@ -207,6 +207,40 @@ def test_the_alignment_is_the_mean_over_old_classes_times_lambda():
     assert SETTINGS.alignment_weight(7, 0) == 0
 
 
+LEARNING = ConvWganSettings(noise=8, width=4, batch=16, critic_updates=2, learning_rate=2e-3)
+
+
+def brightness_off(networks):
+    """Of each class' drawn images, by how much it misses the true one's; classes are 40 / 127.5
+    apart."""
+    off = []
+    for number in range(networks.rows):
+        noise = torch.randn(200, 8, generator=torch.Generator().manual_seed(number))
+        drawn = networks.generator.features(torch.full((200,), number), noise)
+        off.append(abs(drawn.mean().item() - (40 + 40 * number - 128) / 127.5))
+    return off
+
+
+def learned(networks, features, before, settings=LEARNING):
+    updates = WganUpdates(settings, features, networks, before, seed=0, ranks=Ranks())
+    for _ in range(200):
+        updates.step()
+    return networks
+
+
+def test_classes_are_learned_and_alignment_is_what_keeps_them():
+    first = learned(Wgan.new(shape(LEARNING), 3, None, seed=0, step=0), pictures(0, 3, 100), None)
+    assert max(brightness_off(first)) < 0.15
+    drifting = LEARNING.model_copy(update={"alignment": 0.0})
+    kept, lost = (
+        learned(first.grown(5, None, seed=0, step=1), pictures(3, 5, 100), first.generator, own)
+        for own in (LEARNING, drifting)
+    )
+    assert max(brightness_off(kept)) < 0.15
+    assert min(brightness_off(lost)[:3]) > 0.3
+    assert max(brightness_off(lost)[3:]) < 0.15
+
+
 # Training
 
 

@@ -25,8 +25,9 @@ from trainer.heads.margin_loss import MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.methods.recipe import Recipe
-from trainer.methods.replay import Generator, Grown, ReplayInputs
+from trainer.methods.replay import DistillWithin, Generator, Grown, ReplayInputs
 from trainer.methods.terms import Classify
+from trainer.methods.wants import AnswersWithin
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.replay.gaussian import Gaussians
 from trainer.replay.source import replayed
@@ -36,7 +37,12 @@ from trainer.teacher import NoTeacher
 
 CPU = torch.device("cpu")
 NETWORK = EmbedderSettings(width=2, depth=1, dimension=DIMENSION)
-SHAPES = {"image": (3, 16, 16), "block 1": (4, 8, 8), "block 3": (16, 2, 2)}
+SHAPES = {
+    "image": (3, 16, 16),
+    "block 1": (4, 8, 8),
+    "block 2": (8, 4, 4),
+    "block 3": (16, 2, 2),
+}
 RATE, DRAWN = 0.05, 7
 
 
@@ -54,9 +60,11 @@ class Waves:
         return (classes[:, None] / OLD + noise @ turn).tanh().view(-1, *self.shape)
 
 
-def recipe(place, count=DRAWN):
-    """Not all of the weight on what is drawn."""
-    return Recipe(terms=(Classify(over="all"), ReplayInputs(0.7, Gaussians(), place, count)))
+def recipe(place, count=DRAWN, kept=False):
+    """Not all of the weight on what is drawn; `kept`: features are distilled there, too."""
+    distill = (DistillWithin(0.4, place),) if kept else ()
+    replay = ReplayInputs(0.7, Gaussians("shared"), place, count)
+    return Recipe(terms=(Classify(over="all"), replay, *distill))
 
 
 def stepper(by, source, *, held=False, accumulate=1):
@@ -84,7 +92,8 @@ def stepper(by, source, *, held=False, accumulate=1):
         gradients=Gradients(embedder.parameters(), None),
         guard=Guard(training.guard),
     )
-    return Stepper(training, by, state, NoTeacher(), ranks, loaded={Generator: source}), state
+    loaded = {Generator: source, AnswersWithin: build_embedder(NETWORK, seed=2).eval()}
+    return Stepper(training, by, state, NoTeacher(), ranks, loaded=loaded), state
 
 
 def run(step):
@@ -97,18 +106,21 @@ def run(step):
     return [{name: float(value) for name, value in losses.items()} for losses in found]
 
 
-def updated(place, held, accumulate=1, count=DRAWN):
+def updated(place, held, accumulate=1, count=DRAWN, kept=False):
     """Mean losses, network and rows after two updates by the product."""
     source = Waves(SHAPES[place])
-    step, state = stepper(recipe(place, count), source, held=held, accumulate=accumulate)
+    by = recipe(place, count, kept)
+    step, state = stepper(by, source, held=held, accumulate=accumulate)
     losses, rows = run(step), state.blocks["current"]
     by_id = dict(zip(rows.own_ids().tolist(), rows.weight.detach(), strict=True))
     return losses, dict(state.engine.module.state_dict()), by_id
 
 
 def through(network, images, drawn, place):
-    """Layer by layer: a strided convolution, batch normalisation, ReLU, three times."""
+    """Layer by layer: a strided convolution, batch normalisation, ReLU, three times. Returns
+    what images are at the place, too."""
     x, layers = (images.double() - 127.5) / 127.5, [*network.trunk.children()]
+    own = x
     if place == "image":
         x = torch.cat([x, drawn])
     for number, layer in enumerate(layers[:-1], 1):
@@ -116,30 +128,38 @@ def through(network, images, drawn, place):
         x = F.conv2d(x, convolution.weight, None, 2, 1)
         x = norm(x).clamp_min(0)
         if place == f"block {number}":
-            x = torch.cat([x, drawn])
-    return network.norm(layers[-1](x) @ network.project.weight.T)
+            own, x = x, torch.cat([x, drawn])
+    return network.norm(layers[-1](x) @ network.project.weight.T), own
 
 
-def reference(place, held, count=DRAWN):
+def reference(place, held, count=DRAWN, kept=False):
     """The same in float64, by a loop."""
+    old = build_embedder(NETWORK, seed=2).double().eval()
     network = build_embedder(NETWORK, seed=1).double().train(not held)
     rows = ShardedRows.new(0, ROWS, DIMENSION, 3, Ranks()).weight.detach().double()
     rows.requires_grad_()
     weights, found = [*network.parameters(), rows], []
     for iteration, (images, labels) in enumerate(batches()[:2]):
         drawn, classes = replayed(Waves(SHAPES[place]), count or BATCH, 0, iteration, CPU)
-        made = through(network, images, drawn.double(), place)
+        made, now = through(network, images, drawn.double(), place)
         assert len(made) == BATCH + (count or BATCH)
         logged = torch.log_softmax(made @ rows.T, dim=1)
         known = torch.cat([labels, classes])
         losses = torch.stack([-row[label] for row, label in zip(logged, known, strict=True)])
         means = losses[:BATCH].mean(), losses[BATCH:].mean()
         loss = means[0] + 0.7 * means[1]
+        if kept:
+            with torch.no_grad():
+                _, before = through(old, images, drawn.double(), place)
+            apart = [((a - b) ** 2).sum().sqrt() for a, b in zip(now, before, strict=True)]
+            means = *means, sum(apart) / BATCH
+            loss = loss + 0.4 * means[2]
         gradients = torch.autograd.grad(loss, weights)
         with torch.no_grad():
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight -= RATE * gradient
-        named = zip(("classify", "replay", "loss"), (*means, loss), strict=True)
+        names = ["classify", "replay", *["distillfeatures"] * kept, "loss"]
+        named = zip(names, (*means, loss), strict=True)
         found.append({name: float(value.detach()) for name, value in named})
     return found, dict(network.state_dict()), rows.detach()
 
@@ -157,10 +177,16 @@ def assert_alike(results, wanted):
     torch.testing.assert_close(torch.stack([by_id[row] for row in range(ROWS)]), rows, **close)
 
 
-@pytest.mark.parametrize("place", SHAPES)
+@pytest.mark.parametrize("place", ["image", "block 1", "block 3"])
 @pytest.mark.parametrize("held", [False, True])
 def test_updates_are_those_of_a_plain_loop(place, held):
     assert_alike([updated(place, held)], reference(place, held))
+
+
+@pytest.mark.parametrize("place", ["block 1", "block 3"])
+def test_features_are_distilled_where_drawn_ones_enter(place):
+    found = updated(place, held=False, kept=True)
+    assert_alike([found], reference(place, held=False, kept=True))
 
 
 def test_as_many_are_drawn_as_there_are_images():
@@ -176,7 +202,7 @@ def all_ways():
     """A joined forward of each kind, in one process: ranks take seconds to start."""
     return {
         ("image", False, 1): updated("image", held=False),
-        ("block 3", True, 2): updated("block 3", held=True, accumulate=2),
+        ("block 3", True, 2): updated("block 3", held=True, accumulate=2, kept=True),
         ("image", True, 1): updated("image", held=True, count=2),
     }
 
@@ -187,7 +213,7 @@ def test_any_number_of_ranks_makes_the_same_updates(world, tmp_path):
     results = on_ranks(world, all_ways, folder=tmp_path)
     wanted = {
         ("image", False, 1): reference("image", False),
-        ("block 3", True, 2): reference("block 3", True),
+        ("block 3", True, 2): reference("block 3", True, kept=True),
         ("image", True, 1): reference("image", True, 2),
     }
     for way, right in wanted.items():

@@ -1,5 +1,6 @@
 """What enters the network beside an update's images, as a recipe has it and as its Terms see it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,3 +36,17 @@ class Drawn:
     def every(self) -> torch.Tensor:
         """The classes of all that is drawn in the update."""
         return self.classes if self.part is None else self.part.labels
+
+
+@dataclass(frozen=True)
+class Within:
+    """What this model and the previous one make of this rank's images at the place where drawn
+    inputs enter: for Terms that want `AnswersWithin`."""
+
+    now: torch.Tensor
+    """[b, ...], with autograd."""
+    before: torch.Tensor
+    """[b, ...]"""
+    gathered: Callable[[torch.Tensor], torch.Tensor]
+    """A number of each of this rank's images, [b] → those of all ranks' images, [B], equal on
+    every rank, with autograd. Features themselves would be a thousand times as much to send."""

@@ -17,11 +17,11 @@ from trainer.decisions import LargestLogit, NearestMean, Rule
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.entering import Drawn, Entering
+from trainer.methods.entering import Drawn, Entering, Within
 from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.images import AllImages, Exemplars, ImageSource, NewImages
 from trainer.methods.spelling import spelled, spelled_needs
-from trainer.methods.wants import Want, merged
+from trainer.methods.wants import Answers, AnswersWithin, Want, merged
 from trainer.optimizers import TrainingSettings
 
 Anchor = Literal["previous", "first"]
@@ -108,6 +108,8 @@ class Forward:
     """Where this is a part of the global batch only."""
     drawn: Drawn | None = None
     """What went through the network beside the images, for recipes with `Recipe.enters`."""
+    within: Within | None = None
+    """What the images are at the same place, for Terms that want `AnswersWithin`."""
 
     @property
     def every(self) -> torch.Tensor:
@@ -267,6 +269,11 @@ class Recipe:
     def want(self, kind: type[_W]) -> _W | None:
         """The want of that class; None where no Term has it."""
         return next((want for want in self.wants if isinstance(want, kind)), None)
+
+    def runs_previous(self, online: bool) -> bool:
+        """Whether the previous model runs along with training, where the teacher is `online`."""
+        asked = online and self.want(Answers) is not None
+        return asked or self.want(AnswersWithin) is not None
 
     @property
     def sees_all(self) -> bool:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from data_shards.settings import InputError
 from trainer.checkpoint import Folder
-from trainer.entrance import EMBEDDING
+from trainer.entrance import EMBEDDING, IMAGE, Place
 from trainer.heads.collectives import Ranks
 from trainer.methods.entering import Entering
 from trainer.methods.importance import (
@@ -37,11 +37,11 @@ from trainer.methods.recipe import (
 )
 from trainer.methods.spelling import added, unspelled
 from trainer.methods.terms import Classify
-from trainer.methods.wants import Answers, Want
+from trainer.methods.wants import Answers, AnswersWithin, Want
 from trainer.replay.gaussian import Covariance, Gaussians
 from trainer.replay.source import FeatureSource, GeneratorKind, replayed
-from trainer.replay.wgan_folder import Wgans
-from trainer.replay.wgan_settings import WganSettings
+from trainer.replay.wgan_folder import ConvWgans, Wgans
+from trainer.replay.wgan_settings import ConvWganSettings, WganSettings
 
 Drift = Literal["ignored", "compensated"]
 
@@ -184,6 +184,30 @@ class DistillFeatures:
 
 
 @dataclass(frozen=True)
+class DistillWithin:
+    """The same of what both models make of an image at a place before the embedding."""
+
+    weight: float
+    place: str
+    """See `trainer.entrance.Place`."""
+    name: str = unspelled("distillfeatures")
+    over: ClassVar[Over | None] = None
+
+    @property
+    def wants(self) -> tuple[Want, ...]:
+        return (AnswersWithin(self.place),)
+
+    def at(self, old_rows: int) -> "DistillWithin":
+        return self
+
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+        within = forward.within
+        assert within is not None
+        apart = torch.linalg.vector_norm((within.now - within.before).flatten(1), dim=1)
+        return within.gathered(apart).sum(), len(forward.every)
+
+
+@dataclass(frozen=True)
 class Grown:
     """A Term whose weight follows how much there is to keep, as in the released code."""
 
@@ -253,7 +277,7 @@ class Replaying(MethodSettings):
             )
         return self
 
-    def replayed(self, weight: float) -> Replay:
+    def replayed(self, weight: float) -> Term:
         """The cross-entropy of the features that it draws."""
         how: GeneratorKind = Gaussians(self.covariance)
         if self.generator == "wgan":
@@ -268,6 +292,12 @@ class GenerativeFeatureReplay(Replaying):
     """
 
     kind: Literal["gfr"] = "gfr"
+    at: Place = EMBEDDING
+    """Which features are drawn, and kept by keep=features: embeddings, or what a block of the
+    network makes of an image, such as "block 3" (the paper's Table 2, whose block 4 is the
+    embedding)."""
+    block_wgan: ConvWganSettings = ConvWganSettings()
+    """Of generator=wgan where `at` is a block."""
     replay: float = Field(default=1.0, ge=0)
     """Weight of the features' cross-entropy."""
     keep: Literal["features", "ewc", "mas"] = "features"
@@ -288,9 +318,33 @@ class GenerativeFeatureReplay(Replaying):
             raise ValueError("weighting=released is known of keep=features alone: set that")
         return self
 
+    @model_validator(mode="after")
+    def _draws_features(self) -> "GenerativeFeatureReplay":
+        if self.at == IMAGE:
+            raise ValueError("at=image: images are drawn by kind=mergan, features at a block")
+        if self.at != EMBEDDING and self.drift == "compensated":
+            raise ValueError(
+                f"drift=compensated is known of embeddings alone, and at={self.at}: leave drift out"
+            )
+        full = self.generator == "gaussian" and self.covariance == "full"
+        if self.at != EMBEDDING and full:
+            raise ValueError(
+                f"at={self.at} draws thousands of numbers, and covariance=full has half of their "
+                "square for each class: set covariance=diagonal or shared, or generator=wgan"
+            )
+        return self
+
+    def replayed(self, weight: float) -> Term:
+        if self.at == EMBEDDING:
+            return super().replayed(weight)
+        how: GeneratorKind = Gaussians(self.covariance)
+        if self.generator == "wgan":
+            how = ConvWgans(self.block_wgan)
+        return ReplayInputs(weight, how, self.at, self.features)
+
     def recipe(self) -> Recipe:
         classify: Term = Classify(over="all")
-        replay: Term = self.replayed(self.replay)
+        replay = self.replayed(self.replay)
         kept = self._kept()
         if self.weighting == "released":
             classify, replay = Grown(classify, "1 / (f + 1)"), Grown(replay, "f / (f + 1)")
@@ -301,7 +355,10 @@ class GenerativeFeatureReplay(Replaying):
     def _kept(self) -> Term:
         """What holds the extractor."""
         if self.keep == "features":
-            return DistillFeatures(1.0 if self.weight is None else self.weight)
+            weight = 1.0 if self.weight is None else self.weight
+            if self.at != EMBEDDING:
+                return DistillWithin(weight, self.at)
+            return DistillFeatures(weight)
         given = {} if self.weight is None else {"weight": self.weight}
         penalised = ElasticWeightConsolidation if self.keep == "ewc" else MemoryAwareSynapses
         (penalty,) = (t for t in penalised(**given).recipe().terms if isinstance(t, Consolidate))

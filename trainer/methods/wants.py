@@ -71,6 +71,18 @@ class Answers(Want):
 
 
 @dataclass(frozen=True)
+class AnswersWithin(Want):
+    """The previous model is run on each training image up to a place before its embedding.
+
+    Along with training, whatever `teacher.mode` says: what a block makes of an image takes many
+    times the image's memory.
+    """
+
+    place: str
+    """See `trainer.entrance.Place`."""
+
+
+@dataclass(frozen=True)
 class FrozenRows(Want):
     """The classifier of the recipe's anchor with its rows, frozen."""
 

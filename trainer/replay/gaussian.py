@@ -16,6 +16,7 @@ many images they are what they would be without shrinking. Variances alone are o
 each: d is then 1.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -37,6 +38,8 @@ Covariance = Literal["full", "shared", "diagonal"]
 diagonal: each identity's own variances, d numbers, as if dimensions were independent."""
 _LEAST = 1e-12
 """A variance for embeddings that are all the same."""
+_MOST = 2_000_000_000
+"""Bytes of the squares that are factored."""
 _CHUNK = 64
 """Factors [d, d] that are copied at a time."""
 
@@ -102,8 +105,11 @@ class Gaussians:
         return Gaussian(self.covariance, state["means"].to(device), factor.to(device))
 
     def imagined(self, rows: int, shape: tuple[int, ...]) -> Gaussian:
-        """See `GeneratorKind`."""
-        (dimension,) = shape
+        """See `GeneratorKind`. Raises InputError for covariances of what a block makes that are
+        too large to be computed."""
+        dimension = math.prod(shape)
+        if len(shape) > 1:
+            self.check(rows, dimension)
         shapes = {
             "full": (rows, dimension, dimension),
             "shared": (dimension, dimension),
@@ -111,6 +117,17 @@ class Gaussians:
         }
         factor = torch.empty(shapes[self.covariance])
         return Gaussian(self.covariance, torch.empty(rows, dimension), factor)
+
+    def check(self, rows: int, dimension: int) -> None:
+        """Raises InputError where covariances of `dimension` numbers take more than 2 GB."""
+        squares = {"full": rows, "shared": 1, "diagonal": 0}[self.covariance]
+        size = 8 * squares * dimension**2
+        if size > _MOST:
+            raise InputError(
+                f"covariance={self.covariance} of {dimension:,} numbers takes {size / 1e9:,.1f} GB "
+                "in double precision: set covariance=diagonal, generator=wgan, or at to a later "
+                "block"
+            )
 
     def beside(self, rows: int, shape: tuple[int, ...]) -> int:
         """See `GeneratorKind`."""
