@@ -138,6 +138,10 @@ def test_what_cannot_be_drawn_is_refused():
         ({"at": "image"}, "drawn by kind=mergan"),
         ({"at": "block 2"}, "covariance=full has half of their square for each class"),
         ({"at": "layer 2"}, "should match pattern"),
+        (
+            {"at": "block 2", "covariance": "diagonal", "drift": "compensated"},
+            "known of embeddings alone",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             GenerativeFeatureReplay(**given)
