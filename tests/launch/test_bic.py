@@ -2,10 +2,9 @@
 
 import hashlib
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
 from tests.conftest import jpeg
 from tests.launch.classes import CLASSES, write_classes
+from tests.ranks import CONTEXT
 from trainer.checkpoint import Folder
 from trainer.decisions import Decision
 from trainer.heads.collectives import Ranks
@@ -157,21 +157,10 @@ def test_an_evaluation_goes_by_corrected_logits(run):
     assert found["class_accuracy"] == pytest.approx(np.mean(expected.numpy() == labels))
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from launch.config.load import load_config
-from launch.phases import bias
-from launch.planning.plan import plan_run
-from launch.planning.split import split_of
-from tests.alone import execute_alone
-
-def killed(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-setattr(bias, sys.argv[3], killed)
-execute_alone(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
-"""
+def killed_at(moment, configuration, out):
+    """A run that dies by SIGKILL where it would call a function of stage 2."""
+    setattr(bias, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    execute_alone(load_config(configuration), out)
 
 
 def test_killed_in_stage_2_it_goes_on_bit_for_bit(run, root):
@@ -180,9 +169,10 @@ def test_killed_in_stage_2_it_goes_on_bit_for_bit(run, root):
     config(root)
     last = root / "killed/chains/bic/seed-0/steps/1"
     for moment, there in (("link", "0/decision"), ("fit", "1/model")):
-        command = [sys.executable, "-c", KILLED, root / "c.json", root / "killed", moment]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        process = CONTEXT.Process(target=killed_at, args=(moment, root / "c.json", root / "killed"))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert (last.parent / there).exists() and not (last / "decision").exists()
     before = (root / "killed/ledger.jsonl").read_text().splitlines()
     with pytest.MonkeyPatch.context() as patched:
