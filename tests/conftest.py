@@ -28,8 +28,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 LONGEST = (
-    "integration/test_resume.py",
     "chaos/test_processes.py",
+    "integration/test_resume.py",
     "integration/test_photographs.py",
     "chaos/test_two_hosts.py",
     "chaos/test_alerts.py",
@@ -44,6 +44,10 @@ LONGEST = (
     "k8s/test_entrypoint.py",
     "integration/test_bare_machine.py",
     "data_shards/test_destination.py",
+    "trainer/test_processors.py",
+    "launch/test_net.py",
+    "launch/test_plan.py",
+    "chaos/test_futile_restarts.py",
     "launch/test_slurm.py",
 )
 """Files that take a minute and more, the longest first; see docs/results/ci.md."""
