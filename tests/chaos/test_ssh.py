@@ -31,6 +31,8 @@ def serve(host: Host, folder: Path, own: Path, allowed: Path) -> None:
     settings.write_text(
         f"ListenAddress {host.address}:{SSH_PORT}\nHostKey {own}\nAuthorizedKeysFile {allowed}\n"
         "PermitRootLogin yes\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nPidFile none\n"
+        # a session's environment is not this process's; see conftest.py
+        "SetEnv RAY_worker_niceness=0\n"
     )
     Path("/run/sshd").mkdir(exist_ok=True)
     process = host.popen(SSHD, "-D", "-e", "-f", settings, env={}, stderr=subprocess.PIPE)
