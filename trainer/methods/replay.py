@@ -376,9 +376,9 @@ class FeatureReplay(Replaying):
     """Of the features' cross-entropy over all rows."""
     over: Literal["new", "all"] = "new"
     """The classifier rows that new images are told apart by: those of the step's identities, or of
-    all so far, which harmed embeddings of identities that are not learned where it was tried
-    (docs/facts.md); a cause that would fit, not tested: images of the new network are told from
-    features of the old one by whatever has changed between the two."""
+    all so far. all wants a cosine classifier, such as the margin norm_softmax: with a linear one it
+    harmed embeddings of identities that are not learned (docs/facts.md), with that one and
+    drift=compensated it did not (docs/results/feature_replay.md)."""
     rows: Literal["trained", "frozen"] = "trained"
     """Old identities' rows are trained, or stay as they are."""
 
