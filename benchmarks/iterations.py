@@ -18,7 +18,8 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import MethodSettings, OldClassifier
+from trainer.methods.forward import OldClassifier
+from trainer.methods.recipe import MethodSettings
 from trainer.methods.wants import Answers, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.replay.gaussian import Gaussian

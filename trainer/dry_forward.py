@@ -15,7 +15,8 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import Part
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.methods.entering import Drawn, Entering, Within
-from trainer.methods.recipe import OldClassifier, Recipe, Teacher
+from trainer.methods.forward import OldClassifier, Teacher
+from trainer.methods.recipe import Recipe
 from trainer.methods.wants import Answers, AnswersWithin, Want
 from trainer.optimizers import TrainingSettings
 

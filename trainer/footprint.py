@@ -23,7 +23,8 @@ from trainer.heads.margin_loss import ClassifierSettings, MarginLoss, Part
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
 from trainer.methods.entering import Entering
-from trainer.methods.recipe import Forward, OldClassifier, Recipe
+from trainer.methods.forward import Forward, OldClassifier
+from trainer.methods.recipe import Recipe
 from trainer.methods.wants import Answers, ClassMeans, FrozenRows, Want
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.row_layout import row_blocks, rows_over, updates_in_backward

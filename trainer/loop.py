@@ -19,7 +19,7 @@ from trainer.class_means import read_class_means, with_class_means
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import MarginLoss
-from trainer.methods.recipe import OldClassifier
+from trainer.methods.forward import OldClassifier
 from trainer.methods.wants import Answers, AnswersWithin, ClassMeans, FrozenRows
 from trainer.model import Model, save_model
 from trainer.processor import fallback, multiplies_bf16

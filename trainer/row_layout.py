@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Over, Recipe
+from trainer.methods.forward import Over
+from trainer.methods.recipe import Recipe
 
 
 @dataclass(frozen=True)

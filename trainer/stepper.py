@@ -20,7 +20,8 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import Part
 from trainer.methods.entering import Within
-from trainer.methods.recipe import Forward, OldClassifier, Recipe
+from trainer.methods.forward import Forward, OldClassifier
+from trainer.methods.recipe import Recipe
 from trainer.methods.wants import AnswersWithin, Want
 from trainer.optimizers import TrainingSettings, learning_rate, reach, set_learning_rate
 from trainer.processor import multiplies_bf16

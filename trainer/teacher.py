@@ -16,7 +16,7 @@ from data_shards.storage.neighbours import TeacherCache
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import OldClassifier, Teacher
+from trainer.methods.forward import OldClassifier, Teacher
 from trainer.methods.wants import Answers
 
 

@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from trainer.methods.toy_want import ToyExpert
 
-from trainer.methods.recipe import Forward, MethodSettings, Recipe
+from trainer.methods.forward import Forward
+from trainer.methods.recipe import MethodSettings, Recipe
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Want
 

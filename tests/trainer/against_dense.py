@@ -19,7 +19,8 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.recipe import Forward, OldClassifier, Recipe, Teacher
+from trainer.methods.forward import Forward, OldClassifier, Teacher
+from trainer.methods.recipe import Recipe
 from trainer.methods.wants import Answers, Want
 from trainer.optimizers import TrainingSettings, make_optimizer
 from trainer.row_layout import rows_over

@@ -25,11 +25,11 @@ from trainer.heads.rows import ShardedRows
 from trainer.methods import METHODS
 from trainer.methods.bic import BiasCorrection
 from trainer.methods.combination import Combination
+from trainer.methods.forward import OldClassifier
 from trainer.methods.icarl import ICaRL
 from trainer.methods.importance import Importance
 from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Finetune
-from trainer.methods.recipe import OldClassifier
 from trainer.methods.replay import FeatureReplay, Generator
 from trainer.methods.wants import Answers, AnswersWithin, ClassMeans
 from trainer.optimizers import TrainingSettings, make_optimizer

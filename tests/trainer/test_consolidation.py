@@ -25,6 +25,7 @@ from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
 from trainer.importance import Consolidated, consolidated, importance_sums
 from trainer.methods.distillation import LearningWithoutForgetting
+from trainer.methods.forward import Forward
 from trainer.methods.importance import (
     Consolidate,
     ElasticWeightConsolidation,
@@ -33,7 +34,6 @@ from trainer.methods.importance import (
     consolidated_files,
 )
 from trainer.methods.plain import Finetune
-from trainer.methods.recipe import Forward
 from trainer.methods.terms import Classify
 from trainer.optimizers import TrainingSettings, make_optimizer, reach
 from trainer.state import State

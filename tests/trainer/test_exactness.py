@@ -13,7 +13,7 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.rows import ShardedRows, own_ids
-from trainer.methods.recipe import Forward, Teacher
+from trainer.methods.forward import Forward, Teacher
 from trainer.methods.terms import Classify, Distill, MatchEmbeddings
 from trainer.optimizers import TrainingSettings, make_optimizer
 

@@ -31,7 +31,7 @@ from trainer.heads.cross_entropy import Update
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows
-from trainer.methods.recipe import Forward, Teacher
+from trainer.methods.forward import Forward, Teacher
 from trainer.methods.wants import Answers
 from trainer.optimizers import TrainingSettings
 

@@ -22,8 +22,8 @@ from trainer.heads.collectives import Ranks, gather_embeddings
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.margins import AdaFace, ArcFace, CosFace, NormSoftmax, Softmax
 from trainer.heads.rows import ShardedRows
+from trainer.methods.forward import Forward, OldClassifier, Teacher
 from trainer.methods.influence import Influence, places
-from trainer.methods.recipe import Forward, OldClassifier, Teacher
 from trainer.methods.terms import MatchEmbeddings
 
 BATCH, KNOWN, NEW, OLD_DIMENSION = 13, 7, 5, 4

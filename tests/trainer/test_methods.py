@@ -18,8 +18,9 @@ from trainer.losses import neighbourhood_distillation, relaxed
 from trainer.methods import METHODS
 from trainer.methods.combination import Combination
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
+from trainer.methods.forward import Forward, OldClassifier, Teacher
 from trainer.methods.images import NewImages
-from trainer.methods.recipe import Forward, OldClassifier, Recipe, Start, Teacher
+from trainer.methods.recipe import Recipe, Start
 from trainer.methods.terms import Distill
 from trainer.methods.wants import Answers, ClassMeans, FrozenRows
 from trainer.teacher import CachedTeacher, OnlineTeacher, answers

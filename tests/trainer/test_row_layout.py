@@ -22,8 +22,9 @@ from trainer.heads.neighbourhood import sharded_top_k
 from trainer.heads.row_optimizers import RowOptimizer
 from trainer.heads.rows import ShardedRows, own_ids, sparse_rows
 from trainer.methods.combination import Combination
+from trainer.methods.forward import Forward, Teacher
 from trainer.methods.images import AllImages
-from trainer.methods.recipe import Forward, Recipe, Start, Teacher
+from trainer.methods.recipe import Recipe, Start
 from trainer.methods.terms import Classify, Distill
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings

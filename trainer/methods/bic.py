@@ -22,9 +22,10 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.distillation import distillation
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.rows import own_ids
+from trainer.methods.forward import Forward, Over
 from trainer.methods.images import NewImages
 from trainer.methods.memory import MemorySettings
-from trainer.methods.recipe import Forward, MethodSettings, Over, Recipe, Term
+from trainer.methods.recipe import MethodSettings, Recipe, Term
 from trainer.methods.spelling import unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want

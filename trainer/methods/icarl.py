@@ -14,8 +14,9 @@ from pydantic import Field
 from trainer.heads.binary_cross_entropy import binary_cross_entropy
 from trainer.heads.margin_loss import ClassifierSettings, check_labels
 from trainer.heads.margins import Softmax
+from trainer.methods.forward import Forward, Over
 from trainer.methods.memory import MemorySettings, Remembering
-from trainer.methods.recipe import Forward, Over, Recipe
+from trainer.methods.recipe import Recipe
 from trainer.methods.spelling import unspelled
 from trainer.methods.wants import Answers, Want
 

@@ -26,7 +26,8 @@ from trainer.checkpoint import Folder
 from trainer.decisions import LargestLogit, LargestOfHeads, Rule
 from trainer.heads.collectives import Ranks
 from trainer.importance import Consolidated, Measure, Tensors
-from trainer.methods.recipe import Forward, MethodSettings, Over, Recipe
+from trainer.methods.forward import Forward, Over
+from trainer.methods.recipe import MethodSettings, Recipe
 from trainer.methods.spelling import unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Want

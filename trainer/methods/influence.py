@@ -9,7 +9,7 @@ from trainer.heads.distillation import distillation
 from trainer.heads.margin_loss import Part
 from trainer.heads.precision import product
 from trainer.losses import leading
-from trainer.methods.recipe import Forward, OldClassifier, Over, Teacher
+from trainer.methods.forward import Forward, OldClassifier, Over, Teacher
 from trainer.methods.spelling import renamed, unspelled
 from trainer.methods.wants import Answers, ClassMeans, FrozenRows, Want
 

@@ -21,8 +21,9 @@ from trainer.heads.margins import Cosine
 from trainer.heads.neighbourhood import activations, sharded_top_k
 from trainer.heads.rows import ShardedRows
 from trainer.methods.fine_tuning import FineTuning
+from trainer.methods.forward import Forward, Over
 from trainer.methods.memory import Remembering
-from trainer.methods.recipe import Forward, Over, Recipe, Start
+from trainer.methods.recipe import Recipe, Start
 from trainer.methods.spelling import unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want

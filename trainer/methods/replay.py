@@ -21,20 +21,13 @@ from trainer.checkpoint import Folder
 from trainer.entrance import EMBEDDING, IMAGE, Place
 from trainer.heads.collectives import Ranks
 from trainer.methods.entering import Entering
+from trainer.methods.forward import Forward, Over
 from trainer.methods.importance import (
     Consolidate,
     ElasticWeightConsolidation,
     MemoryAwareSynapses,
 )
-from trainer.methods.recipe import (
-    BatchNorm,
-    Forward,
-    MethodSettings,
-    Over,
-    Recipe,
-    Start,
-    Term,
-)
+from trainer.methods.recipe import BatchNorm, MethodSettings, Recipe, Start, Term
 from trainer.methods.spelling import added, unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, AnswersWithin, Want

@@ -9,7 +9,8 @@ from trainer.heads.distillation import distillation
 from trainer.heads.margin_loss import Part
 from trainer.heads.neighbourhood import activations
 from trainer.losses import embedding_distance, leading, neighbourhood_distillation, relaxed
-from trainer.methods.recipe import Forward, Over, Recipe
+from trainer.methods.forward import Forward, Over
+from trainer.methods.recipe import Recipe
 from trainer.methods.spelling import added, renamed, spelled_needs, unspelled
 from trainer.methods.wants import Answers, Want
 
