@@ -14,6 +14,7 @@ from trainer.entrance import Entrance, shape_at
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import Part
 from trainer.heads.neighbourhood import sharded_top_k
+from trainer.methods.discriminative import Expert
 from trainer.methods.entering import Drawn, Entering, Within
 from trainer.methods.forward import OldClassifier, Teacher
 from trainer.methods.recipe import Recipe
@@ -76,6 +77,15 @@ def asked_teacher(
         classes = ranks.gather(torch.empty((own, top_k), dtype=torch.int64), counts)
         activations = ranks.gather(torch.empty((own, top_k)), counts)
     return Teacher(embeddings if wanted.embeddings else None, classes, activations, rows)
+
+
+def asked_expert(
+    recipe: Recipe, dimension: int, ranks: Ranks, counts: list[int]
+) -> torch.Tensor | None:
+    """What `Forward.expert` is, of any values, for `counts` images by rank."""
+    if recipe.want(Expert) is None:
+        return None
+    return ranks.gather(torch.empty((counts[ranks.rank], dimension)), counts)
 
 
 def at_entrance(

@@ -43,6 +43,16 @@ def drawn(keys: NDArray[np.uint64], count: int, seed: int) -> Ids:
     return np.argsort(bits(stream_key(seed, "exemplar draw"), keys), kind="stable")[:count]
 
 
+def balanced(classes: Ids, keys: NDArray[np.uint64], seed: int) -> Ids:
+    """The places, ascending, of as many of each class's images as the smallest class has.
+
+    `classes` [n] are theirs; which ones are taken depends on `seed` and `keys` [n], as in `drawn`.
+    """
+    own = [np.flatnonzero(classes == one) for one in np.unique(classes)]
+    count = min(map(len, own))
+    return np.sort(np.concatenate([p[drawn(keys[p], count, seed)] for p in own]))
+
+
 def mean_directions(views: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     """[C, d] each class's mean of unit length, from embeddings [n, d] of its images in one or more
     `views`, each embedding made of unit length (iCaRL, Alg. 1), and the classes `rows` [n].

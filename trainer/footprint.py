@@ -13,7 +13,15 @@ import torch
 from data_shards.orders.order import rank_slice
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
-from trainer.dry_forward import asked_teacher, at_entrance, entered, joined, shapes_of_wants, split
+from trainer.dry_forward import (
+    asked_expert,
+    asked_teacher,
+    at_entrance,
+    entered,
+    joined,
+    shapes_of_wants,
+    split,
+)
 from trainer.dry_run import Collective, DryRun, DryRunRanks, Operation
 from trainer.entrance import Entrance
 from trainer.guard import Guard
@@ -252,6 +260,7 @@ def head_footprint(
         for number, (embeddings, numbers) in enumerate(zip(given, taken, strict=True)):
             part, of_drawn = (number if training.accumulate > 1 else None), None
             teacher = asked_teacher(recipe, anchor, ranks, numbers, online=online)
+            expert = asked_expert(recipe, dimension, ranks, numbers)
             asked += _taken(ranks)
             gathered = gather_embeddings(embeddings, ranks, both[number])
             gathering += _taken(ranks)
@@ -270,11 +279,12 @@ def head_footprint(
                 anchor=anchor,
                 part=None if part is None else Part(part, every),
                 drawn=of_drawn,
+                expert=expert,
                 within=at_entrance(recipe, shapes, ranks, numbers),
             )
             _loss(recipe, forward).backward()
             losses += _taken(ranks)
-            del forward, gathered, teacher, of_drawn
+            del forward, gathered, teacher, expert, of_drawn
         weights = [rows.weight for rows in lasting.rows.values()]
         gradients = [_bytes(weight.grad) for weight in weights if weight.grad is not None]
         for optimizer in lasting.optimizers.values():

@@ -4,6 +4,7 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from trainer.class_means import read_class_means, with_class_means
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import MarginLoss
+from trainer.methods.discriminative import Expert, ExpertAnswers
 from trainer.methods.forward import OldClassifier
 from trainer.methods.wants import Answers, AnswersWithin, ClassMeans, FrozenRows
 from trainer.model import Model, save_model
@@ -26,7 +28,15 @@ from trainer.processor import fallback, multiplies_bf16
 from trainer.rewinds import Rewinds
 from trainer.state import State, build_state, restore_state, save_state
 from trainer.stepper import Stepper
-from trainer.teacher import CachedTeacher, NoTeacher, OnlineTeacher, TeacherSource
+from trainer.teacher import (
+    CachedExpert,
+    CachedTeacher,
+    ExpertSource,
+    NoTeacher,
+    OnlineExpert,
+    OnlineTeacher,
+    TeacherSource,
+)
 from trainer.training_log import TrainingLog
 from trainer.training_spec import TrainingSpec, batches_from, spec_seed, training_samples
 from untrusted.files import read_bytes
@@ -142,6 +152,7 @@ def attempt(
         anchor=anchor,
         loaded=loaded,
         seed=spec_seed(spec, "replay"),
+        expert=build_expert(spec, ranks, device),
     )
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)
@@ -211,9 +222,24 @@ def build_teacher(
         old = old_classifier(previous, ranks, device)
     if spec.teacher.mode == "online":
         return OnlineTeacher(previous.embedder().to(device), old, wanted)
+    return CachedTeacher(cache_of(spec, spec.cache, previous), old)
+
+
+def build_expert(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> ExpertSource | None:
+    """What the temporary expert's embeddings come from, where the recipe wants one."""
+    if spec.recipe.want(Expert) is None:
+        return None
+    model = Model.open(spec.prepared[Expert])
+    if spec.teacher.mode == "online":
+        return OnlineExpert(model.embedder().to(device), ranks)
+    cache = cache_of(spec, spec.prepared[ExpertAnswers], model)
+    return CachedExpert(cache, ranks)
+
+
+def cache_of(spec: TrainingSpec, folder: Path, model: Model) -> TeacherCache:
+    """What was computed ahead of the images, by a `model`."""
     views = VIEWS if spec.data.augmentation.flip else VIEWS[:1]
-    shards = len(spec.dataset.manifest["shards"])
-    return CachedTeacher(TeacherCache(spec.cache, shards, views, previous.fingerprint), old)
+    return TeacherCache(folder, len(spec.dataset.manifest["shards"]), views, model.fingerprint)
 
 
 def build_anchor(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> OldClassifier | None:

@@ -62,7 +62,7 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
     classifier = MarginLoss(spec.classifier, seed % 2**31, device)
     begun = spec.begins
     if begun is None and spec.recipe.start.embedder == "previous":
-        begun = spec.previous
+        begun = spec.extractor or spec.previous
     if begun is not None:
         embedder.load_state_dict(begun.embedder().state_dict())
         classifier.restore(begun.running())

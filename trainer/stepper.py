@@ -27,7 +27,7 @@ from trainer.optimizers import TrainingSettings, learning_rate, reach, set_learn
 from trainer.processor import multiplies_bf16
 from trainer.row_layout import rows_over, updates_in_backward
 from trainer.state import State
-from trainer.teacher import TeacherSource
+from trainer.teacher import ExpertSource, TeacherSource
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -51,9 +51,11 @@ class Stepper:
         anchor: OldClassifier | None = None,
         loaded: Mapping[type[Want], Any] | None = None,
         seed: int = 0,
+        expert: ExpertSource | None = None,
     ) -> None:
         """`loaded` is what earlier phases prepared, see `Forward.loaded`; `seed` is of what Terms
-        draw."""
+        draw; `expert` is asked of each batch, see `Forward.expert`."""
+        self._expert = expert
         self._training, self._recipe = training, recipe
         self._anchor, self._loaded, self._seed = anchor, loaded or {}, seed
         self._state, self._teacher, self._ranks = state, teacher, ranks
@@ -159,6 +161,7 @@ class Stepper:
             half = None
         self._activity.turn("teacher")
         teacher = self._teacher(batch, counts)
+        expert = None if self._expert is None else self._expert(batch, counts)
         self._activity.turn("forward")
         entering = drawn = None
         if self._drawing is not None:
@@ -197,6 +200,7 @@ class Stepper:
             anchor=self._anchor,
             part=part,
             drawn=drawn,
+            expert=expert,
             within=self._within(batch.images, passing, counts),
         )
         losses, total = {}, gathered.new_zeros(())

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_shards.pipeline import Batch
 from data_shards.settings import Settings
 from data_shards.storage.neighbours import TeacherCache
+from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.neighbourhood import sharded_top_k, top_k
 from trainer.heads.rows import ShardedRows
@@ -79,6 +80,34 @@ class OnlineTeacher:
         classes, activations = sharded_top_k(inputs, rows, self._wanted.top_k)
         kept = embeddings if self._wanted.embeddings else None
         return old.teacher(embeddings=kept, classes=classes, activations=activations)
+
+
+class ExpertSource(Protocol):
+    """A temporary expert's embeddings [B, d] of a batch, gathered over the ranks."""
+
+    def __call__(self, batch: Batch, counts: list[int]) -> torch.Tensor: ...
+
+
+class CachedExpert:
+    """Looks embeddings up."""
+
+    def __init__(self, cache: TeacherCache, ranks: Ranks) -> None:
+        self._cache, self._ranks = cache, ranks
+
+    def __call__(self, batch: Batch, counts: list[int]) -> torch.Tensor:
+        held = self._cache.look_up(batch.samples, batch.flipped)["embeddings"]
+        return self._ranks.gather(torch.from_numpy(held).to(batch.images.device), counts)
+
+
+class OnlineExpert:
+    """Runs the expert on the batch."""
+
+    def __init__(self, embedder: torch.nn.Module, ranks: Ranks) -> None:
+        self._embedder, self._ranks = embedder.eval(), ranks
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, counts: list[int]) -> torch.Tensor:
+        return self._ranks.gather(self._embedder(batch.images), counts)
 
 
 class NoTeacher:

@@ -62,6 +62,9 @@ class TrainingSpec:
     begins: Model | None = None
     """The model of this very step that is trained on: its weights, and its rows of all identities.
     None: the recipe says what the training starts with."""
+    extractor: Model | None = None
+    """Whose network the training starts with, where it knows other classes; none: the recipe
+    says."""
     fence: Fence = unfenced
     """Called before anything is written; raises when this process may not any more."""
 

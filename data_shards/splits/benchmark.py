@@ -95,6 +95,28 @@ class Benchmark:
         )
         return replace(self, steps=steps, row_of_identity=rows)
 
+    def of_rows(self, rows: Ids, identity: Ids, samples: Ids, step: int) -> "Benchmark":
+        """This benchmark of some classes alone, which learning step `step` learns by itself: of the
+        classifier `rows` [t], whose new numbers are 0 to t - 1 in that order.
+
+        `identity` is that of each of the dataset's samples, of which the step has those among
+        `samples` that are of these classes.
+        """
+        number = np.full(self.row_ends[-1], -1, dtype=np.int64)
+        number[rows] = np.arange(len(rows))
+        known = self.row_of_identity >= 0
+        row_of = np.where(known, number[np.where(known, self.row_of_identity, 0)], -1)
+        own = samples[row_of[identity[samples]] >= 0]
+        none = samples[:0]
+        return replace(
+            self,
+            steps=tuple(own if t == step else none for t in range(len(self.steps))),
+            row_of_identity=row_of,
+            row_ends=(len(rows),) * len(self.row_ends),
+            names=self.names[rows],
+            exemplars=none,
+        )
+
     def _rows_of(self, names: Sequence[str]) -> Ids:
         """[n] the classifier rows of identities, or -1."""
         row_of = {name: row for row, name in enumerate(self.names.tolist())}

@@ -81,21 +81,26 @@ def means_of(
     samples: Ids,
     span: tuple[int, int],
     unit: bool = False,
+    memory: Path | None = None,
 ) -> NDArray[np.float32]:
     """The mean embedding by `model` of each row first <= r < last of the `span`: [last - first, d].
 
-    Of its images among `samples` [n], and with `unit` of their embeddings' directions. What is
-    done is kept in `part_of` the phase, which may go once its output is there.
+    Of its images among `samples` [n], and with `unit` of their embeddings' directions. Exemplars
+    in the folder `memory` are numbered behind the dataset. What is done is kept in `part_of` the
+    phase, which may go once its output is there.
     """
     run, config, (first, last) = phase.at.run, phase.at.run.config, span
+    dataset, benchmark = run.dataset, run.benchmark
+    if memory is not None:
+        dataset, benchmark = run.joined_data(phase.at.chain, phase.at.number)
     part = part_of(phase)
     part.mkdir(parents=True, exist_ok=True)
     folder = model.folder.resolve()
-    row_of = run.benchmark.row_of_identity[run.dataset.identity]
-    shards = units(run.dataset, samples[row_of[samples] >= first])
+    row_of = benchmark.row_of_identity[dataset.identity]
+    shards = units(dataset, samples[row_of[samples] >= first])
     files = [part.resolve() / f"shard-{shard:05d}.safetensors" for shard, _ in shards]
     calls = [
-        (folder, file, own, row_of[own], config.data, config.teacher, unit)
+        (folder, file, own, row_of[own], config.data, config.teacher, unit, memory)
         for file, (_, own) in zip(files, shards, strict=True)
         if not file.exists()
     ]
@@ -118,13 +123,15 @@ def write_class_sums(
     data: PipelineSettings,
     settings: TeacherSettings,
     unit: bool = False,
+    memory: Path | None = None,
 ) -> None:
     """A unit of work: the sums of the embeddings of `samples` [n] by their rows [n].
 
     With `unit`, each embedding is divided by its length first.
     """
     model, embedder, _ = worker.model(model_folder, settings)
-    vectors = worker.embed(embedder, samples, data, settings.batch)
+    images = worker.with_exemplars(memory)
+    vectors = worker.embed(embedder, samples, data, settings.batch, dataset=images)
     if unit:
         vectors = F.normalize(torch.from_numpy(vectors)).numpy()
     worker.check()

@@ -1,7 +1,9 @@
 """Walking through the phases of a run: each is done once, however often it stops."""
 
+import shutil
 import threading
 import time
+from pathlib import Path
 
 from launch.execution.executor import Executor
 from launch.exits import Preempted
@@ -36,7 +38,8 @@ class Driver:
 
         Raises InputError with the workers' own words, Preempted when `stop` was set.
         """
-        for phase in todo:
+        discard(self._every, todo)
+        for number, phase in enumerate(todo, 1):
             if self._stop.is_set():
                 raise Preempted(phase.name)
             self._run.fence.check()
@@ -56,6 +59,8 @@ class Driver:
                 }
             )
             self._progress.end(result)
+            if any(read.kind.temporary(read.want) for read in phase.inputs):
+                discard(self._every, todo[number:])
             self._publish(phase)
 
     def _linked_twin(self, phase: Phase) -> str | None:
@@ -82,3 +87,22 @@ class Driver:
         if why in withheld:
             self._progress.notice(why)
             append(self._run.folder, EVENTS_FILE, {"event": "withheld", "message": why})
+
+
+def discard(every: list[Phase], todo: list[Phase]) -> None:
+    """Deletes the temporary outputs of `every` phase of the run that no phase in `todo` reads, and
+    that none of them is a copy of."""
+    needed = {phase.fingerprint for phase in todo}
+    needed |= {read.fingerprint for phase in todo for read in phase.inputs}
+    for phase in every:
+        if phase.kind.temporary(phase.want) and phase.fingerprint not in needed:
+            for path in phase.output.every:
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -192,6 +192,10 @@ class Kind(ABC, Generic[W]):
         since there may be no dataset."""
         return Effort()
 
+    def temporary(self, want: W) -> bool:
+        """Whether what it leaves is deleted when no phase that is still to do reads it."""
+        return False
+
     def verdict(self, phase: "Phase") -> str | None:
         """Why the step's model may not be published, once `phase` is finished; empty: it may.
 

@@ -18,6 +18,7 @@ from launch.phases.exemplars import exemplars_before
 from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.run_folder import NEIGHBOUR_EXAMPLES_FILE, NEIGHBOURS_FOLDER
 from trainer.methods.wants import Answers
+from trainer.model import Model
 from trainer.teacher import TeacherSettings, answers
 
 Ids = NDArray[np.int64]
@@ -54,9 +55,7 @@ class Neighbours(Kind[Answers]):
         return Output(at.folder / NEIGHBOURS_FOLDER)
 
     def effort(self, at: Step, want: Answers) -> Effort:
-        benchmark = at.run.benchmark
-        images = at.recipe.count([len(s) for s in benchmark.steps], benchmark.row_ends, at.number)
-        return Effort(at.number - 1, images * len(_views(at)))
+        return Effort(at.number - 1, images_asked(at) * len(views_of(at)))
 
     def work(self, phase: Phase, executor: Executor) -> str:
         at, run, config, want = phase.at, phase.at.run, phase.at.run.config, phase.want
@@ -64,19 +63,7 @@ class Neighbours(Kind[Answers]):
         assert previous is not None
         dataset, benchmark = run.training_data(at.chain, at.number)
         samples = at.recipe.samples(benchmark, at.number)
-        memory = next((p.output.path.resolve() for p in phase.inputs[1:]), None)
-        views = _views(at)
-        output = phase.output.path
-        part = output.with_name("neighbours.part")
-        part.mkdir(parents=True, exist_ok=True)
-        model, out = previous.folder.resolve(), part.resolve()
-        calls = [
-            (model, out, shard, view, own, want, config.data, config.teacher, memory)
-            for shard, own in units(dataset, samples)
-            for view in views
-            if not teacher_file(part, shard, view).exists()
-        ]
-        executor.map(write_answers, calls)
+        output, part = phase.output.path, ask(phase, executor, previous, want)
         if want.top_k is not None:
             cache = TeacherCache(
                 part, len(dataset.manifest["shards"]), VIEWS[:1], previous.fingerprint
@@ -96,7 +83,36 @@ class Neighbours(Kind[Answers]):
         return ""
 
 
-def _views(at: Step) -> tuple[str, ...]:
+def ask(phase: Phase, executor: Executor, model: Model, wanted: Answers) -> Path:
+    """Has `model` asked about each image that the phase's step trains on, in every view.
+
+    Exemplars are those of the phase's second input, if it has one. Returns the folder of teacher
+    files, beside the phase's output, which it is to become.
+    """
+    at, run, config = phase.at, phase.at.run, phase.at.run.config
+    dataset, benchmark = run.training_data(at.chain, at.number)
+    samples = at.recipe.samples(benchmark, at.number)
+    memory = next((p.output.path.resolve() for p in phase.inputs[1:]), None)
+    part = phase.output.path.with_suffix(".part")
+    part.mkdir(parents=True, exist_ok=True)
+    folder, out = model.folder.resolve(), part.resolve()
+    calls = [
+        (folder, out, shard, view, own, wanted, config.data, config.teacher, memory)
+        for shard, own in units(dataset, samples)
+        for view in views_of(at)
+        if not teacher_file(part, shard, view).exists()
+    ]
+    executor.map(write_answers, calls)
+    return part
+
+
+def images_asked(at: Step) -> int:
+    """How many images a step trains on, for plans."""
+    benchmark = at.run.benchmark
+    return at.recipe.count([len(s) for s in benchmark.steps], benchmark.row_ends, at.number)
+
+
+def views_of(at: Step) -> tuple[str, ...]:
     return VIEWS if at.run.config.data.augmentation.flip else VIEWS[:1]
 
 

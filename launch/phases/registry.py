@@ -9,6 +9,7 @@ from launch.phases.compatibility import Compatibility
 from launch.phases.evaluate import Evaluate
 from launch.phases.exemplar_means import MeansOfExemplars
 from launch.phases.exemplars import ChooseExemplars
+from launch.phases.expert import ExpertSays, TrainExpert, TrainExpertOnAll
 from launch.phases.fine_tune import FineTune
 from launch.phases.gaussians import FitGaussians
 from launch.phases.head_ends import Heads
@@ -16,6 +17,7 @@ from launch.phases.importance import ParameterImportance
 from launch.phases.imprint import ImprintRows
 from launch.phases.kind import Kind
 from launch.phases.neighbours import Neighbours
+from launch.phases.similar import SimilarClasses
 from launch.phases.train import Train
 from launch.phases.train_generator import TrainGenerator
 
@@ -24,6 +26,10 @@ KINDS: tuple[Kind[Any], ...] = (
     ClassMeansOfOld(),
     ImprintRows(),
     CorrectionsBefore(),
+    SimilarClasses(),
+    TrainExpertOnAll(),
+    TrainExpert(),
+    ExpertSays(),
     Adopt(),
     Train(),
     ChooseExemplars(),

@@ -22,6 +22,7 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.distillation import distillation
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.rows import own_ids
+from trainer.methods.discriminative import DistilExpert, ExpertSettings, distilled
 from trainer.methods.forward import Forward, Over
 from trainer.methods.images import NewImages
 from trainer.methods.memory import MemorySettings
@@ -145,6 +146,17 @@ class DistilCorrected:
         return crossed.sum(), len(forward.every)
 
 
+@dataclass(frozen=True)
+class DistilExpertCorrected(DistilExpert):
+    """What the expert says, of logits that are corrected as in the other losses."""
+
+    def student(self, forward: Forward, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        lines = forward.loaded.get(Corrections)
+        if lines is None:  # where a training is only planned
+            return super().student(forward, place)
+        return with_one(forward.embeddings), lines.rows(forward.rows[self.over].weight)[place]
+
+
 class BiasCorrection(MethodSettings):
     """BiC: distillation with exemplars, then two numbers that give old classes their due."""
 
@@ -156,6 +168,9 @@ class BiasCorrection(MethodSettings):
     hold_out: float = Field(default=0.1, gt=0, lt=1)
     """Share of each old identity's exemplars that is held out from training, to fit the two numbers
     on, together with as many images of each new identity; rounded down. The authors' 1 in 10."""
+    expert: ExpertSettings | None = None
+    """A temporary expert on new classes and the old ones most like them, see `lwf`'s; none: there
+    is none."""
     decay: float = Field(default=1e-4, gt=0)
     """Half of it times their squared distance from 1 and 0 is added to the mean cross-entropy that
     the two numbers minimise: it keeps them finite where all held-out images are told apart."""
@@ -163,7 +178,11 @@ class BiasCorrection(MethodSettings):
     def recipe(self) -> Recipe:
         return Recipe(
             images=(NewImages(), self.memory.source()),
-            terms=(ClassifyCorrected(), DistilCorrected(self.temperature)),
+            terms=(
+                ClassifyCorrected(),
+                DistilCorrected(self.temperature),
+                *(DistilExpertCorrected(**vars(t)) for t in distilled(self.expert, "all")),
+            ),
             predict=BiasCorrected(self.decay),
             hold_out=self.hold_out,
         )

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from trainer.methods.memory import Remembering
-from trainer.methods.recipe import MethodSettings, Recipe
+from trainer.methods.recipe import Recipe
 from trainer.methods.terms import Classify, Distill
 
 
@@ -21,11 +21,13 @@ class LearningWithoutForgetting(Remembering):
     def recipe(self) -> Recipe:
         distill = Distill(self.weight, None, 0.0, self.temperature, divergence="cross_entropy")
         return Recipe(
-            images=self.images(), terms=(Classify(over=self.over), distill), predict=self.rule()
+            images=self.images(),
+            terms=(Classify(over=self.over), distill, *self.distilled()),
+            predict=self.rule(),
         )
 
 
-class FlexibleDistillation(MethodSettings):
+class FlexibleDistillation(Remembering):
     """FKD (CRL paper, Sec. 4): neighbourhood selection and consistency relaxation.
 
     Basic is `neighbours` none and `relaxation` 0; +NS sets the first, +CR the second.
@@ -43,4 +45,8 @@ class FlexibleDistillation(MethodSettings):
 
     def recipe(self) -> Recipe:
         distill = Distill(self.weight, self.neighbours, self.relaxation, self.temperature)
-        return Recipe(terms=(Classify(), distill))
+        return Recipe(
+            images=self.images(),
+            terms=(Classify(over=self.over), distill, *self.distilled()),
+            predict=self.rule(),
+        )

@@ -92,6 +92,8 @@ class Forward:
     """Where this is a part of the global batch only."""
     drawn: Drawn | None = None
     """What went through the network beside the images, for recipes with `Recipe.enters`."""
+    expert: torch.Tensor | None = None
+    """[B, d] a temporary expert's embeddings of the images, for Terms that want `Expert`."""
     within: Within | None = None
     """What the images are at the same place, for Terms that want `AnswersWithin`."""
 

@@ -89,4 +89,8 @@ class ICaRL(Remembering):
         return usual.model_copy(update={"margin": Softmax(), "sampled": 1.0})
 
     def recipe(self) -> Recipe:
-        return Recipe(images=self.images(), terms=(ClassifyEach(self.weight),), predict=self.rule())
+        return Recipe(
+            images=self.images(),
+            terms=(ClassifyEach(self.weight), *self.distilled()),
+            predict=self.rule(),
+        )

@@ -23,7 +23,7 @@ from trainer.heads.rows import ShardedRows
 from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.forward import Forward, Over
 from trainer.methods.memory import Remembering
-from trainer.methods.recipe import Recipe, Start
+from trainer.methods.recipe import Recipe, Start, Term
 from trainer.methods.spelling import unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want
@@ -128,10 +128,11 @@ class LUCIR(Remembering):
         return usual.model_copy(update={"margin": Cosine(), "sampled": 1.0})
 
     def recipe(self) -> Recipe:
-        terms = (
+        terms: tuple[Term, ...] = (
             Classify(over=self.over),
             KeepDirections(self.weight),
             SetApart(self.ranking, self.hardest, self.margin),
+            *self.distilled(),
         )
         start = Start(old_rows="held" if self.hold_old_rows else "previous", new_rows="imprinted")
         return Recipe(

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from data_shards.settings import Settings
 from trainer.decisions import LargestLogit, LargestOfHeads, NearestMean, Rule
+from trainer.methods.discriminative import DistilExpert, ExpertSettings, distilled
 from trainer.methods.images import Choice, Exemplars, ImageSource, NewImages
 from trainer.methods.recipe import MethodSettings
 
@@ -32,6 +33,15 @@ class MemorySettings(Settings):
         return Exemplars(self.per_class, self.total, self.choose)
 
 
+def check_expert(expert: ExpertSettings | None, memory: MemorySettings | None) -> None:
+    """Raises ValueError for an expert on old classes of which there is no image."""
+    if expert is not None and expert.similar and memory is None:
+        raise ValueError(
+            f"expert.similar = {expert.similar} old classes are learned from exemplars, and there "
+            "is no memory: say which, such as memory: {per_class: 20}, or expert: {similar: 0}"
+        )
+
+
 class Remembering(MethodSettings):
     """Of methods that may keep a memory."""
 
@@ -41,6 +51,9 @@ class Remembering(MethodSettings):
     memory: MemorySettings | None = None
     """Exemplars of old identities, trained on with the new images; `over` must then be all."""
 
+    expert: ExpertSettings | None = None
+    """A temporary expert on new classes and the old ones most like them, whose distillation is
+    added to the method's losses (discriminative distillation); none: there is none."""
     predict: Literal["largest-logit", "nearest-mean", "largest-of-heads"] = "largest-logit"
     """Which class the model decides for: the one with the largest logit, the one whose exemplars'
     mean embedding is nearest, or, where images are told apart by new rows alone, the one with the
@@ -55,10 +68,19 @@ class Remembering(MethodSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _expert_has_exemplars(self) -> "Remembering":
+        check_expert(self.expert, self.memory)
+        return self
+
     def rule(self) -> Rule:
         """The decision rule."""
         rules = (LargestLogit(), NearestMean(), LargestOfHeads())
         return next(rule for rule in rules if rule.name == self.predict)
+
+    def distilled(self) -> tuple[DistilExpert, ...]:
+        """The Term that `expert` adds."""
+        return distilled(self.expert, self.over)
 
     def images(self) -> tuple[ImageSource, ...]:
         """What a step trains on."""

@@ -24,7 +24,11 @@ class Finetune(Remembering):
     kind: Literal["finetune"] = "finetune"
 
     def recipe(self) -> Recipe:
-        return Recipe(images=self.images(), terms=(Classify(over=self.over),), predict=self.rule())
+        return Recipe(
+            images=self.images(),
+            terms=(Classify(over=self.over), *self.distilled()),
+            predict=self.rule(),
+        )
 
 
 class Joint(Retrained):

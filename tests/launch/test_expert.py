@@ -1,0 +1,280 @@
+"""A temporary expert through all layers: its classes, its two trainings, its answers, its end."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from launch.config.load import load_config
+from launch.phases import planning
+from launch.phases.expert import ExpertJob, TrainExpert, spec_of
+from launch.runs.run import Chain, Run
+from monitoring.metrics import Metrics
+from tests.alone import execute_alone
+from tests.launch.classes import write_classes, write_config
+from tests.ranks import on_ranks
+from trainer.arrays import read_arrays
+from trainer.engine import ensure_process_group
+from trainer.heads.collectives import Ranks
+from trainer.loop import train
+from trainer.methods.discriminative import ExpertSettings
+from trainer.model import Model
+from trainer.stepper import Stepper
+from trainer.training_log import TrainingLog
+
+MEMORY, BATCH = {"per_class": 4}, 16
+EXPERT = {
+    "on_all": {"epochs": 4, "milestones": [2]},
+    "balanced": {"epochs": 2, "milestones": [1]},
+}
+TRAINING = {"iterations": 6, "batch": BATCH, "milestones": [], "checkpoint_every": 2}
+KEPT, GONE, BIC = (Chain(name, 0) for name in ("kept", "gone", "bic"))
+STAGES = ("expert-on-all", "expert")
+
+
+LUCIR = {"kind": "lucir", "memory": MEMORY}
+METHODS = {
+    "kept": {**LUCIR, "expert": {**EXPERT, "keep": True}},
+    "gone": {**LUCIR, "fine_tune": {"epochs": 1, "milestones": []}, "expert": EXPERT},
+    "bic": {"memory": MEMORY, "hold_out": 0.25, "expert": {**EXPERT, "start": "previous"}},
+}
+
+
+def written(root, *names, **values):
+    methods = {name: METHODS[name] for name in names or METHODS}
+    return write_config(root, methods, training=TRAINING, **values)
+
+
+def configured(root, *names, **values):
+    return load_config(written(root, *names, **values))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_classes(tmp_path_factory.mktemp("expert"))
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """The samples and labels of each training, by folder, with the names of its losses."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def run(root, seen):
+    iterate, begin, spec = Stepper.__call__, TrainingLog.__init__, []
+
+    def begun(self, **given):
+        spec.append(given["spec"])
+        begin(self, **given)
+
+    def noted(self, batch):
+        losses = iterate(self, batch)
+        own = seen.setdefault(spec[-1].folder, [])
+        own.append((batch.samples.tolist(), batch.labels.tolist(), {*losses}))
+        return losses
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Stepper, "__call__", noted)
+        patched.setattr(TrainingLog, "__init__", begun)
+        execute_alone(configured(root), root / "run")
+    return Run.open(root / "run", configured(root))
+
+
+def ledger(folder):
+    lines = (folder / "ledger.jsonl").read_text().splitlines()
+    return {line["phase"]: line for line in map(json.loads, lines)}
+
+
+def classes(run, chain, step):
+    return read_arrays(run.step_folder(chain, step) / "similar.safetensors")
+
+
+def expert_folder(run, chain, step, stage="expert"):
+    return run.training_folder(chain, step, stage)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_it_learns_the_new_classes_and_as_many_old_ones(run, step):
+    told = classes(run, KEPT, step)
+    old, last = run.benchmark.rows_before(step), run.benchmark.row_ends[step]
+    assert told["new"].tolist() != [] and {*told["new"]} == {*range(old, last)}
+    assert len({*told["old"]}) == last - old and told["old"].max() < old
+    assert told["rows"].tolist() == [*sorted(told["old"]), *range(old, last)]
+    names = Model.open(expert_folder(run, KEPT, step) / "model").names()
+    assert names == run.benchmark.names[told["rows"]].tolist(), "one name for each of its rows"
+    assert (np.diff(told["distance"]) >= 0).all(), "of one old class a new one, the nearest first"
+
+
+def test_it_is_trained_on_everything_and_then_on_as_many_of_each_class(run, seen):
+    for step in (1, 2):
+        told, (data, benchmark) = classes(run, KEPT, step), run.training_data(KEPT, step)
+        everything = [*benchmark.steps[step], *benchmark.exemplars]
+        row_of = benchmark.row_of_identity[data.identity]
+        own = [s for s in everything if row_of[s] in told["rows"]]
+        batches = {stage: seen[expert_folder(run, KEPT, step, stage)] for stage in STAGES}
+        for stage, epochs, images in zip(STAGES, (4, 2), (len(own), None), strict=True):
+            pairs = {p for own_, of, _ in batches[stage] for p in zip(own_, of, strict=True)}
+            assert all(told["rows"][label] == row_of[sample] for sample, label in pairs)
+            images = images or MEMORY["per_class"] * len(told["rows"])
+            assert len(pairs) == images
+            assert len(batches[stage]) == -(-epochs * images // BATCH)
+            assert all(names == {"classify", "loss"} for *_, names in batches[stage])
+        each = Counter(label for _, label in pairs)
+        assert {*each.values()} == {MEMORY["per_class"]} and len(each) == len(told["rows"])
+        assert {s for s, _ in pairs} < {*own}
+
+
+def test_the_main_training_and_the_fine_tuning_hear_it(run, seen):
+    for chain in (KEPT, BIC):
+        for step in (1, 2):
+            trained = seen[run.training_folder(chain, step)]
+            assert all("distill_expert" in names for *_, names in trained), chain
+    tuned = seen[run.step_folder(GONE, 1)]
+    assert all("distill_expert" in names for *_, names in tuned)
+    assert not any("distill_expert" in names for *_, names in seen[run.training_folder(KEPT, 0)])
+
+
+def test_it_never_sees_what_the_host_holds_out(run, seen):
+    for step in (1, 2):
+        data, benchmark = run.joined_data(BIC, step)
+        held = {*run.held_out(BIC, step, data, benchmark)}
+        taught = {
+            s
+            for stage in STAGES
+            for samples, *_ in seen[expert_folder(run, BIC, step, stage)]
+            for s in samples
+        }
+        assert held and not held & taught
+
+
+def test_it_is_gone_when_its_step_is_done_unless_it_is_to_stay(run):
+    left = [*run.folder.rglob("expert*/model"), *run.folder.rglob("expert_answers")]
+    assert {path.relative_to(run.folder / "chains").parts[0] for path in left} == {"kept"}
+    assert len(left) == 2 * 3
+    done = ledger(run.folder)
+    same = done["gone/seed-0/step-1/expert"]["same_as"]
+    assert same == "kept/seed-0/step-1/expert", "the same expert was trained once"
+
+
+def test_what_is_done_is_not_done_again_though_it_is_gone(root, run):
+    before = (run.folder / "ledger.jsonl").read_text()
+    execute_alone(configured(root), run.folder)
+    assert (run.folder / "ledger.jsonl").read_text() == before
+
+
+def test_progress_knows_how_long_both_trainings_are(run, seen):
+    found = {phase.name: phase.iterations for phase in planning.phases(run)}
+    for chain in (KEPT, BIC):
+        for step in (1, 2):
+            for stage in STAGES:
+                name = f"{chain.name}/step-{step}/{stage}"
+                assert found[name] == len(seen[expert_folder(run, chain, step, stage)]), name
+
+
+def test_asked_along_with_training_it_says_the_same(root, run):
+    online = configured(root, "kept", teacher={"mode": "online"})
+    execute_alone(online, root / "online")
+    assert not [*(root / "online").rglob("expert_answers")]
+    other = Run.open(root / "online", online)
+    models = [Model.open(r.step_folder(KEPT, 1) / "model") for r in (run, other)]
+    weights = [dict(m.embedder().named_parameters()) for m in models]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+
+
+def trained(root, out):
+    """On each of some ranks: the expert's second training, to its model."""
+    torch.set_num_threads(1)
+    ensure_process_group()
+    run, ranks = Run.open(root / "run", configured(root)), Ranks.default()
+    job = ExpertJob(
+        chain=KEPT,
+        step=1,
+        phase=TrainExpert.name,
+        how=ExpertSettings(**EXPERT),
+        rows=run.step_folder(KEPT, 1) / "similar.safetensors",
+        begins=expert_folder(run, KEPT, 1, STAGES[0]) / "model",
+        origin="",
+    )
+    spec = replace(spec_of(run, job), folder=out, checkpoints="")
+    train(spec, ranks, torch.device("cpu"), Metrics(), report=lambda record: None)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_any_number_of_ranks_trains_it_alike(root, run, world, tmp_path):
+    on_ranks(world, trained, root, tmp_path / "out", folder=tmp_path)
+    wanted = Model.open(expert_folder(run, KEPT, 1) / "model")
+    found = Model.open(tmp_path / "out/model")
+    weights = [dict(m.embedder().named_parameters()) for m in (found, wanted)]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
+    rows = [m.sharded_rows(Ranks()).weight for m in (found, wanted)]
+    torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-5)
+
+
+KILLED = """
+import os, re, signal, sys
+from pathlib import Path
+from launch.config.load import load_config
+from monitoring.metrics import Metrics
+from tests.alone import execute_alone
+from launch.phases import class_means, driver, neighbours, similar
+from trainer import loop
+
+where, name, number, phase = sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6]
+place = {"loop": loop, "means": class_means, "asked": neighbours, "similar": similar,
+         "driver": driver}[where]
+act, calls = getattr(place, name), []
+
+def killed(*given, **others):
+    done = act(*given, **others)
+    folder = getattr(given[0], "folder", None) if given else None
+    where_to = str(folder if phase and folder is not None else [*given, *others.values()])
+    if re.search(phase, where_to):
+        calls.append(done)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+setattr(place, name, killed)
+execute_alone(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+MOMENTS = [
+    ("means", "write_class_sums", 2, "similar"),
+    ("similar", "write_arrays", 1, "similar"),
+    ("loop", "save_state", 2, "phases/expert-on-all$"),
+    ("loop", "save_model", 1, "phases/expert/"),
+    ("asked", "write_answers", 2, "expert_answers"),
+    ("driver", "remove", 1, "expert"),
+]
+
+
+def tensors(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.suffix != ".json"}
+
+
+def test_killed_in_every_new_phase_it_ends_bit_for_bit_alike(root, run):
+    path = written(root, "gone")
+    for moment in MOMENTS:
+        command = [sys.executable, "-c", KILLED, path, root / "killed", *map(str, moment)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == -signal.SIGKILL, (
+            moment,
+            done.stdout[-2000:],
+            done.stderr[-2000:],
+        )
+    before = (root / "killed/ledger.jsonl").read_text().splitlines()
+    execute_alone(load_config(path), root / "killed")
+    after = (root / "killed/ledger.jsonl").read_text().splitlines()
+    assert after[: len(before)] == before
+    assert len(ledger(root / "killed")) == len(after), "what was finished was done again"
+    for step in (1, 2):
+        whole = run.step_folder(GONE, step) / "model"
+        assert tensors(root / "killed" / whole.relative_to(run.folder)) == tensors(whole)
+    assert not [*(root / "killed/chains").rglob("expert*/model")]
+    assert not [*(root / "killed/chains").rglob("phases/expert*/checkpoints/[0-9]*")]
