@@ -20,7 +20,8 @@ from launch.runs.run import Chain, Run
 from monitoring.run_folder import EXPERT_ANSWERS_FOLDER, MODEL_FOLDER
 from trainer.arrays import read_arrays
 from trainer.exemplars import balanced
-from trainer.methods.discriminative import Expert, ExpertAnswers, ExpertSettings, Similar
+from trainer.footprint import embedder_footprint, head_footprint
+from trainer.methods.discriminative import Expert, ExpertAnswers, ExpertSettings, classes
 from trainer.methods.fine_tuning import Lessons
 from trainer.methods.recipe import Recipe, Start
 from trainer.methods.terms import Classify
@@ -28,6 +29,9 @@ from trainer.methods.wants import Answers
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, schedule
 from trainer.training_spec import TrainingSpec
+
+RECIPE = Recipe(start=Start(embedder="scratch"), terms=(Classify(),))
+"""Of an expert that starts at random."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,19 @@ class _Training(Kind[Any]):
     def iterations(self, at: Step, want: Any) -> int:
         return _schedule(at.run, at.chain, self.lessons(want.how), self.images(at, want)).iterations
 
+    def effort(self, at: Step, want: Any) -> Effort:
+        run, size = at.run, at.run.config.data.image_size
+        assert size is not None, "plans know the size of images"
+        training = _schedule(run, at.chain, self.lessons(want.how), self.images(at, want))
+        network, world = run.embedder(at.chain, at.number), max(1, run.config.cluster.workers)
+        new, old, _ = _classes(at, want.how)
+        head = head_footprint(
+            *(RECIPE, 0, new + old, network.dimension, network.dimension),
+            *(run.classifier(at.chain, at.number), training, False, world),
+        )
+        turn = [*embedder_footprint(network, size, training, world).operations, *head.operations]
+        return Effort(at.number, turns=training.iterations, turn=tuple(turn))
+
     def images(self, at: Step, want: Any) -> int:
         """How many it has, if every class has as many as any other."""
         raise NotImplementedError
@@ -111,7 +128,7 @@ def _classes(at: Step, how: ExpertSettings) -> tuple[int, int, int]:
     old, last = at.run.benchmark.rows_before(at.number), at.run.benchmark.row_ends[at.number]
     memory = at.recipe.memory
     each = memory.share(old) - at.recipe.held_each(old) if memory is not None else 0
-    return last - old, Similar(how.similar, last - old).classes(old) - (last - old), each
+    return last - old, classes(how.similar, old, last - old) - (last - old), each
 
 
 def _new_images(at: Step) -> int:
@@ -197,7 +214,7 @@ def spec_of(run: Run, job: ExpertJob) -> TrainingSpec:
         spec,
         benchmark=benchmark,
         training=_schedule(run, job.chain, lessons, len(benchmark.steps[job.step])),
-        recipe=Recipe(start=Start(embedder=job.how.start), terms=(Classify(),)),
+        recipe=replace(RECIPE, start=Start(embedder=job.how.start)),
         previous=None,
         anchor=None,
         extractor=spec.previous,

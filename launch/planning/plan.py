@@ -36,6 +36,7 @@ from trainer.footprint import (
 )
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods import Method
+from trainer.methods.discriminative import Expert
 from trainer.methods.recipe import Recipe
 from trainer.methods.wants import Answers
 from trainer.model import Model
@@ -236,10 +237,12 @@ class _Planner:
         )
         given = split.size, training, world
         embedder = embedder_footprint(trained.embedder, *given, recipe.enters)
-        asking = []
+        asking = list[Operation]()
+        if self._online and recipe.want(Expert) is not None:
+            asking += online_teacher_operations(trained.embedder, *given)
         if recipe.runs_previous(self._online):
             assert isinstance(trained.old_embedder, EmbedderSettings)
-            asking = online_teacher_operations(trained.old_embedder, *given)
+            asking += online_teacher_operations(trained.old_embedder, *given)
         saved = saved_bytes(
             recipe=recipe, old=old, last=last, dimension=dimension, training=training
         )
@@ -279,6 +282,7 @@ class _Planner:
         self, head: HeadFootprint, embedder: EmbedderFootprint, recipe: Recipe, batch: int
     ) -> dict[str, int]:
         beside = recipe.runs_previous(self._online)
+        expert = self._online and recipe.want(Expert) is not None
         height, width = self._split.size
         images = max(images_by_rank(batch, self.world))
         lasting = {
@@ -288,6 +292,7 @@ class _Planner:
             "row optimiser": head.optimizer,
             "loaded for losses": head.loaded,
             "previous model": head.frozen + embedder.parameters * beside,
+            "expert": embedder.parameters * expert,
             "images": 3 * height * width * images * (1 + self._config.data.prefetch),
         }
         # DeepSpeed copies the gradients into one bucket before it averages them
@@ -327,11 +332,16 @@ class _Planner:
             disk["loaded for losses"] = prepared
         if isinstance(trained.recipe.predict, NearestMean):
             disk["class means"] = 4 * last * trained.embedder.dimension
+        views = len(VIEWS) if self._config.data.augmentation.flip else 1
         if wanted is not None and not self._online:
-            views = len(VIEWS) if self._config.data.augmentation.flip else 1
             answer = 4 * trained.old_embedder.dimension if wanted.embeddings else 0
             answer += 8 * min(wanted.top_k or 0, old)
             disk["neighbourhoods"] = views * images * (8 + answer)
+        if (expert := trained.recipe.want(Expert)) is not None:
+            told = expert.classes(old)
+            model = embedder.parameters + 4 * told * trained.embedder.dimension
+            answers = 0 if self._online else views * images * (8 + 4 * trained.embedder.dimension)
+            disk["expert, for a while"] = 2 * model + answers
         return disk
 
     def _seconds(

@@ -66,6 +66,11 @@ class ExpertSettings(Settings):
     """Leave it, and what it said of the images, when its step is done; else they are deleted."""
 
 
+def classes(similar: int, old_rows: int, new_rows: int) -> int:
+    """t, how many classes an expert tells apart."""
+    return new_rows + min(old_rows, similar * new_rows)
+
+
 class ExpertRows(NamedTuple):
     """Which classes an expert tells apart."""
 
@@ -94,12 +99,8 @@ class Similar(Want):
     ) -> ExpertRows:
         """As on one rank, which owns all."""
         last = rows + self.new_rows
-        own = torch.arange(self.classes(rows))
+        own = torch.arange(classes(self.count, rows, self.new_rows))
         return ExpertRows(torch.arange(last - len(own), last), own)
-
-    def classes(self, old_rows: int) -> int:
-        """t, where there are so many old ones."""
-        return self.new_rows + min(old_rows, self.count * self.new_rows)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,11 @@ class Expert(Want):
     def imagined(
         self, parameters: Mapping[str, torch.Tensor], rows: int, shape: tuple[int, ...]
     ) -> torch.Tensor:
-        return torch.empty(Similar(self.how.similar, self.new_rows).classes(rows), *shape)
+        return torch.empty(self.classes(rows), *shape)
+
+    def classes(self, old_rows: int) -> int:
+        """How many it tells apart."""
+        return classes(self.how.similar, old_rows, self.new_rows)
 
 
 @dataclass(frozen=True)
