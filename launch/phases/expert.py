@@ -68,7 +68,7 @@ class _Training(Kind[Any]):
 
     def decides(self, at: Step, want: Any) -> Any:
         run, chain, deciding = at.run, at.chain, at.run.config.deciding()
-        settings = _schedule(run, chain, self.lessons(want.how), 1).deciding()
+        settings = self.lessons(want.how).lessons(run.lessons(chain)).deciding()
         network = [
             run.embedder(chain, at.number).deciding(),
             run.classifier(chain, at.number).deciding(),

@@ -169,6 +169,36 @@ def test_what_is_done_is_not_done_again_though_it_is_gone(root, run):
     assert (run.folder / "ledger.jsonl").read_text() == before
 
 
+CHANGED = {
+    "on_all": {"epochs": 5, "milestones": [2]},
+    "balanced": {"epochs": 2, "milestones": []},
+    "start": "previous",
+    "similar": 2,
+    "keep": True,
+}
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_what_decides_an_expert(root, key):
+    """All that changes it changes what the training that hears it is called; whether it is kept
+    does not."""
+
+    def fingerprints(expert):
+        path = write_config(root, {"lucir": {**LUCIR, "expert": expert}}, training=TRAINING)
+        run = Run.open(root / "unmade", load_config(path))
+        first = [p for p in planning.phases(run) if p.at.number == 1]
+        return {p.name.split("/")[-1]: p.fingerprint for p in first}
+
+    plain, other = fingerprints(EXPERT), fingerprints({**EXPERT, key: CHANGED[key]})
+    names = {"on_all": 0, "start": 0, "balanced": 1, "similar": 0}
+    for stage in ("expert-on-all", "expert", "expert-answers", "train")[names.get(key, 4) :]:
+        assert plain[stage] != other[stage], stage
+    if key == "balanced":
+        assert plain["expert-on-all"] == other["expert-on-all"]
+    if key == "keep":
+        assert plain == other
+
+
 def test_progress_knows_how_long_both_trainings_are(run, seen):
     found = {phase.name: phase.iterations for phase in planning.phases(run)}
     for chain in (KEPT, BIC):
