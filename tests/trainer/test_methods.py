@@ -141,6 +141,16 @@ def test_a_combination_has_the_network_and_the_rows_of_its_methods():
         Combination(of={"lucir": lucir, "finetune": {"over": "all"}}, start="scratch").recipe()
 
 
+def test_a_combination_keeps_what_is_trained_beside_the_main_training():
+    """It was dropped without a word once."""
+    tuned = {"memory": MEMORY, "fine_tune": {"epochs": 3, "milestones": []}, "expert": {}}
+    finetune = {"over": "all", "memory": MEMORY}
+    recipe = Combination(of={"lucir": tuned, "finetune": finetune}).recipe()
+    alone = METHODS["lucir"].model_validate(tuned).recipe()
+    assert recipe.fine_tune == alone.fine_tune is not None
+    assert recipe.terms == alone.terms
+
+
 @pytest.mark.parametrize(
     ("of", "data", "message"),
     [

@@ -57,7 +57,9 @@ class Combination(MethodSettings):
             raise ValueError(f"{' and '.join(self.of)} are of one kind of loss: leave out one")
         memories = dict.fromkeys(recipe.memory for recipe in recipes if recipe.memory is not None)
         rules = dict.fromkeys(r.predict for r in recipes if r.predict != LargestLogit())
-        for what, several in (("memory", memories), ("predict", rules)):
+        tunings = [recipe.fine_tune for recipe in recipes if recipe.fine_tune is not None]
+        alike = {tuning.model_dump_json(): tuning for tuning in tunings}
+        for what, several in (("memory", memories), ("predict", rules), ("fine_tune", alike)):
             if len(several) > 1:
                 raise ValueError(f"{' and '.join(self.of)} differ in {what}: say the same in all")
         if memories and self.data == "all":
@@ -82,6 +84,7 @@ class Combination(MethodSettings):
             anchor=anchors.pop() if anchors else "previous",
             predict=next(iter(rules), LargestLogit()),
             hold_out=max(recipe.hold_out for recipe in recipes),
+            fine_tune=next(iter(tunings), None),
         )
 
 
