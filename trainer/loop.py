@@ -133,27 +133,7 @@ def attempt(
     state = build_state(spec, ranks, device)
     if (newest := checkpoints.newest()) is not None:
         restore_state(state, newest, ranks)
-    anchor = build_anchor(spec, ranks, device)
-    teacher = build_teacher(spec, anchor, ranks, device)
-    loaded = {
-        type(want): want.load(spec.prepared[type(want)], ranks, device)
-        for want in spec.recipe.wants
-        if type(want) in spec.prepared
-    }
-    if spec.recipe.want(AnswersWithin) is not None and spec.previous is not None:
-        loaded[AnswersWithin] = spec.previous.embedder().to(device)
-    step = Stepper(
-        training=spec.training,
-        recipe=spec.recipe,
-        state=state,
-        teacher=teacher,
-        ranks=ranks,
-        activity=activity,
-        anchor=anchor,
-        loaded=loaded,
-        seed=spec_seed(spec, "replay"),
-        expert=build_expert(spec, ranks, device),
-    )
+    step = build_stepper(spec, state, ranks, device, activity)
     quarantine = watch.quarantine(rewinds.suspects)
     watch.begin(state.iteration)
     for batch in watch.batches(
@@ -178,6 +158,13 @@ def attempt(
         if step.stopping:
             return "stopped"
     activity.turn("saving the model")
+    save_finished(spec, state, ranks)
+    checkpoints.clear()
+    return "finished"
+
+
+def save_finished(spec: TrainingSpec, state: State, ranks: Ranks) -> None:
+    """Leaves the trained model, and then whose it is."""
     blocks = list(state.blocks.values())
     save_model(
         folder=spec.folder / "model",
@@ -194,8 +181,33 @@ def attempt(
     if spec.origin and ranks.rank == 0:
         spec.fence()
         write_json(spec.folder / _TRAINED, _result(spec, Model.open(spec.folder / "model")))
-    checkpoints.clear()
-    return "finished"
+
+
+def build_stepper(
+    spec: TrainingSpec, state: State, ranks: Ranks, device: torch.device, activity: Activity
+) -> Stepper:
+    """What makes the updates of `state`, with all that earlier models and phases say."""
+    anchor = build_anchor(spec, ranks, device)
+    teacher = build_teacher(spec, anchor, ranks, device)
+    loaded = {
+        type(want): want.load(spec.prepared[type(want)], ranks, device)
+        for want in spec.recipe.wants
+        if type(want) in spec.prepared
+    }
+    if spec.recipe.want(AnswersWithin) is not None and spec.previous is not None:
+        loaded[AnswersWithin] = spec.previous.embedder().to(device)
+    return Stepper(
+        training=spec.training,
+        recipe=spec.recipe,
+        state=state,
+        teacher=teacher,
+        ranks=ranks,
+        activity=activity,
+        anchor=anchor,
+        loaded=loaded,
+        seed=spec_seed(spec, "replay"),
+        expert=build_expert(spec, ranks, device),
+    )
 
 
 def reason_to_rewind(
