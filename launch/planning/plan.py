@@ -292,7 +292,7 @@ class _Planner:
             "row optimiser": head.optimizer,
             "loaded for losses": head.loaded,
             "previous model": head.frozen + embedder.parameters * beside,
-            "expert": embedder.parameters * expert,
+            "expert network": embedder.parameters * expert,
             "images": 3 * height * width * images * (1 + self._config.data.prefetch),
         }
         # DeepSpeed copies the gradients into one bucket before it averages them
