@@ -125,7 +125,7 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
 def _curves(
     rows: list[dict[str, Any]], methods: list[str], looks: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """A chart a metric: accuracy over learning steps, with a band of one standard deviation."""
+    """A chart a metric: accuracy over learning steps, with the mean's 95 % interval as a band."""
     charts = []
     for metric, title in metrics(rows).items():
         lines = []
@@ -133,9 +133,10 @@ def _curves(
             own = [r for r in rows if r["method"] == method and metric in r]
             own.sort(key=lambda r: r["step"])
             points = [(float(r["step"]), 100 * r[metric]["mean"]) for r in own]
-            band = [100 * r[metric]["std"] for r in own]
+            band = [100 * r[metric]["half_width"] for r in own]
             lines.append(Line(method, looks[method], points, band))
-        charts.append((title, line_chart(lines, "learning step", f"{title}, %", whole_x=True)))
+        chart = line_chart(lines, "learning step", f"{title}, %", whole_x=True, within=(0, 100))
+        charts.append((title, chart))
     return charts
 
 
