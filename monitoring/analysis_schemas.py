@@ -81,5 +81,52 @@ class Features(TypedDict):
     groups: Annotated[list[FeatureGroup], Field(max_length=4 * MOST_CLASSES)]
 
 
+@with_config({"strict": True})
+class StepErrors(TypedDict):
+    """The errors of a step's model on test images of all classes so far, by what they are."""
+
+    step: Step
+    images: Count
+    wrong: Count
+    confusion: Count
+    forgetting: Count
+    other: Count
+
+
+@with_config({"strict": True})
+class ChainErrors(TypedDict):
+    """The errors of one chain's models."""
+
+    method: MethodName
+    seed: Count
+    steps: Annotated[list[StepErrors], Field(max_length=MOST_STEPS)]
+
+
+@with_config({"strict": True})
+class MetaClass(TypedDict):
+    """Classes that are alike."""
+
+    name: Name
+    classes: Annotated[list[Name], Field(max_length=_MOST_POINTS)]
+
+
+@with_config({"strict": True})
+class MetaClasses(TypedDict):
+    """The meta-classes by which errors are told apart."""
+
+    source: Name
+    groups: Annotated[list[MetaClass], Field(max_length=_MOST_POINTS)]
+
+
+@with_config({"strict": True})
+class Errors(TypedDict):
+    """The errors of a run's models."""
+
+    version: Literal[1]
+    meta: MetaClasses
+    chains: Annotated[list[ChainErrors], Field(max_length=_MOST_CHAINS)]
+
+
 SIMILARITIES = TypeAdapter(Similarities)
 FEATURES = TypeAdapter(Features)
+ERRORS = TypeAdapter(Errors)

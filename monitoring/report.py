@@ -18,6 +18,7 @@ from monitoring.compatibility import (
 )
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
+from monitoring.error_split import error_split, split_charts
 from monitoring.feature_plots import feature_plots, features
 from monitoring.goodput import USES, goodput, summary_line
 from monitoring.incremental_charts import class_incremental
@@ -75,6 +76,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
             for name, charts in tradeoffs(evaluations(folder, damage), methods, looks).items()
         ],
         incremental=class_incremental(folder, rows, methods, _PICTURES, damage),
+        errors=_errors(folder, methods, looks, damage),
         similarity=similarity_maps(similarities(folder, damage), methods),
         planes=feature_plots(features(folder, damage)),
         compatibility=_compatibility(folder, looks, damage),
@@ -138,6 +140,16 @@ def _curves(
         chart = line_chart(lines, "learning step", f"{title}, %", whole_x=True, within=(0, 100))
         charts.append((title, chart))
     return charts
+
+
+def _errors(
+    folder: Path, methods: list[str], looks: dict[str, int], damage: Damage
+) -> dict[str, Any] | None:
+    """The page's part on confusion and forgetting; none where errors were not counted."""
+    found = error_split(folder, damage)
+    if found is None:
+        return None
+    return {"meta": found["meta"], "charts": split_charts(found["chains"], methods, looks)}
 
 
 def _compatibility(folder: Path, looks: dict[str, int], damage: Damage) -> dict[str, Any] | None:

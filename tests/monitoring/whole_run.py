@@ -40,6 +40,7 @@ FILES = {
     "chains/fkd/seed-0/steps/1/neighbour_examples.json": "report",
     "chains/fkd/seed-0/steps/1/exemplars.json": "compare report",
     "analyses/similarity.json": "report",
+    "analyses/confusion.json": "report",
     "analyses/features/fkd/seed-0/step-1.json": "report",
 }
 """Those that somebody may have damaged, and which commands look at each."""
@@ -58,6 +59,27 @@ ANALYSES: dict[str, Any] = {
                 "seed": 0,
                 "of": "models",
                 "cells": [{"task": 0, "step": 1, "images": 9, "layers": _LAYERS}],
+            }
+        ],
+    },
+    "confusion.json": {
+        "version": 1,
+        "meta": {"source": "a file", "groups": [{"name": "ids", "classes": ["id-1", "id-2"]}]},
+        "chains": [
+            {
+                "method": "fkd",
+                "seed": 0,
+                "steps": [
+                    {
+                        "step": step,
+                        "images": 9,
+                        "wrong": 3 + step,
+                        "confusion": 2,
+                        "forgetting": step,
+                        "other": 1,
+                    }
+                    for step in range(2)
+                ],
             }
         ],
     },
