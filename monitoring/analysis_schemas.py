@@ -6,11 +6,13 @@ from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from monitoring.run_folder import METHOD
-from monitoring.schemas import MOST_STEPS, Count, Name, Portion, Real, Step
+from monitoring.schemas import MOST_STEPS, MOST_TASKS, Count, Jpeg, Name, Portion, Real, Step
 
 _MOST_CHAINS, _MOST_LAYERS, _MOST_POINTS = 10_000, 100, 100_000
 MOST_CLASSES = 20
 """Classes in one picture of features: as many colours can be told apart."""
+MOST_IMAGES = 64
+"""Images whose maps of attention are in one file."""
 MethodName = Annotated[str, Field(pattern=f"^{METHOD.pattern}$")]
 
 
@@ -127,6 +129,41 @@ class Errors(TypedDict):
     chains: Annotated[list[ChainErrors], Field(max_length=_MOST_CHAINS)]
 
 
+@with_config({"strict": True})
+class AttentionMap(TypedDict):
+    """An image under the map of a step's model, and what it is taken for."""
+
+    step: Step
+    said: Name
+    right: bool
+    jpeg: Jpeg
+
+
+@with_config({"strict": True})
+class AttentionImage(TypedDict):
+    """A test image with the maps of the steps that know its class."""
+
+    image: Name
+    """Its key."""
+    label: Name
+    jpeg: Jpeg
+    maps: Annotated[list[AttentionMap], Field(max_length=MOST_TASKS)]
+
+
+@with_config({"strict": True})
+class Attention(TypedDict):
+    """Where the models of one chain look."""
+
+    version: Literal[1]
+    method: MethodName
+    seed: Count
+    of: Literal["true", "predicted"]
+    """Whose logit the maps are for."""
+    steps: Annotated[list[Step], Field(max_length=MOST_TASKS)]
+    images: Annotated[list[AttentionImage], Field(max_length=MOST_IMAGES)]
+
+
 SIMILARITIES = TypeAdapter(Similarities)
 FEATURES = TypeAdapter(Features)
 ERRORS = TypeAdapter(Errors)
+ATTENTION = TypeAdapter(Attention)

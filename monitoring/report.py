@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
 from monitoring.analyses import similarities
+from monitoring.attention import attention_sheets, attentions
 from monitoring.charts import Line, Span, legend_mark, line_chart, timeline
 from monitoring.compatibility import (
     SUMMARY_HEADS,
@@ -79,6 +80,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         errors=_errors(folder, methods, looks, damage),
         similarity=similarity_maps(similarities(folder, damage), methods),
         planes=feature_plots(features(folder, damage)),
+        attention=attention_sheets(attentions(folder, damage), _PICTURES, damage),
         compatibility=_compatibility(folder, looks, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, looks, damage)],
         timeline=Markup(timeline(spans)),

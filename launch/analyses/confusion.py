@@ -14,16 +14,10 @@ from torch.nn import functional as F
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.analyses.meta_classes import MetaClasses, of_cifar, of_file
-from launch.analyses.opened import Ids, images_of, model_of, opened
+from launch.analyses.opened import Ids, classifier_of, evaluated, images_of, opened
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
-from monitoring.run_folder import (
-    ANALYSES_FOLDER,
-    CONFUSION_FILE,
-    EMBEDDINGS_FILE,
-    EVALUATION_FILE,
-    decision_beside,
-)
+from monitoring.run_folder import ANALYSES_FOLDER, CONFUSION_FILE, EMBEDDINGS_FILE
 from trainer.arrays import read_embeddings
 from trainer.class_means import class_means, class_sums
 from trainer.decisions import Decision
@@ -44,25 +38,23 @@ class _Tested:
     run: Run
     step: int
     model: Model
+    decision: Decision
     samples: Ids
     vectors: NDArray[np.float32]
 
     @classmethod
     def of(cls, run: Run, chain: Chain, step: int) -> "_Tested":
         """With the embeddings that the evaluation kept, or else made anew. Raises InputError."""
-        model, ends = Model.open(model_of(run, chain, step)), run.benchmark.row_ends
-        if model.adopted or model.rows != ends[step]:
-            raise InputError(
-                f"{model.folder} knows {model.rows:,} classes, and the run has learned "
-                f"{ends[step]:,} by then: errors can be counted of models trained class by class"
-            )
+        model, decision = classifier_of(run, chain, step)
         samples = np.unique(np.concatenate(run.benchmark.classified[: step + 1]))
         try:
             kept, vectors = read_embeddings(
                 run.step_folder(chain, step) / EMBEDDINGS_FILE, model.fingerprint
             )
             if np.isin(samples, kept).all():
-                return cls(run, step, model, samples, vectors[np.searchsorted(kept, samples)])
+                return cls(
+                    run, step, model, decision, samples, vectors[np.searchsorted(kept, samples)]
+                )
         except InputError:  # a run of before kept none, or of an earlier model
             pass
         embedder = model.embedder()
@@ -71,19 +63,17 @@ class _Tested:
                 embedder(images).float().numpy()
                 for images in images_of(run.dataset, samples, run.config.data)
             ]
-        return cls(run, step, model, samples, np.concatenate(made))
+        return cls(run, step, model, decision, samples, np.concatenate(made))
 
     def errors(self, meta: MetaClasses) -> dict[str, int]:
         """Its errors by the rule of its decision, as the file has them."""
-        beside = decision_beside(self.model.folder)
-        decision = Decision.open(beside, self.model) if beside.exists() else Decision()
         answers = classify(
             self.run.dataset,
             self.run.benchmark,
             self.step,
             self.samples,
             self.vectors,
-            lambda vectors: decision.classes(self.model, vectors),
+            lambda vectors: self.decision.classes(self.model, vectors),
         )
         assert answers is not None, "there are test images of every class"
         found = split_errors(*answers, meta.of, self.run.benchmark.rows_before(self.step))
@@ -109,15 +99,7 @@ def confusion(
     Raises InputError.
     """
     run, finished = opened(folder)
-    if not run.benchmark.classified:
-        raise InputError(
-            f"{folder} tests no image of learned classes, so that it has no errors to count: set "
-            "benchmark.classified"
-        )
-    steps = {chain: _evaluated(run, chain, own) for chain, own in finished.items()}
-    steps = {chain: own for chain, own in steps.items() if own}
-    if not steps:
-        raise InputError(f"{folder} has no evaluated step yet: go on with `perennial run`")
+    steps = evaluated(run, finished)
     last = max(own[-1] for own in steps.values())
     names = [str(name) for name in run.benchmark.names[: run.benchmark.row_ends[last]].tolist()]
     known = of_file(meta, names) if meta is not None else None
@@ -138,11 +120,6 @@ def confusion(
         folder / ANALYSES_FOLDER / CONFUSION_FILE,
         {"version": 1, "meta": known.told(names), "chains": chains},
     )
-
-
-def _evaluated(run: Run, chain: Chain, steps: list[int]) -> list[int]:
-    """Those of `steps` that are evaluated: of others the decision may not be made yet."""
-    return [n for n in steps if (run.step_folder(chain, n) / EVALUATION_FILE).exists()]
 
 
 def _clustered(run: Run, chains: list[Chain], step: int, count: int | None) -> MetaClasses:

@@ -15,7 +15,7 @@ from data_shards.counter_rng import stream_key
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
-from launch.analyses.opened import Ids, drawn, images_of, model_of, opened
+from launch.analyses.opened import Ids, chain_of, drawn, images_of, model_of, opened
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
 from monitoring.analysis_schemas import MOST_CLASSES
@@ -93,27 +93,15 @@ def _chosen(
     run: Run, finished: dict[Chain, list[int]], method: str, seed: int | None, step: int | None
 ) -> tuple[Chain, int]:
     """The chain and step that are meant. Raises InputError saying which there are."""
-    chains = {chain.seed: chain for chain in finished if chain.method == method}
-    if not chains:
-        there = ", ".join(dict.fromkeys(chain.method for chain in finished))
-        raise InputError(
-            f"{run.folder} has no finished model of a method {method!r}, only of: {there}"
-        )
-    seed = min(chains) if seed is None else seed
-    if seed not in chains:
-        there = ", ".join(map(str, sorted(chains)))
-        raise InputError(
-            f"{run.folder}: {method} has no finished model of seed {seed}, only of: {there}"
-        )
-    steps = finished[chains[seed]]
+    chain = chain_of(run, finished, method, seed)
+    steps = finished[chain]
     step = steps[-1] if step is None else step
     if step not in steps:
         there = ", ".join(map(str, steps))
         raise InputError(
-            f"{run.folder}: {chains[seed].name} has no finished model of step {step}, only of: "
-            f"{there}"
+            f"{run.folder}: {chain.name} has no finished model of step {step}, only of: {there}"
         )
-    return chains[seed], step
+    return chain, step
 
 
 def _rows(run: Run, step: int, classes: Sequence[str]) -> Ids:

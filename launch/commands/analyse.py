@@ -1,7 +1,7 @@
 """The commands `perennial analyse ...`: what a finished run's models make of images."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
@@ -54,6 +54,40 @@ def analyse_features(
         folder, console, method=method, seed=seed, step=step, classes=tuple(classes or ())
     )
     _told(f"features: {target}; `perennial report {folder}` draws them")
+
+
+@analyse.command("attention")
+def analyse_attention(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option(help="Whose models.")],
+    seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Option("--image", help="A test image's key; may be repeated.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", help="A class, one test image of it; may be repeated. Default: eight."
+        ),
+    ] = None,
+    of: Annotated[
+        Literal["true", "predicted"],
+        typer.Option(help="For which class maps are: the image's own, or what it is taken for."),
+    ] = "true",
+) -> None:
+    """Draw where each step's model looks in some test images: Grad-CAM by its last block."""
+    from launch.analyses.attention import attention
+
+    target = attention(
+        folder,
+        console,
+        method=method,
+        seed=seed,
+        images=tuple(images or ()),
+        classes=tuple(classes or ()),
+        of=of,
+    )
+    _told(f"attention: {target}; `perennial report {folder}` draws it")
 
 
 @analyse.command("confusion")

@@ -1,4 +1,4 @@
-"""`perennial analyse confusion` on a whole run of methods with decision rules of their own."""
+"""`perennial analyse confusion` and `attention` on a run of methods with rules of their own."""
 
 import json
 import re
@@ -148,6 +148,63 @@ def test_steps_that_are_not_evaluated_yet_are_left_out(run):
         file.unlink()
     with pytest.raises(InputError, match="no evaluated step yet: go on with"):
         analyse("confusion", run)
+
+
+def looked(run, method, *words):
+    """The maps of a method by image and step, and the images."""
+    analyse("attention", run, "--method", method, *words)
+    found = json.loads((run / f"analyses/attention/{method}/seed-0.json").read_text())
+    maps = {(one["image"], own["step"]): own for one in found["images"] for own in one["maps"]}
+    return maps, {one["image"]: one for one in found["images"]}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_test_image_is_taken_for_what_the_evaluation_took_it_for(run, benchmark, method):
+    dataset = ShardDataset.open(load_config(run / "run.yaml").dataset)
+    tested = np.concatenate(benchmark.classified)
+    keys = dataset.keys(tested)
+    rows = dict(zip(keys, benchmark.row_of_identity[dataset.identity[tested]], strict=True))
+    words = [word for key in keys for word in ("--image", key)]
+    maps, told = looked(run, method, *words)
+    assert set(told) == set(keys)
+    for step, end in enumerate(benchmark.row_ends):
+        known = {key for key in keys if rows[key] < end}
+        assert {key for key, of in maps if of == step} == known, "later classes have no map yet"
+        file = step_folder(run, method, step) / "evaluation.json"
+        accuracy = json.loads(file.read_text())["class_accuracy"]
+        assert np.mean([maps[key, step]["right"] for key in known]) == pytest.approx(accuracy)
+        for key in known:
+            assert maps[key, step]["right"] == (maps[key, step]["said"] == told[key]["label"])
+    predicted, _ = looked(run, method, "--of", "predicted", *words)
+    apart = [key for key, own in maps.items() if own["jpeg"] != predicted[key]["jpeg"]]
+    assert apart and not any(maps[key]["right"] for key in apart), "of right ones they are the same"
+
+
+def test_images_are_one_of_each_class_and_the_report_draws_them(run):
+    maps, told = looked(run, "lucir", "--class", "class-03", "--class", "class-07")
+    assert {one["label"] for one in told.values()} == {"class-03", "class-07"}
+    assert looked(run, "lucir", "--class", "class-03", "--class", "class-07") == (maps, told)
+    _, usual = looked(run, "lucir")
+    assert len(usual) == 6, "of eight asked for, step 0 has six classes"
+    page = draw(run).read_text()
+    assert "<h2>Attention</h2>" in page and "lucir, seed 0, true class" in page
+    shown = page.partition("<h2>Attention</h2>")[2].partition("<h2>")[0]
+    assert shown.count("<img") == 6 * (1 + 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--method", "bic"), "no finished model of a method 'bic', only of: icarl, lucir, ewc"),
+        (("--method", "ewc", "--seed", "3"), "no finished model of seed 3, only of: 0"),
+        (("--method", "ewc", "--image", "x"), "'x' is none of the 36 test images"),
+        (("--method", "ewc", "--class", "x"), "'x' is none of the 12 classes"),
+    ],
+)
+def test_images_that_are_not_there_are_named(run, words, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        analyse("attention", run, *words)
+    assert not (run / "analyses").exists()
 
 
 def test_cifar_100_has_twenty_meta_classes_of_five():

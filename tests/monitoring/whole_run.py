@@ -42,6 +42,7 @@ FILES = {
     "analyses/similarity.json": "report",
     "analyses/confusion.json": "report",
     "analyses/features/fkd/seed-0/step-1.json": "report",
+    "analyses/attention/fkd/seed-0.json": "report",
 }
 """Those that somebody may have damaged, and which commands look at each."""
 
@@ -92,6 +93,21 @@ ANALYSES: dict[str, Any] = {
         "groups": [
             {"label": "id-1", "origin": origin, "points": [[0.0, n], [1.0, 2.0]]}
             for n, origin in enumerate(("test", "exemplar", "generated"))
+        ],
+    },
+    "attention/fkd/seed-0.json": {
+        "version": 1,
+        "method": "fkd",
+        "seed": 0,
+        "of": "true",
+        "steps": [0, 1],
+        "images": [
+            {
+                "image": "a/1",
+                "label": "id-1",
+                "jpeg": jpeg(),
+                "maps": [{"step": 1, "said": "id-2", "right": False, "jpeg": jpeg()}],
+            }
         ],
     },
 }
