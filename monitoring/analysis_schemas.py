@@ -63,7 +63,8 @@ class FeatureGroup(TypedDict):
 
     label: Name
     """The class."""
-    origin: Literal["test", "training", "exemplar", "generated"]
+    origin: Literal["test", "training", "exemplar", "start", "generated"]
+    """start: the images that exemplars began as, in the order of the class' exemplars."""
     points: Annotated[
         list[Annotated[list[Real], Field(min_length=2, max_length=2)]],
         Field(max_length=_MOST_POINTS),
@@ -80,7 +81,7 @@ class Features(TypedDict):
     step: Step
     model: Annotated[str, Field(max_length=200)]
     """Its fingerprint."""
-    groups: Annotated[list[FeatureGroup], Field(max_length=4 * MOST_CLASSES)]
+    groups: Annotated[list[FeatureGroup], Field(max_length=5 * MOST_CLASSES)]
 
 
 @with_config({"strict": True})

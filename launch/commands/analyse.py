@@ -45,13 +45,22 @@ def analyse_features(
         list[str] | None,
         typer.Option("--class", help="A class by its name; may be repeated. Default: ten."),
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Training images instead of test images.")
+    ] = False,
 ) -> None:
     """Lay out embeddings of some classes in the plane by t-SNE: of test images, of exemplars, and
     those that a generator draws."""
     from launch.analyses.features import features
 
     target = features(
-        folder, console, method=method, seed=seed, step=step, classes=tuple(classes or ())
+        folder,
+        console,
+        method=method,
+        seed=seed,
+        step=step,
+        classes=tuple(classes or ()),
+        training=training,
     )
     _told(f"features: {target}; `perennial report {folder}` draws them")
 

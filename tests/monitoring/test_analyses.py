@@ -89,6 +89,22 @@ def test_points_keep_their_distances_and_lie_within_the_picture():
     assert 'cx="260.0" cy="210.0"' in one
 
 
+def test_a_line_leads_from_what_an_exemplar_began_as_to_the_exemplar():
+    groups = [
+        {"label": "a", "origin": "exemplar", "points": [[0.0, 0.0], [4.0, 4.0]]},
+        {"label": "b", "origin": "exemplar", "points": [[9.0, 0.0]]},
+        {"label": "a", "origin": "start", "points": [[2.0, 1.0], [4.0, 3.0]]},
+    ]
+    drawn = ET.fromstring(scatter(groups, {"a": 0, "b": 1}))
+    rings = [(c.attrib["cx"], c.attrib["cy"]) for c in drawn.iter("circle")]
+    squares = [(float(r.attrib["x"]) + 4, float(r.attrib["y"]) + 4) for r in drawn.iter("rect")]
+    lines = [line.attrib for line in drawn.iter("line")]
+    assert [(line["x1"], line["y1"]) for line in lines] == rings
+    assert [(float(line["x2"]), float(line["y2"])) for line in lines] == squares[:2]
+    groups[2]["points"].append([1.0, 1.0])
+    assert scatter(groups, {"a": 0, "b": 1}).count("<line") == 2, "of a file that was damaged"
+
+
 def test_classes_have_colours_and_origins_shapes(tmp_path):
     value = json.loads(json.dumps(ANALYSES["features/fkd/seed-0/step-1.json"]))
     value["groups"].append({"label": HOSTILE, "origin": "test", "points": [[2.0, 1.0]]})
