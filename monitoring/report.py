@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
+from monitoring.against import setting_charts
 from monitoring.analyses import similarities
 from monitoring.attention import attention_sheets, attentions
 from monitoring.charts import Line, Span, legend_mark, line_chart, timeline
@@ -72,6 +73,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         steps=sorted({row["step"] for row in rows}),
         tables=_tables(rows, methods),
         curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, looks)],
+        settings=setting_charts(rows, asked.settings),
         tradeoffs=[
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
             for name, charts in tradeoffs(evaluations(folder, damage), methods, looks).items()
