@@ -11,6 +11,7 @@ from rich.text import Text
 
 from monitoring.analysis_schemas import ERRORS
 from monitoring.charts import Line, line_chart
+from monitoring.gains import PAIRED
 from monitoring.intervals import Difference, half_width, paired
 from monitoring.records import Damage, Record, read_value
 from monitoring.run_folder import ANALYSES_FOLDER, CONFUSION_FILE
@@ -103,18 +104,10 @@ def difference_table(chains: Sequence[Record], method: str, against: str) -> Tab
     steps = sorted({step for own in found.values() for step in own})
     table = _table(printable(f"errors of {method} - {against} (images)"), "part", steps)
     for part, own in found.items():
-        table.add_row(part, *(_difference(own[step]) if step in own else "–" for step in steps))
+        table.add_row(part, *(own[step].written() if step in own else "–" for step in steps))
     if any(one.half_width is not None for own in found.values() for one in own.values()):
-        words = "brackets: 95 % interval of the mean over seeds, paired (Student's t)"
-        table.caption, table.caption_justify = words, "left"
+        table.caption, table.caption_justify = PAIRED, "left"
     return table
-
-
-def _difference(one: Difference) -> str:
-    if one.half_width is None:
-        return f"{one.mean:+,.1f}"
-    low, high = one.mean - one.half_width, one.mean + one.half_width
-    return f"{one.mean:+,.1f} [{low:+,.1f}, {high:+,.1f}]"
 
 
 def split_charts(

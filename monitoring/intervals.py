@@ -52,6 +52,18 @@ class Difference(NamedTuple):
     """Half of the 95 % interval of the mean; None of a single seed."""
     seeds: int
 
+    def scaled(self, factor: float) -> "Difference":
+        """It times `factor`, such as 100 for points of a percent."""
+        half = None if self.half_width is None else factor * self.half_width
+        return Difference(factor * self.mean, half, self.seeds)
+
+    def written(self) -> str:
+        """It for people, such as ``+1.2 [-0.3, +2.7]``."""
+        if self.half_width is None:
+            return f"{self.mean:+,.1f}"
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        return f"{self.mean:+,.1f} [{low:+,.1f}, {high:+,.1f}]"
+
     def values(self) -> dict[str, float | int]:
         """It as plain values."""
         found: dict[str, float | int] = {"mean": self.mean, "seeds": self.seeds}
