@@ -80,9 +80,16 @@ class _Tested:
         return {"step": self.step, "wrong": found.wrong, **asdict(found)}
 
     def means(self) -> NDArray[np.float32]:
-        """[C, d] the mean direction of each class' embeddings."""
+        """[C, d] the mean direction of each class' embeddings. Raises InputError."""
         units = F.normalize(torch.from_numpy(self.vectors)).numpy()
         rows = self.run.benchmark.row_of_identity[self.run.dataset.identity[self.samples]]
+        untested = np.setdiff1d(np.arange(self.model.rows), rows)
+        if len(untested):  # a run that continues another may lack images of its classes
+            name = str(self.run.benchmark.names[untested[0]])
+            raise InputError(
+                f"{len(untested):,} of {self.model.rows:,} classes have no test image to be "
+                f"clustered by, such as {name!r}: say which belong together, --meta classes.csv"
+            )
         return class_means([class_sums(units, rows)], 0, self.model.rows)
 
 

@@ -69,9 +69,10 @@ def chain_of(run: Run, finished: dict[Chain, list[int]], method: str, seed: int 
 def evaluated(run: Run, finished: dict[Chain, list[int]]) -> dict[Chain, list[int]]:
     """Those of the `finished` steps that are evaluated on learned classes: of others the decision
     may not be made yet. Raises InputError where there is none."""
-    if not run.benchmark.classified:
+    if not run.benchmark.classified or not all(map(len, run.benchmark.classified)):
         raise InputError(
-            f"{run.folder} tests no image of learned classes: set benchmark.classified"
+            f"{run.folder} does not test images of the classes of every step: set "
+            "benchmark.classified"
         )
     found = {
         chain: [n for n in steps if (run.step_folder(chain, n) / EVALUATION_FILE).exists()]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from data_shards.splits.benchmark import build_benchmark
 from data_shards.storage.dataset import ShardDataset
 from launch.analyses.meta_classes import CIFAR_100, of_cifar, of_file
 from launch.config.load import load_config
+from launch.runs.run import Run
 from monitoring.report import draw
 from tests.alone import execute_alone
 from tests.launch.classes import CLASSES, TESTED, write_classes, write_config
@@ -205,6 +207,28 @@ def test_images_that_are_not_there_are_named(run, words, said):
     with pytest.raises(InputError, match=re.escape(said)):
         analyse("attention", run, *words)
     assert not (run / "analyses").exists()
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("class", "1 of 12 classes have no test image to be clustered by"),
+        ("step", "does not test images of the classes of every step: set benchmark.classified"),
+    ],
+)
+def test_classes_without_a_test_image_are_named(run, monkeypatch, lost, said):
+    build = Run.open.__func__
+
+    def lacking(cls, folder, config, *others):
+        opened = build(cls, folder, config, *others)
+        first, *later = opened.benchmark.classified
+        rows = opened.benchmark.row_of_identity[opened.dataset.identity[first]]
+        tested = (first[rows > 0], *later) if lost == "class" else (first[:0], *later)
+        return replace(opened, benchmark=replace(opened.benchmark, classified=tested))
+
+    monkeypatch.setattr(Run, "open", classmethod(lacking))
+    with pytest.raises(InputError, match=said):
+        analyse("confusion", run)
 
 
 def test_cifar_100_has_twenty_meta_classes_of_five():
