@@ -81,7 +81,11 @@ def of_file(path: Path, classes: Sequence[str]) -> MetaClasses:
     Raises InputError naming the line, or the class that it lacks.
     """
     meta: dict[str, str] = {}
-    for number, cells in enumerate(csv.reader(read_lines(path, "--meta")), 1):
+    try:
+        lines = list(csv.reader(read_lines(path, "--meta")))
+    except csv.Error as error:
+        raise InputError(f"--meta {path} is no CSV ({error}): write class,meta-class") from error
+    for number, cells in enumerate(lines, 1):
         if not cells:
             continue
         if len(cells) != 2 or not all(cell.strip() for cell in cells):

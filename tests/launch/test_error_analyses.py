@@ -246,6 +246,7 @@ def test_cifar_100_has_twenty_meta_classes_of_five():
         ("a,x\nb\n", "line 2 has 1 cells: write class,meta-class"),
         ("a,x\nb, \n", "line 2 has 2 cells: write class,meta-class"),
         ("a,x\nb,y\na,z\n", "line 3 puts 'a' into 'z', and a line before into 'x'"),
+        ("a,x\nb," + "y" * 200_000, "is no CSV (field larger than field limit"),
         ("a,x\n", "lacks 1 of the 2 classes learned, such as 'b': add a line b,its meta-class"),
     ],
 )
