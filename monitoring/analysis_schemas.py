@@ -6,11 +6,13 @@ from pydantic import Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from monitoring.run_folder import METHOD
-from monitoring.schemas import MOST_STEPS, Count, Name, Portion, Real, Step
+from monitoring.schemas import MOST_STEPS, MOST_TASKS, Count, Jpeg, Name, Portion, Real, Step
 
 _MOST_CHAINS, _MOST_LAYERS, _MOST_POINTS = 10_000, 100, 100_000
 MOST_CLASSES = 20
 """Classes in one picture of features: as many colours can be told apart."""
+MOST_IMAGES = 64
+"""Images whose maps of attention are in one file."""
 MethodName = Annotated[str, Field(pattern=f"^{METHOD.pattern}$")]
 
 
@@ -61,7 +63,8 @@ class FeatureGroup(TypedDict):
 
     label: Name
     """The class."""
-    origin: Literal["test", "training", "exemplar", "generated"]
+    origin: Literal["test", "training", "exemplar", "start", "generated"]
+    """start: the images that exemplars began as, in the order of the class' exemplars."""
     points: Annotated[
         list[Annotated[list[Real], Field(min_length=2, max_length=2)]],
         Field(max_length=_MOST_POINTS),
@@ -78,8 +81,90 @@ class Features(TypedDict):
     step: Step
     model: Annotated[str, Field(max_length=200)]
     """Its fingerprint."""
-    groups: Annotated[list[FeatureGroup], Field(max_length=4 * MOST_CLASSES)]
+    groups: Annotated[list[FeatureGroup], Field(max_length=5 * MOST_CLASSES)]
+
+
+@with_config({"strict": True})
+class StepErrors(TypedDict):
+    """The errors of a step's model on test images of all classes so far, by what they are."""
+
+    step: Step
+    images: Count
+    wrong: Count
+    confusion: Count
+    forgetting: Count
+    other: Count
+
+
+@with_config({"strict": True})
+class ChainErrors(TypedDict):
+    """The errors of one chain's models."""
+
+    method: MethodName
+    seed: Count
+    steps: Annotated[list[StepErrors], Field(max_length=MOST_STEPS)]
+
+
+@with_config({"strict": True})
+class MetaClass(TypedDict):
+    """Classes that are alike."""
+
+    name: Name
+    classes: Annotated[list[Name], Field(max_length=_MOST_POINTS)]
+
+
+@with_config({"strict": True})
+class MetaClasses(TypedDict):
+    """The meta-classes by which errors are told apart."""
+
+    source: Name
+    groups: Annotated[list[MetaClass], Field(max_length=_MOST_POINTS)]
+
+
+@with_config({"strict": True})
+class Errors(TypedDict):
+    """The errors of a run's models."""
+
+    version: Literal[1]
+    meta: MetaClasses
+    chains: Annotated[list[ChainErrors], Field(max_length=_MOST_CHAINS)]
+
+
+@with_config({"strict": True})
+class AttentionMap(TypedDict):
+    """An image under the map of a step's model, and what it is taken for."""
+
+    step: Step
+    said: Name
+    right: bool
+    jpeg: Jpeg
+
+
+@with_config({"strict": True})
+class AttentionImage(TypedDict):
+    """A test image with the maps of the steps that know its class."""
+
+    image: Name
+    """Its key."""
+    label: Name
+    jpeg: Jpeg
+    maps: Annotated[list[AttentionMap], Field(max_length=MOST_TASKS)]
+
+
+@with_config({"strict": True})
+class Attention(TypedDict):
+    """Where the models of one chain look."""
+
+    version: Literal[1]
+    method: MethodName
+    seed: Count
+    of: Literal["true", "predicted"]
+    """Whose logit the maps are for."""
+    steps: Annotated[list[Step], Field(max_length=MOST_TASKS)]
+    images: Annotated[list[AttentionImage], Field(max_length=MOST_IMAGES)]
 
 
 SIMILARITIES = TypeAdapter(Similarities)
 FEATURES = TypeAdapter(Features)
+ERRORS = TypeAdapter(Errors)
+ATTENTION = TypeAdapter(Attention)

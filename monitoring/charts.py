@@ -105,10 +105,12 @@ def line_chart(
     points: bool = True,
     log_x: bool = False,
     log_y: bool = False,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> str:
     """An SVG of `lines` with axes; hovering a point or line names it.
 
-    On a logarithmic axis, points at or below 0 are left out.
+    On a logarithmic axis, points at or below 0 are left out. Bands end where `within` does, such as
+    0 and 100 for shares in percent.
     """
     if log_x or log_y:
         shown = [[(x, y) for x, y in n.points if x > 0 or not log_x] for n in lines]
@@ -118,8 +120,9 @@ def line_chart(
     if not lines:
         return ""
     xs = [x for line in lines for x, _ in line.points]
-    lows = [y - b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
-    highs = [y + b for line in lines for (_, y), b in zip(line.points, _bands(line), strict=True)]
+    ends = [_ends(line, within) for line in lines]
+    lows = [low for own in ends for low, _ in own]
+    highs = [high for own in ends for _, high in own]
     y_ticks = log_ticks(min(lows), max(highs)) if log_y else ticks(min(lows), max(highs), 6)
     x_ticks = log_ticks(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs), 6)
     x_ticks = sorted(set(xs)) if whole_x else x_ticks
@@ -159,8 +162,8 @@ def line_chart(
         f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 2}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
-    for line in lines:
-        parts.append(_drawn(line, at, points))
+    for line, own in zip(lines, ends, strict=True):
+        parts.append(_drawn(line, own, at, points))
     return "".join([*parts, "</svg>"])
 
 
@@ -168,11 +171,24 @@ def _bands(line: Line) -> Sequence[float]:
     return line.band or [0.0] * len(line.points)
 
 
-def _drawn(line: Line, place: Callable[[float, float], Any], points: bool) -> str:
+def _ends(line: Line, within: tuple[float, float]) -> list[tuple[float, float]]:
+    """The ends of the band around each point; a point beyond `within` is in its band, too."""
+    return [
+        (min(y, max(y - b, within[0])), max(y, min(y + b, within[1])))
+        for (_, y), b in zip(line.points, _bands(line), strict=True)
+    ]
+
+
+def _drawn(
+    line: Line,
+    ends: Sequence[tuple[float, float]],
+    place: Callable[[float, float], Any],
+    points: bool,
+) -> str:
     colour, out = colour_of(line.look), ""
     if any(line.band):
-        upper = [place(x, y + b) for (x, y), b in zip(line.points, line.band, strict=True)]
-        lower = [place(x, y - b) for (x, y), b in zip(line.points, line.band, strict=True)]
+        upper = [place(x, high) for (x, _), (_, high) in zip(line.points, ends, strict=True)]
+        lower = [place(x, low) for (x, _), (low, _) in zip(line.points, ends, strict=True)]
         area = " ".join(f"{u:.1f},{v:.1f}" for u, v in upper + lower[::-1])
         out += f'<polygon points="{area}" fill="{colour}" opacity="0.15"/>'
     path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line.points)

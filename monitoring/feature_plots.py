@@ -18,6 +18,7 @@ _MOST = 60
 _WORDS = {
     "test": "test images",
     "training": "training images",
+    "start": "what exemplars began as",
     "exemplar": "exemplars kept",
     "generated": "generated",
 }
@@ -53,7 +54,8 @@ def feature_plots(found: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def scatter(groups: Sequence[Record], colours: dict[str, int]) -> str:
-    """An SVG of groups' points; those of images below, then exemplars, then generated ones."""
+    """An SVG of groups' points; those of images below, then exemplars, then generated ones. A line
+    leads from what an exemplar began as to the exemplar."""
     every = [point for group in groups for point in group["points"]]
     if not every:
         return ""
@@ -64,32 +66,43 @@ def scatter(groups: Sequence[Record], colours: dict[str, int]) -> str:
         (size - 2 * _EDGE) / max(high - low, 1e-9)
         for size, low, high in zip((_WIDTH, _HEIGHT), lows, highs, strict=True)
     )
+
+    def place(point: Sequence[float]) -> tuple[float, float]:
+        x, y = (point[axis] - (lows[axis] + highs[axis]) / 2 for axis in (0, 1))
+        return _WIDTH / 2 + x * scale, _HEIGHT / 2 - y * scale
+
     parts = [f'<svg class="plane" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="plane">']
     order = list(_WORDS)
+    ends = {group["label"]: group["points"] for group in groups if group["origin"] == "exemplar"}
     for group in sorted(groups, key=lambda group: order.index(group["origin"])):
         told = escape(f"{group['label']}, {_WORDS[group['origin']]}")
         colour = f"var(--c{colours[group['label']]})"
-        marks = "".join(
-            _mark(
-                group["origin"],
-                _WIDTH / 2 + (x - (lows[0] + highs[0]) / 2) * scale,
-                _HEIGHT / 2 - (y - (lows[1] + highs[1]) / 2) * scale,
-            )
-            for x, y in group["points"]
-        )
+        marks = "".join(_mark(group["origin"], *place(point)) for point in group["points"])
+        if group["origin"] == "start":
+            # a damaged file may have another number of either
+            pairs = zip(group["points"], ends.get(group["label"], ()), strict=False)
+            marks += "".join(_way(place(start), place(end)) for start, end in pairs)
         parts.append(f'<g style="--own:{colour}"><title>{told}</title>{marks}</g>')
     return "".join([*parts, "</svg>"])
 
 
 def _mark(origin: str, x: float, y: float) -> str:
-    """A dot of an image, a framed square of an exemplar, a hollow triangle of what is generated."""
+    """A dot of an image, a framed square of an exemplar, a ring of what it began as, a hollow
+    triangle of what is generated."""
     if origin == "exemplar":
         return (
             f'<rect class="exemplar" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" rx="1"/>'
         )
+    if origin == "start":
+        return f'<circle class="start" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>'
     if origin == "generated":
         return f'<path class="generated" d="M{x:.1f} {y - 5:.1f}l4.6 8h-9.2z"/>'
     return f'<circle class="image" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>'
+
+
+def _way(start: tuple[float, float], end: tuple[float, float]) -> str:
+    (x, y), (u, v) = start, end
+    return f'<line class="way" x1="{x:.1f}" y1="{y:.1f}" x2="{u:.1f}" y2="{v:.1f}"/>'
 
 
 def _key(origin: str) -> str:

@@ -7,7 +7,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
+from monitoring.against import setting_charts
 from monitoring.analyses import similarities
+from monitoring.attention import attention_sheets, attentions
 from monitoring.charts import Line, Span, legend_mark, line_chart, timeline
 from monitoring.compatibility import (
     SUMMARY_HEADS,
@@ -18,6 +20,7 @@ from monitoring.compatibility import (
 )
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
+from monitoring.error_split import error_split, split_charts
 from monitoring.feature_plots import feature_plots, features
 from monitoring.goodput import USES, goodput, summary_line
 from monitoring.incremental_charts import class_incremental
@@ -70,13 +73,16 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         steps=sorted({row["step"] for row in rows}),
         tables=_tables(rows, methods),
         curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, looks)],
+        settings=setting_charts(rows, asked.settings),
         tradeoffs=[
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
             for name, charts in tradeoffs(evaluations(folder, damage), methods, looks).items()
         ],
         incremental=class_incremental(folder, rows, methods, _PICTURES, damage),
+        errors=_errors(folder, methods, looks, damage),
         similarity=similarity_maps(similarities(folder, damage), methods),
         planes=feature_plots(features(folder, damage)),
+        attention=attention_sheets(attentions(folder, damage), _PICTURES, damage),
         compatibility=_compatibility(folder, looks, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, looks, damage)],
         timeline=Markup(timeline(spans)),
@@ -125,7 +131,7 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
 def _curves(
     rows: list[dict[str, Any]], methods: list[str], looks: dict[str, int]
 ) -> list[tuple[str, str]]:
-    """A chart a metric: accuracy over learning steps, with a band of one standard deviation."""
+    """A chart a metric: accuracy over learning steps, with the mean's 95 % interval as a band."""
     charts = []
     for metric, title in metrics(rows).items():
         lines = []
@@ -133,10 +139,21 @@ def _curves(
             own = [r for r in rows if r["method"] == method and metric in r]
             own.sort(key=lambda r: r["step"])
             points = [(float(r["step"]), 100 * r[metric]["mean"]) for r in own]
-            band = [100 * r[metric]["std"] for r in own]
+            band = [100 * r[metric]["half_width"] for r in own]
             lines.append(Line(method, looks[method], points, band))
-        charts.append((title, line_chart(lines, "learning step", f"{title}, %", whole_x=True)))
+        chart = line_chart(lines, "learning step", f"{title}, %", whole_x=True, within=(0, 100))
+        charts.append((title, chart))
     return charts
+
+
+def _errors(
+    folder: Path, methods: list[str], looks: dict[str, int], damage: Damage
+) -> dict[str, Any] | None:
+    """The page's part on confusion and forgetting; none where errors were not counted."""
+    found = error_split(folder, damage)
+    if found is None:
+        return None
+    return {"meta": found["meta"], "charts": split_charts(found["chains"], methods, looks)}
 
 
 def _compatibility(folder: Path, looks: dict[str, int], damage: Damage) -> dict[str, Any] | None:

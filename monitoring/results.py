@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from monitoring.intervals import half_width
 from monitoring.memory import memory, memory_table
 from monitoring.records import Damage, evaluations
 from untrusted.text import printable
@@ -72,7 +73,8 @@ def figures(evaluation: dict[str, Any]) -> dict[str, tuple[str, float]]:
 
 
 def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of each metric, for each run, method and step.
+    """Mean and standard deviation over seeds of each metric, for each run, method and step, and
+    half of the mean's 95 % interval (`monitoring.intervals`), 0 of a single seed.
 
     Where learned classes are tested: ``tasks`` and ``confusion``, means over seeds, and ``memory``
     (`monitoring.memory`).
@@ -90,7 +92,8 @@ def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[
         for metric, title in titles.items():
             values = [figure[metric][1] for figure in of_seeds if metric in figure]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            row[metric] = {"title": title, "mean": statistics.fmean(values), "std": deviation}
+            mean, half = statistics.fmean(values), half_width(values) or 0.0
+            row[metric] = {"title": title, "mean": mean, "std": deviation, "half_width": half}
         for key in ("tasks", "confusion"):
             lists = [evaluation[key] for evaluation in found if key in evaluation]
             if len({len(own) for own in lists}) == 1:  # a damaged file may be of another length

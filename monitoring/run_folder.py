@@ -2,7 +2,8 @@
 
     RUN/run.yaml phases.json ledger.jsonl metrics.jsonl events.jsonl report.html
         attempts/ targets/ logs/
-        analyses/   similarity.json features/METHOD/seed-S/step-T.json
+        analyses/   similarity.json confusion.json
+                    features/METHOD/seed-S/step-T.json attention/METHOD/seed-S.json
         published/METHOD/seed-S/step-T/ step-T-decision/   (what a rule needs beside the model)
         chains/METHOD/seed-S/steps/T/   what a learning step left, and in phases/ further trainings
 
@@ -30,7 +31,9 @@ LOGS_FOLDER = "logs"
 ANALYSES_FOLDER = "analyses"
 """What `perennial analyse` found; no phase reads it."""
 SIMILARITY_FILE = "similarity.json"
+CONFUSION_FILE = "confusion.json"
 FEATURES_FOLDER = "features"
+ATTENTION_FOLDER = "attention"
 
 MODEL_FOLDER = "model"
 """Of a learning step, as are those below."""
@@ -120,6 +123,11 @@ def log_file(run: Path, process: str) -> Path:
 def features_file(run: Path, chain: str, step: int) -> Path:
     """Where the features of a learning step's model are drawn from."""
     return run / ANALYSES_FOLDER / FEATURES_FOLDER / f"{step_name(chain, step)}.json"
+
+
+def attention_file(run: Path, chain: str) -> Path:
+    """Where a chain's maps of attention are drawn from."""
+    return run / ANALYSES_FOLDER / ATTENTION_FOLDER / f"{chain}.json"
 
 
 def files_of_steps(run: Path, name: str) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from data_shards.counter_rng import stream_key
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
-from launch.analyses.opened import Ids, drawn, images_of, model_of, opened
+from launch.analyses.opened import Ids, chain_of, drawn, images_of, model_of, opened
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
 from monitoring.analysis_schemas import MOST_CLASSES
@@ -53,20 +53,22 @@ def features(
     seed: int | None = None,
     step: int | None = None,
     classes: Sequence[str] = (),
+    training: bool = False,
 ) -> Path:
     """Lays features by the model of a learning step out in the plane, and writes them.
 
     `seed` is the method's lowest unless it is given, `step` the last one finished; `classes` are
     ten of those learned, evenly spaced. Of each, at most 40 test images, or training images where
-    no learned class is tested; as many exemplars, where the method keeps some, and 40 features that
-    its generator draws. All by draws of the seed. Returns the file. Raises InputError.
+    no learned class is tested or `training` asks for them; as many exemplars, where the method
+    keeps some, and the images that they began as, where their pixels were learned; and 40 features
+    that its generator draws. All by draws of the seed. Returns the file. Raises InputError.
     """
     tsne = _TSNE()  # before anything is embedded
     run, finished = opened(folder)
     chain, step = _chosen(run, finished, method, seed, step)
     rows = _rows(run, step, classes)
     model = Model.open(model_of(run, chain, step))
-    found = _of_images(run, chain, step, rows, model, console)
+    found = _of_images(run, chain, step, rows, model, console, training)
     if (source := _source(run, chain, step, model)) is not None:
         found.append(generated(source, rows, _EACH, chain.seed))
     vectors = np.concatenate([origin.vectors for origin in found])
@@ -93,27 +95,15 @@ def _chosen(
     run: Run, finished: dict[Chain, list[int]], method: str, seed: int | None, step: int | None
 ) -> tuple[Chain, int]:
     """The chain and step that are meant. Raises InputError saying which there are."""
-    chains = {chain.seed: chain for chain in finished if chain.method == method}
-    if not chains:
-        there = ", ".join(dict.fromkeys(chain.method for chain in finished))
-        raise InputError(
-            f"{run.folder} has no finished model of a method {method!r}, only of: {there}"
-        )
-    seed = min(chains) if seed is None else seed
-    if seed not in chains:
-        there = ", ".join(map(str, sorted(chains)))
-        raise InputError(
-            f"{run.folder}: {method} has no finished model of seed {seed}, only of: {there}"
-        )
-    steps = finished[chains[seed]]
+    chain = chain_of(run, finished, method, seed)
+    steps = finished[chain]
     step = steps[-1] if step is None else step
     if step not in steps:
         there = ", ".join(map(str, steps))
         raise InputError(
-            f"{run.folder}: {chains[seed].name} has no finished model of step {step}, only of: "
-            f"{there}"
+            f"{run.folder}: {chain.name} has no finished model of step {step}, only of: {there}"
         )
-    return chains[seed], step
+    return chain, step
 
 
 def _rows(run: Run, step: int, classes: Sequence[str]) -> Ids:
@@ -138,13 +128,20 @@ def _rows(run: Run, step: int, classes: Sequence[str]) -> Ids:
 
 
 def _of_images(
-    run: Run, chain: Chain, step: int, rows: Ids, model: Model, console: Console
+    run: Run,
+    chain: Chain,
+    step: int,
+    rows: Ids,
+    model: Model,
+    console: Console,
+    training: bool,
 ) -> list[Origin]:
-    """The features of test images, or of training images, and of exemplars."""
+    """The features of test images, or of training images, of exemplars and their beginnings."""
     benchmark, seed = run.benchmark, chain.seed
-    parts = benchmark.classified or benchmark.steps
+    tested = bool(benchmark.classified) and not training
+    parts = benchmark.classified if tested else benchmark.steps
     of_rows = benchmark.row_of_identity[run.dataset.identity]
-    name = "test" if benchmark.classified else "training"
+    name = "test" if tested else "training"
     samples = _of_each(np.concatenate(parts[: step + 1]), of_rows, rows, (seed, name))
     wanted = [(name, run.dataset, samples, of_rows[samples])]
     if run.memory(chain) and (run.step_folder(chain, step) / EXEMPLARS_FOLDER).exists():
@@ -154,6 +151,8 @@ def _of_images(
         of_rows = of_identities[memory.identity]
         samples = _of_each(np.arange(len(memory)), of_rows, rows, (seed, "exemplar"))
         wanted.append(("exemplar", memory, samples, of_rows[samples]))
+        started = _started(run, step, memory, samples, of_rows[samples])
+        wanted.append(("start", run.dataset, *started))
     found, embedder = [], model.embedder()
     total, done = sum(len(samples) for _, _, samples, _ in wanted), 0
     with progress(console, "embedding", total) as hear, torch.inference_mode():
@@ -164,6 +163,30 @@ def _of_images(
                 hear(done := done + len(images))
             found.append(Origin(name, own, np.concatenate(vectors)))
     return found
+
+
+def _started(run: Run, step: int, memory: ShardDataset, samples: Ids, rows: Ids) -> tuple[Ids, Ids]:
+    """The training images that exemplars began as, and their rows, in the order of `samples`.
+
+    Of classes with an exemplar that is no longer its image byte for byte. Their keys tell: an
+    exemplar's is its identity's name and its image's key.
+    """
+    dataset, found = run.dataset, [np.empty(0, dtype=np.int64)]
+    trained = np.concatenate(run.benchmark.steps[: step + 1])
+    of_rows = run.benchmark.row_of_identity[dataset.identity[trained]]
+    for row in np.unique(rows).tolist():
+        own, images = samples[rows == row], trained[of_rows == row]
+        name = str(run.benchmark.names[row])
+        place = dict(zip(dataset.keys(images), images.tolist(), strict=True))
+        keys = [key.removeprefix(f"{name}/") for key in memory.keys(own)]
+        begun = [place.get(key, -1) for key in keys]
+        if min(begun) < 0:  # from a run that this one continues: its images are elsewhere
+            continue
+        pairs = zip(own.tolist(), begun, strict=True)
+        if any(memory.image(after) != dataset.image(before) for after, before in pairs):
+            found.append(np.array(begun))
+    started = np.concatenate(found)
+    return started, run.benchmark.row_of_identity[dataset.identity[started]]
 
 
 def _images(run: Run, dataset: ShardDataset, samples: Ids) -> Any:

@@ -13,7 +13,9 @@ from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
 from launch.phases.status import open_run
 from launch.runs.run import Chain, Run
-from monitoring.run_folder import MODEL_FOLDER, steps_of
+from monitoring.run_folder import EVALUATION_FILE, MODEL_FOLDER, decision_beside, steps_of
+from trainer.decisions import Decision
+from trainer.model import Model
 
 Ids = NDArray[np.int64]
 _MANIFEST = "manifest.json"
@@ -44,6 +46,55 @@ def opened(folder: Path) -> tuple[Run, dict[Chain, list[int]]]:
     """A run with its finished steps. Raises InputError."""
     run = open_run(folder)
     return run, finished_steps(run)
+
+
+def chain_of(run: Run, finished: dict[Chain, list[int]], method: str, seed: int | None) -> Chain:
+    """The chain of a method, of its lowest seed unless one is given. Raises InputError saying
+    which there are."""
+    chains = {chain.seed: chain for chain in finished if chain.method == method}
+    if not chains:
+        there = ", ".join(dict.fromkeys(chain.method for chain in finished))
+        raise InputError(
+            f"{run.folder} has no finished model of a method {method!r}, only of: {there}"
+        )
+    seed = min(chains) if seed is None else seed
+    if seed not in chains:
+        there = ", ".join(map(str, sorted(chains)))
+        raise InputError(
+            f"{run.folder}: {method} has no finished model of seed {seed}, only of: {there}"
+        )
+    return chains[seed]
+
+
+def evaluated(run: Run, finished: dict[Chain, list[int]]) -> dict[Chain, list[int]]:
+    """Those of the `finished` steps that are evaluated on learned classes: of others the decision
+    may not be made yet. Raises InputError where there is none."""
+    if not run.benchmark.classified or not all(map(len, run.benchmark.classified)):
+        raise InputError(
+            f"{run.folder} does not test images of the classes of every step: set "
+            "benchmark.classified"
+        )
+    found = {
+        chain: [n for n in steps if (run.step_folder(chain, n) / EVALUATION_FILE).exists()]
+        for chain, steps in finished.items()
+    }
+    found = {chain: steps for chain, steps in found.items() if steps}
+    if not found:
+        raise InputError(f"{run.folder} has no evaluated step yet: go on with `perennial run`")
+    return found
+
+
+def classifier_of(run: Run, chain: Chain, step: int) -> tuple[Model, Decision]:
+    """The model of a learning step and how it decides. Raises InputError for one that was not
+    trained on the run's classes."""
+    model, rows = Model.open(model_of(run, chain, step)), run.benchmark.row_ends[step]
+    if model.adopted or model.rows != rows:
+        raise InputError(
+            f"{model.folder} knows {model.rows:,} classes, and the run has learned {rows:,} by "
+            "then: this looks at models that were trained class by class"
+        )
+    beside = decision_beside(model.folder)
+    return model, Decision.open(beside, model) if beside.exists() else Decision()
 
 
 def model_of(run: Run, chain: Chain, step: int) -> Path:

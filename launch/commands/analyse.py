@@ -1,10 +1,12 @@
 """The commands `perennial analyse ...`: what a finished run's models make of images."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 from rich.text import Text
 
+from data_shards.settings import InputError
 from launch.commands.arguments import RunFolder
 from launch.terminal.console import Terminal, console, say_json
 
@@ -43,15 +45,115 @@ def analyse_features(
         list[str] | None,
         typer.Option("--class", help="A class by its name; may be repeated. Default: ten."),
     ] = None,
+    training: Annotated[
+        bool, typer.Option("--training", help="Training images instead of test images.")
+    ] = False,
 ) -> None:
     """Lay out embeddings of some classes in the plane by t-SNE: of test images, of exemplars, and
     those that a generator draws."""
     from launch.analyses.features import features
 
     target = features(
-        folder, console, method=method, seed=seed, step=step, classes=tuple(classes or ())
+        folder,
+        console,
+        method=method,
+        seed=seed,
+        step=step,
+        classes=tuple(classes or ()),
+        training=training,
     )
     _told(f"features: {target}; `perennial report {folder}` draws them")
+
+
+@analyse.command("attention")
+def analyse_attention(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option(help="Whose models.")],
+    seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
+    images: Annotated[
+        list[str] | None, typer.Option("--image", help="A test image's key; may be repeated.")
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class", help="A class, one test image of it; may be repeated. Default: eight."
+        ),
+    ] = None,
+    of: Annotated[
+        Literal["true", "predicted"],
+        typer.Option(help="For which class maps are: the image's own, or what it is taken for."),
+    ] = "true",
+) -> None:
+    """Draw where each step's model looks in some test images: Grad-CAM by its last block."""
+    from launch.analyses.attention import attention
+
+    target = attention(
+        folder,
+        console,
+        method=method,
+        seed=seed,
+        images=tuple(images or ()),
+        classes=tuple(classes or ()),
+        of=of,
+    )
+    _told(f"attention: {target}; `perennial report {folder}` draws it")
+
+
+@analyse.command("confusion")
+def analyse_confusion(
+    folder: RunFolder,
+    meta: Annotated[
+        Path | None,
+        typer.Option(help="Lines class,meta-class. Default: CIFAR-100's, or clusters of classes."),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(help="Clusters of class means; default: a fifth as many as classes."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="With --against: whose errors; may be repeated. Default: all others."),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="The method that others are compared with, such as a host.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count errors after each step: within a meta-class confusion, across them forgetting."""
+    from launch.analyses.confusion import confusion
+    from monitoring.error_split import (
+        by_method,
+        difference_table,
+        error_split,
+        split_tables,
+        told_differences,
+    )
+
+    if meta is not None and clusters is not None:
+        raise InputError("--meta says which classes belong together: leave out --clusters")
+    shown = Terminal(stderr=True, highlight=False) if as_json else console
+    confusion(folder, shown, meta=meta, clusters=clusters)
+    found = error_split(folder)
+    assert found is not None, "it has just been written"
+    chains, counted = found["chains"], by_method(found["chains"])
+    for name in [*(method or ()), *([] if against is None else [against])]:
+        if name not in counted:
+            raise InputError(f"{folder} has no errors of {name!r}, only of: {', '.join(counted)}")
+    if method and against is None:
+        raise InputError("--method needs --against: say which method it is compared with")
+    others = method or [name for name in counted if name != against]
+    pairs = [] if against is None else [(name, against) for name in others]
+    if as_json:
+        compared = [one for pair in pairs for one in told_differences(chains, *pair)]
+        say_json({"meta": found["meta"], "chains": chains, "differences": compared})
+        return
+    source, count = found["meta"]["source"], len(found["meta"]["groups"])
+    _told(f"{count} meta-classes: {source}")
+    for table in split_tables(chains):
+        console.print(table)
+    for pair in pairs:
+        console.print(difference_table(chains, *pair))
+    _told(f"`perennial report {folder}` draws it over steps")
 
 
 @analyse.command("memory")

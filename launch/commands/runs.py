@@ -84,9 +84,14 @@ def demo(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A method: say what the others gain over it, too, of the same seeds."),
+    ] = None,
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds, at one split."""
     from monitoring.compatibility import summary, summary_tables
+    from monitoring.gains import gain_tables, gains, told_gains
     from monitoring.records import Damage, evaluations, told
     from monitoring.results import compare as rows_of
     from monitoring.results import tables
@@ -97,13 +102,18 @@ def compare(
             why = next(told(damage), "run it, or see `perennial status`")
             raise InputError(f"{folder} holds no evaluation yet: {why}")
     rows, compatible = rows_of(runs), summary(runs, damage)
+    gained = {} if against is None else gains(runs, against)
     if as_json:
         for row in rows:
             same = [c for c in compatible if all(c[k] == row[k] for k in ("run", "method", "step"))]
             row |= {"compatibility": same} if same else {}
+            own = told_gains(gained, row)
+            row |= {"minus": {"method": against, **own}} if own else {}
         say_json(rows)
         return
     for table in tables(rows):
+        console.print(table)
+    for table in [] if against is None else gain_tables(gained, against):
         console.print(table)
     for table in summary_tables(compatible):
         console.print(table)

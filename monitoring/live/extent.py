@@ -71,6 +71,8 @@ class Extent:
         self.asked, self.evaluate = asked["benchmark"]["steps"], asked["benchmark"].get("evaluate")
         self.steps = self.asked + (asked.get("continues") is not None)
         self.compared = asked["evaluation"].get("compatibility") is not None
+        self.settings: dict[str, Any] = config["methods"]
+        """Of each method, of no certain shape."""
         self.methods, self.seeds = list(asked["methods"]), list(dict.fromkeys(asked["seeds"]))
         if self.steps * len(self.methods) * len(self.seeds) > _MOST_STEPS:
             raise Damaged(f"{CONFIG_FILE} asks for more learning steps than any run has")

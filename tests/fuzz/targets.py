@@ -16,6 +16,7 @@ from data_shards.storage.dataset import SampleError, ShardDataset
 from data_shards.storage.features import read_feature, write_feature
 from data_shards.storage.neighbours import TeacherCache, teacher_file, write_teacher_file
 from data_shards.writing.writer import write_dataset
+from launch.analyses.meta_classes import of_file
 from launch.config.load import load_config
 from launch.runs.ledger import Ledger
 from monitoring import records
@@ -269,6 +270,9 @@ TARGETS: dict[str, Target] = {
     "metrics": Target(text("metrics.jsonl", METRICS), lambda at: records.metrics(at)),
     "configuration": Target(text("run.yaml", CONFIG), lambda at: load_config(at / "run.yaml")),
     "benchmark": Target(text("b.json", BENCHMARK), lambda at: read_benchmark(at / "b.json")),
+    "meta-classes": Target(
+        text("m.csv", 'a,x\n"b",y\nc,x\n'), lambda at: of_file(at / "m.csv", ["a", "b", "c"])
+    ),
     "onnx": Target(graph, read_graph),
     "features": Target(feature, lambda at: read_feature(at / "x.bin")),
     "answers": Target(answers, read_answers),

@@ -12,8 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from data_shards.sources import SourceImage
 from data_shards.splits.benchmark import build_benchmark
 from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from launch.analyses import features as features_module
 from launch.analyses import similarity as module
 from launch.analyses.opened import drawn, images_of
@@ -22,7 +24,8 @@ from launch.config.load import load_config
 from launch.terminal.console import console
 from monitoring.report import draw
 from tests.alone import execute_alone
-from tests.launch.classes import CLASSES, TESTED, write_classes, write_config
+from tests.conftest import jpeg
+from tests.launch.classes import CLASSES, TESTED, TRAINED, write_classes, write_config
 from tests.trainer.test_similarity import by_hand
 from trainer.arrays import read_embeddings
 from trainer.model import Model
@@ -209,6 +212,56 @@ def test_features_are_of_test_images_and_exemplars_of_learned_classes(run, root)
     first = laid_out(run, "--step", 0, method="finetune", step=0)
     assert [g["label"] for g in first["groups"]] == names[:6], "ten are not learned yet"
     assert {g["origin"] for g in first["groups"]} == {"test"}, "finetune keeps none"
+
+
+def embedded(run, monkeypatch, *words):
+    """By origin and class the features that are laid out, before that."""
+    kept = []
+    plane = features_module._TSNE.__call__
+
+    def watched(self, vectors, seed):
+        kept.append(vectors)
+        return plane(self, vectors, seed)
+
+    monkeypatch.setattr(features_module._TSNE, "__call__", watched)
+    found, first = {}, 0
+    for group in laid_out(run, *words)["groups"]:
+        own = kept[-1][first : (first := first + len(group["points"]))]
+        found[group["origin"], group["label"]] = own
+    return found
+
+
+def test_exemplars_are_at_their_own_embeddings_among_training_images(run, root, monkeypatch):
+    """Theirs are other pixels than the images' that they began as, where they are learned."""
+    memory = step_folder(run, "replay", 2) / "exemplars"
+    before = embedded(run, monkeypatch, "--training", "--class", "class-03", "--class", "class-07")
+    assert {origin for origin, _ in before} == {"training", "exemplar"}
+    counts = {key: len(own) for key, own in before.items()}
+    assert counts["training", "class-03"] == TRAINED and counts["exemplar", "class-03"] == 2
+    assert all(
+        any(np.array_equal(one, of) for of in before["training", "class-03"])
+        for one in before["exemplar", "class-03"]
+    )
+
+    kept, images = ShardDataset.open(memory), []
+    for sample in range(len(kept)):
+        name = str(kept.names[kept.identity[sample]])
+        (key,), image = kept.keys(np.array([sample])), bytes(kept.image(sample))
+        changed = name == "class-03"
+        images.append(SourceImage(jpeg(40, sample) if changed else image, name, "", key))
+    shutil.rmtree(memory)
+    write_dataset(images, memory, {})
+    after = embedded(run, monkeypatch, "--training", "--class", "class-03", "--class", "class-07")
+    assert {label for origin, label in after if origin == "start"} == {"class-03"}
+    assert np.array_equal(after["start", "class-03"], before["exemplar", "class-03"])
+    model = Model.open(step_folder(run, "replay", 2) / "model").embedder()
+    learned = ShardDataset.open(memory)
+    own = np.flatnonzero(learned.names[learned.identity] == "class-03")
+    (pixels,) = images_of(learned, own, load_config(root / CONFIG).data)
+    with torch.inference_mode():
+        expected = model(pixels).numpy()
+    np.testing.assert_allclose(after["exemplar", "class-03"], expected, atol=1e-5)
+    assert 'class="way"' in draw(run).read_text()
 
 
 def test_features_are_of_what_the_methods_generator_draws_too(run, monkeypatch):

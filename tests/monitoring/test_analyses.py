@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from monitoring.analyses import similarities, similarity_by_method, similarity_tables
+from monitoring.attention import attention_sheets, attentions
 from monitoring.feature_plots import feature_plots, features, scatter
 from monitoring.similarity_maps import layer_map, similarity_maps
 from tests.monitoring.test_report import HOSTILE
@@ -88,6 +89,22 @@ def test_points_keep_their_distances_and_lie_within_the_picture():
     assert 'cx="260.0" cy="210.0"' in one
 
 
+def test_a_line_leads_from_what_an_exemplar_began_as_to_the_exemplar():
+    groups = [
+        {"label": "a", "origin": "exemplar", "points": [[0.0, 0.0], [4.0, 4.0]]},
+        {"label": "b", "origin": "exemplar", "points": [[9.0, 0.0]]},
+        {"label": "a", "origin": "start", "points": [[2.0, 1.0], [4.0, 3.0]]},
+    ]
+    drawn = ET.fromstring(scatter(groups, {"a": 0, "b": 1}))
+    rings = [(c.attrib["cx"], c.attrib["cy"]) for c in drawn.iter("circle")]
+    squares = [(float(r.attrib["x"]) + 4, float(r.attrib["y"]) + 4) for r in drawn.iter("rect")]
+    lines = [line.attrib for line in drawn.iter("line")]
+    assert [(line["x1"], line["y1"]) for line in lines] == rings
+    assert [(float(line["x2"]), float(line["y2"])) for line in lines] == squares[:2]
+    groups[2]["points"].append([1.0, 1.0])
+    assert scatter(groups, {"a": 0, "b": 1}).count("<line") == 2, "of a file that was damaged"
+
+
 def test_classes_have_colours_and_origins_shapes(tmp_path):
     value = json.loads(json.dumps(ANALYSES["features/fkd/seed-0/step-1.json"]))
     value["groups"].append({"label": HOSTILE, "origin": "test", "points": [[2.0, 1.0]]})
@@ -128,3 +145,25 @@ def test_a_damaged_file_is_left_out_and_said(tmp_path):
         assert similarities(tmp_path, damage) == [] and list(damage) == ["analyses/similarity.json"]
     file.write_text(json.dumps(value))
     assert similarities(tmp_path) == value["chains"]
+
+
+def test_maps_of_attention_are_in_their_steps_columns(tmp_path):
+    value = json.loads(json.dumps(ANALYSES["attention/fkd/seed-0.json"]))
+    for seed in (1, 0):
+        file = tmp_path / f"analyses/attention/fkd/seed-{seed}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({**value, "seed": seed}))
+    picture = {**value["images"][0], "jpeg": "PHNjcmlwdD4="}
+    file = tmp_path / "analyses/attention/fkd/seed-2.json"
+    file.write_text(json.dumps({**value, "images": [picture]}))
+    damage = {}
+    found = attentions(tmp_path, damage)
+    assert [one["seed"] for one in found] == [0, 1]
+    assert list(damage) == ["analyses/attention/fkd/seed-2.json"], "it holds no JPEG"
+    (sheet, _) = attention_sheets(found, 1 << 20, damage)
+    assert sheet["title"] == "fkd, seed 0, true class"
+    (row,) = sheet["rows"]
+    assert row["cells"] == [None, value["images"][0]["maps"][0]], "step 0 did not know the class"
+    each = 2 * len(value["images"][0]["jpeg"])
+    assert len(attention_sheets(found, each, damage)) == 1, "there is room for one"
+    assert "from fkd on are left out" in damage["attention"]

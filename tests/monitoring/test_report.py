@@ -76,6 +76,8 @@ def test_means_and_deviations_are_over_seeds(tmp_path):
     assert row["seeds"] == 2
     assert row["map"]["mean"] == pytest.approx(statistics.fmean(values))
     assert row["map"]["std"] == pytest.approx(statistics.stdev(values))
+    # Student's t of one degree of freedom, times the standard error of the mean
+    assert row["map"]["half_width"] == pytest.approx(12.7062 * 0.01 / 2, rel=1e-5)
     assert [method for _, method in ordered_methods(rows)] == ["finetune", "fkd"]
     assert [method for _, method in ordered_methods(rows, "forgetting")] == ["fkd", "finetune"]
 
@@ -89,6 +91,8 @@ def test_plus_minus_says_of_what(tmp_path):
     assert "over seeds of the training, at one split (benchmark.seed)" in told
     page = " ".join(draw(tmp_path).read_text().split())
     assert "over seeds of the training, at one split" in page
+    assert "bands are 95 % intervals of the mean over these seeds (Student's t)" in page
+    assert "fkd, 1: 65.50 ± 6.35" in page, "a band's half is the interval's"
 
 
 def test_the_report_holds_everything_and_runs_nothing(tmp_path):
@@ -127,6 +131,17 @@ def test_charts_are_well_formed_and_name_their_lines():
     assert HOSTILE in titles
     assert f"{HOSTILE}, 1: 2.00 ± 0.20" in titles
     assert line_chart([], "x", "y") == ""
+
+
+def test_bands_end_where_shares_do_and_points_never_move():
+    points, bands = [(0, 50.0), (1, 99.0), (2, -3.0)], [60.0, 5.0, 1.0]
+    root = ET.fromstring(line_chart([Line("a", 0, points, bands)], "x", "y", within=(0, 100)))
+    corners, line = (root.find(f".//{kind}").attrib["points"] for kind in ("polygon", "polyline"))
+    heights, at = ([float(c.split(",")[1]) for c in own.split()] for own in (corners, line))
+    scale = (at[2] - at[1]) / 102
+    upper, lower = heights[:3], heights[:2:-1]
+    drawn = [(at[1] + 99 * scale - y) / scale for y in (*upper, *lower)]
+    assert drawn == pytest.approx([100, 100, -2, 0, 94, -3], abs=0.1)
 
 
 def drawn_kinds(page: str) -> dict[str, set[str]]:

@@ -40,7 +40,9 @@ FILES = {
     "chains/fkd/seed-0/steps/1/neighbour_examples.json": "report",
     "chains/fkd/seed-0/steps/1/exemplars.json": "compare report",
     "analyses/similarity.json": "report",
+    "analyses/confusion.json": "report",
     "analyses/features/fkd/seed-0/step-1.json": "report",
+    "analyses/attention/fkd/seed-0.json": "report",
 }
 """Those that somebody may have damaged, and which commands look at each."""
 
@@ -61,6 +63,27 @@ ANALYSES: dict[str, Any] = {
             }
         ],
     },
+    "confusion.json": {
+        "version": 1,
+        "meta": {"source": "a file", "groups": [{"name": "ids", "classes": ["id-1", "id-2"]}]},
+        "chains": [
+            {
+                "method": "fkd",
+                "seed": 0,
+                "steps": [
+                    {
+                        "step": step,
+                        "images": 9,
+                        "wrong": 3 + step,
+                        "confusion": 2,
+                        "forgetting": step,
+                        "other": 1,
+                    }
+                    for step in range(2)
+                ],
+            }
+        ],
+    },
     "features/fkd/seed-0/step-1.json": {
         "version": 1,
         "method": "fkd",
@@ -70,6 +93,21 @@ ANALYSES: dict[str, Any] = {
         "groups": [
             {"label": "id-1", "origin": origin, "points": [[0.0, n], [1.0, 2.0]]}
             for n, origin in enumerate(("test", "exemplar", "generated"))
+        ],
+    },
+    "attention/fkd/seed-0.json": {
+        "version": 1,
+        "method": "fkd",
+        "seed": 0,
+        "of": "true",
+        "steps": [0, 1],
+        "images": [
+            {
+                "image": "a/1",
+                "label": "id-1",
+                "jpeg": jpeg(),
+                "maps": [{"step": 1, "said": "id-2", "right": False, "jpeg": jpeg()}],
+            }
         ],
     },
 }
