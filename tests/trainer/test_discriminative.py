@@ -89,12 +89,14 @@ def product(settings, embedding, row):
     return (embedding * row).sum()
 
 
-def dense(settings, picked=tuple(PICKED), lines=False, over=None):
+def dense(settings, picked=tuple(PICKED), lines=False, over=None, own=False):
     """Eqs. 1 and 2: the softmaxes run over the expert's classes, or over others, which is wrong."""
 
     def loss(embeddings, labels, rows, *_):
         losses = []
-        for embedding, other in zip(embeddings, expert()[0], strict=True):
+        for embedding, other, label in zip(embeddings, expert()[0], labels, strict=True):
+            if own and int(label) not in picked:
+                continue
             student = []
             for number in over or picked:
                 logit = product(settings, embedding, rows[number])
@@ -120,8 +122,11 @@ def test_it_is_the_papers_on_any_number_of_ranks(world, tmp_path):
         if name == "linear":
             terms["lines"] = Told(term=corrected, settings=settings, lines=True)
         (folder := tmp_path / name).mkdir()
+        terms["own"] = Told(term=DistilExpert(1.0, TAU, "all", "own"), settings=settings)
         results = on_ranks(world, on_rank, terms, settings, given, folder=folder)
         assert_equal(results, "plain", given, dense(settings))
+        assert_equal(results, "own", given, dense(settings, own=True))
+        assert_unequal(results, "own", given, dense(settings))
         if name == "linear":
             assert_equal(results, "lines", given, dense(settings, lines=True))
             assert_unequal(results, "lines", given, dense(settings))

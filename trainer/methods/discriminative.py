@@ -19,7 +19,7 @@ from trainer.heads.collectives import Ranks
 from trainer.heads.distillation import distillation
 from trainer.methods.fine_tuning import Lessons
 from trainer.methods.forward import Forward
-from trainer.methods.spelling import unspelled
+from trainer.methods.spelling import added, unspelled
 from trainer.methods.wants import Want
 from trainer.model import Model
 
@@ -56,6 +56,9 @@ class ExpertSettings(Settings):
     """lambda_2, weight of the expert's distillation."""
     temperature: float = Field(default=2.0, gt=0)
     """T_n of both softmaxes."""
+    teaches: Literal["all", "own"] = "all"
+    """On which images it teaches: all that the step trains on, as in the paper; or those of its own
+    classes, since of others it can only guess which of its classes they are."""
     start: Literal["scratch", "previous"] = "scratch"
     """Where its network starts: random, or the previous model's, which the paper leaves open."""
     on_all: OnAllImages = OnAllImages()
@@ -135,11 +138,13 @@ class ExpertAnswers(Want):
 @dataclass(frozen=True)
 class DistilExpert:
     """Cross-entropy from the expert's softmax over its t classes to the new model's over the same
-    rows, at a temperature, of all images, exemplars included (Eqs. 1 and 2)."""
+    rows, at a temperature, of all images, exemplars included (Eqs. 1 and 2), or of its own classes'
+    alone."""
 
     weight: float
     temperature: float
     over: Literal["new", "all"]
+    teaches: Literal["all", "own"] = added("all")
     how: ExpertSettings = unspelled(ExpertSettings(), repr=False)  # its phases name it
     new_rows: int = unspelled(0, repr=False)
     name: str = unspelled("distill_expert")
@@ -156,7 +161,7 @@ class DistilExpert:
         """The new classes are the expert's, too: see `Similar.imagined`."""
         return replace(self, new_rows=new_rows)
 
-    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int]:
+    def __call__(self, forward: Forward) -> tuple[torch.Tensor, int | torch.Tensor]:
         known: ExpertRows = forward.loaded[Similar]
         expert: torch.Tensor = forward.loaded[Expert]
         assert forward.expert is not None
@@ -171,7 +176,10 @@ class DistilExpert:
             temperature=self.temperature,
             ranks=forward.rows[self.over].ranks,
         )
-        return crossed.sum(), len(forward.every)
+        if self.teaches == "all":
+            return crossed.sum(), len(forward.every)
+        own, every = (torch.isin(of, known.rows) for of in (forward.labels, forward.every))
+        return (crossed * own).sum(), every.sum().clamp_min(1)
 
     def student(self, forward: Forward, place: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """What the new model's logits of the rank's rows at `place` [own] are products of."""
@@ -186,4 +194,4 @@ def distilled(
     """What an expert adds to a host's Terms, whose new images are told apart by the rows `over`."""
     if expert is None:
         return ()
-    return (DistilExpert(expert.weight, expert.temperature, over, expert),)
+    return (DistilExpert(expert.weight, expert.temperature, over, expert.teaches, expert),)
