@@ -1,4 +1,5 @@
-"""Converts encoded images to what training reads: 8-bit grey or RGB JPEGs that DALI decodes."""
+"""Converts encoded images to what training reads: 8-bit grey or RGB JPEGs that DALI decodes, or
+RGB PNGs where not a bit of a pixel may change."""
 
 import io
 import zlib
@@ -6,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import Field
 
@@ -13,7 +15,16 @@ from data_shards.settings import Settings, Size
 from data_shards.sources import MAX_ENCODED_BYTES
 from untrusted.pictures import FORMATS, MAX_PIXELS, MOST_PIXELS, BadPicture, open_picture
 
-__all__ = ["FORMATS", "Checked", "ImageSettings", "Unfit", "normalise", "normalise_all"]
+__all__ = [
+    "FORMATS",
+    "Checked",
+    "ImageSettings",
+    "Unfit",
+    "as_jpeg",
+    "normalise",
+    "normalise_all",
+    "png_of",
+]
 _ORIENTATION = 0x0112
 _START_OF_SCAN = 0xDA
 
@@ -26,6 +37,9 @@ class ImageSettings(Settings):
     images stay as large as they are."""
     quality: int = Field(default=95, ge=1, le=100)
     """JPEG quality of images that had to be encoded anew; colour is not subsampled."""
+    png: bool = Field(default=False, exclude=True)
+    """Whether RGB PNGs stay as they are, byte for byte; else they are made JPEGs. For memories of
+    exemplars: imports do not set it, nor do manifests name it."""
     max_pixels: int = Field(default=MAX_PIXELS, ge=1, le=MOST_PIXELS)
     """Images with more pixels than this are refused: decoded they would fill the memory."""
 
@@ -34,11 +48,11 @@ class Checked(NamedTuple):
     """An accepted image."""
 
     jpeg: bytes | None
-    """The JPEG to store; none: the bytes that were given."""
+    """The JPEG to store; none: the bytes that were given, which may be a PNG."""
     height: int
     width: int
     crc32: int
-    """Of the JPEG to store."""
+    """Of the image to store."""
 
 
 class Unfit(NamedTuple):
@@ -91,8 +105,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
     """Decodes `image` completely and returns what to store for it, or why it is refused.
 
-    A grey or RGB JPEG that is upright, well-formed and of the set size stays byte for byte;
-    everything else that Pillow decodes becomes an RGB JPEG.
+    A grey or RGB JPEG that is upright, well-formed and of the set size stays byte for byte, and so
+    does an RGB PNG where `settings` say so; all else that Pillow decodes becomes an RGB JPEG.
     """
     if not image:
         return Unfit("empty", "it has no bytes")
@@ -104,6 +118,9 @@ def normalise(image: bytes, settings: ImageSettings) -> Checked | Unfit:
         jpeg = opened.format in ("JPEG", "MPO")
         as_it_is = jpeg and opened.mode in ("L", "RGB") and settings.size in (None, size)
         if as_it_is and _orientation(opened) == 1 and _has_plain_header(image):
+            return Checked(None, opened.height, opened.width, zlib.crc32(image))
+        png = settings.png and opened.format == "PNG" and opened.mode == "RGB"
+        if png and settings.size in (None, size) and "transparency" not in opened.info:
             return Checked(None, opened.height, opened.width, zlib.crc32(image))
         return _encoded(opened, settings)
     except BadPicture as bad:
@@ -128,3 +145,22 @@ def _encoded(image: Image.Image, settings: ImageSettings) -> Checked:
 def normalise_all(images: Sequence[bytes], settings: ImageSettings) -> list[Checked | Unfit]:
     """`normalise` of each image: a unit of work for another process."""
     return [normalise(image, settings) for image in images]
+
+
+def png_of(pixels: NDArray[np.uint8]) -> bytes:
+    """An RGB picture [H, W, 3] as PNG: without loss."""
+    out = io.BytesIO()
+    Image.fromarray(pixels, "RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def as_jpeg(image: bytes) -> bytes:
+    """A stored image for a page, which takes JPEGs alone: as it is, or a PNG encoded anew.
+
+    Raises BadPicture.
+    """
+    if image[:2] == b"\xff\xd8":
+        return image
+    encoded = _encoded(open_picture(image), ImageSettings()).jpeg
+    assert encoded is not None
+    return encoded

@@ -22,7 +22,7 @@ from data_shards.quarantine import Quarantine, readable
 from data_shards.settings import UNDECIDING, InputError, Settings, Size
 from data_shards.storage.dataset import SampleError, ShardDataset
 from data_shards.storage.remote import CacheSettings
-from untrusted.pictures import BadPicture, jpeg_size
+from untrusted.pictures import BadPicture, stored_size
 
 CPU = torch.device("cpu")
 _LOOK_AHEAD = 16  # batches whose order is evaluated at once: NumPy pays off on long arrays
@@ -143,7 +143,7 @@ def stored_sizes(dataset: Stored, jpegs: Sequence[memoryview]) -> NDArray[np.int
     if same is not None:
         return np.tile(np.array(same, dtype=np.int64), (len(jpegs), 1))
     try:
-        return np.array([jpeg_size(jpeg) for jpeg in jpegs], dtype=np.int64).reshape(-1, 2)
+        return np.array([stored_size(jpeg) for jpeg in jpegs], dtype=np.int64).reshape(-1, 2)
     except BadPicture as error:
         raise InputError(
             f"an image of {dataset.location} cannot be cropped: {error}: build the dataset again"

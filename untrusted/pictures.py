@@ -23,6 +23,7 @@ _MAX_PARTS = 10_000
 _START_OF_SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """Markers of a JPEG's segments that give its size."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_CHUNKS = 100_000
 """Chunks of a PNG: 256 MB in chunks of 8 kB, as libpng writes them, are 32,768."""
 
@@ -79,6 +80,19 @@ def open_picture(content: bytes | memoryview, max_pixels: int = MAX_PIXELS) -> I
         raise BadPicture("damaged", why) from error
 
 
+def stored_size(image: bytes | memoryview) -> tuple[int, int]:
+    """Height and width that the header of a JPEG or a PNG gives, pixels; nothing is decoded.
+
+    Raises BadPicture where it gives none.
+    """
+    if image[:8] != _PNG:
+        return jpeg_size(image)
+    width, height = (int.from_bytes(image[at : at + 4], "big") for at in (16, 20))
+    if image[12:16] != b"IHDR" or not (height and width):
+        raise BadPicture("damaged", "its header gives no size")
+    return height, width
+
+
 def jpeg_size(jpeg: bytes | memoryview) -> tuple[int, int]:
     """Height and width that a JPEG's header gives, pixels; nothing is decoded.
 
@@ -124,7 +138,7 @@ def _scans(jpeg: bytes) -> tuple[int, int]:
 
 def _check_chunks(content: bytes) -> None:
     """Raises BadPicture for a PNG of so many chunks that reading them would take the time."""
-    if content[:8] != b"\x89PNG\r\n\x1a\n":
+    if content[:8] != _PNG:
         return
     at = 8
     for _ in range(_MAX_CHUNKS):

@@ -12,10 +12,11 @@ from nvidia.dali import fn, types
 from nvidia.dali.pipeline import Pipeline
 from PIL import Image
 
-from data_shards.images import Checked, ImageSettings, Unfit, normalise
+from data_shards.images import Checked, ImageSettings, Unfit, as_jpeg, normalise, png_of
 from data_shards.sheet import contact_sheet
 from data_shards.storage.dataset import SampleError
 from tests.conftest import jpeg
+from untrusted.pictures import BadPicture, stored_size
 
 PLAIN = ImageSettings()
 
@@ -332,3 +333,20 @@ def test_no_image_crashes_the_check(kind, flips):
     for at, mask in flips:
         image[at % len(image)] ^= mask
     assert isinstance(normalise(bytes(image), PLAIN), Checked | Unfit)
+
+
+def test_png_is_kept_without_loss_where_it_is_asked_for(dali):
+    """For exemplars whose pixels were learned: DALI decodes them to the same numbers."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    png, asked = png_of(pixels), ImageSettings(png=True)
+    assert normalise(png, asked) == Checked(None, 9, 7, zlib.crc32(png))
+    assert stored_size(png) == (9, 7) and stored_size(jpeg(0, 0, 12)) == (12, 12)
+    assert (dali(png) == pixels).all()
+    for other in (encoded(gradient().convert("L"), "PNG"), sixteen_bit(gradient())):
+        found = normalise(other, asked)
+        assert isinstance(found, Checked) and found.jpeg is not None, "no RGB of 8 bits"
+    with pytest.raises(BadPicture, match="gives no size"):
+        stored_size(png[:12])
+    assert as_jpeg(jpeg(0, 0)) == jpeg(0, 0)
+    assert looks_like(stored(as_jpeg(encoded(gradient(), "PNG"))), gradient())
+    assert asked.model_dump() == PLAIN.model_dump(), "manifests of imports do not name it"

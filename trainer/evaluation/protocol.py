@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from data_shards.images import as_jpeg
 from data_shards.splits.benchmark import Benchmark
 from data_shards.splits.cameras import cameras
 from data_shards.storage.dataset import ShardDataset
@@ -151,5 +152,5 @@ def search_examples(
 
 def picture(dataset: ShardDataset, sample: int) -> dict[str, str]:
     """An image and its identity, for the report: JPEG bytes in base64."""
-    jpeg = base64.b64encode(dataset.image(sample)).decode()
+    jpeg = base64.b64encode(as_jpeg(bytes(dataset.image(sample)))).decode()
     return {"identity": str(dataset.names[dataset.identity[sample]]), "jpeg": jpeg}
