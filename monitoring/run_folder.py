@@ -62,6 +62,8 @@ PHASES_FOLDER = "phases"
 """A folder for each further training, laid out as the step's."""
 TRAINED_FOLDER = "trained"
 """Among those, that of the main training where its model is then trained on."""
+DRAWN_FOLDER = "drawn"
+"""Among those, that of exemplars as they were chosen, where their pixels are then learned."""
 
 METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,199}")
 """A method's name."""

@@ -8,7 +8,6 @@ import torch
 from launch.execution.executor import Executor
 from launch.inference.embed import units
 from launch.inference.worker import embed_samples
-from launch.phases.exemplars import ChooseExemplars
 from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.run import Run
 from monitoring.run_folder import DECISION_FOLDER
@@ -32,8 +31,8 @@ class MeansOfExemplars(Kind[NearestMean]):
         return (rule,) if isinstance(rule, NearestMean) else ()
 
     def inputs(self, at: Step, want: NearestMean) -> tuple[Phase, ...]:
-        chosen = [p for p in at.phases if isinstance(p.kind, ChooseExemplars)]
-        return (at.model, *chosen)
+        assert at.memory is not None, "a recipe that decides by one has it"
+        return (at.model, at.memory)
 
     def decides(self, at: Step, want: NearestMean) -> Any:
         return [] if _mirrors(at.run) else ["not mirrored"]

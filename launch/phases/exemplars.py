@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.files import write_atomically, write_json
+from data_shards.images import ImageSettings
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
@@ -22,7 +23,7 @@ from launch.inference.worker import ShardWorker
 from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from launch.runs.continuing import carried_exemplars
 from launch.runs.run import Run
-from monitoring.run_folder import EXEMPLARS_FILE, EXEMPLARS_FOLDER
+from monitoring.run_folder import DRAWN_FOLDER, EXEMPLARS_FILE, EXEMPLARS_FOLDER, PHASES_FOLDER
 from trainer.exemplar_sheet import exemplar_sheet
 from trainer.exemplars import drawn, herding
 from trainer.methods.images import Choice, Exemplars
@@ -50,6 +51,7 @@ class ChooseExemplars(Kind[Exemplars]):
 
     name = "exemplars"
     where = "actors"
+    makes_memory = True
 
     def wants(self, at: Step) -> tuple[Exemplars, ...]:
         memory = at.run.memory(at.chain)
@@ -62,10 +64,11 @@ class ChooseExemplars(Kind[Exemplars]):
         return [spelled(want), at.number, at.chain.seed]
 
     def output(self, at: Step, want: Exemplars) -> Output:
-        return Output(at.folder / EXEMPLARS_FOLDER, optional=(EXEMPLARS_FILE,))
+        folder = at.folder / PHASES_FOLDER / DRAWN_FOLDER if learned(at) else at.folder
+        return Output(folder / EXEMPLARS_FOLDER, optional=(EXEMPLARS_FILE,))
 
     def effort(self, at: Step, want: Exemplars) -> Effort:
-        if want.choose == "random" or (not at.number and at.run.config.continues is not None):
+        if want.choose != "herding" or (not at.number and at.run.config.continues is not None):
             return Effort()
         return Effort(at.number, len(at.run.benchmark.steps[at.number]))
 
@@ -78,22 +81,50 @@ class ChooseExemplars(Kind[Exemplars]):
         before = _memory_before(at)
         old = _first_of_each(before, share) if before is not None else iter(())
         new = (_image(run.dataset, sample) for own in lists for sample in own)
-        run.fence.check()
-        written = part / "dataset"
-        shutil.rmtree(written, ignore_errors=True)
         source = {"kind": "exemplars", "choose": want.choose, "share": share}
-        manifest = write_dataset(chain(old, new), written, source, shard_samples=_SHARD)
-        told = exemplar_sheet(ShardDataset.open(written), run.config.evaluation.examples)
-        run.fence.check()
-        write_json(phase.output.path.with_name(EXEMPLARS_FILE), told)
-        shutil.rmtree(phase.output.path, ignore_errors=True)
-        written.rename(phase.output.path)
-        shutil.rmtree(part)
+        manifest = write_memory(phase, chain(old, new), part, source)
         few = sum(len(own) < share for own in lists)
         return (
             f"{manifest['samples']:,} images of {manifest['identities']:,} identities, {share} each"
             + (f", but of {few:,} that have fewer all" if few else "")
         )
+
+
+def write_memory(
+    phase: Phase, images: Iterable[SourceImage], part: Path, source: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes a memory of `images` as the `phase`'s output, and deletes the folder `part` of its
+    unfinished work; `source` is what its manifest says of it. Returns the manifest."""
+    run, out = phase.at.run, phase.output.path
+    run.fence.check()
+    written = part / "dataset"
+    shutil.rmtree(written, ignore_errors=True)
+    lossless = ImageSettings(png=True)  # learned images, which may be those of earlier steps
+    manifest = write_dataset(images, written, source, shard_samples=_SHARD, image=lossless)
+    told = exemplar_sheet(ShardDataset.open(written), run.config.evaluation.examples)
+    run.fence.check()
+    write_json(out.with_name(EXEMPLARS_FILE), told)
+    shutil.rmtree(out, ignore_errors=True)
+    written.rename(out)
+    shutil.rmtree(part)
+    return manifest
+
+
+def learned(at: Step) -> bool:
+    """Whether pixels of the exemplars are learned, once they are chosen, at a step.
+
+    A run that continues another has no image of its step 0, and adjusts none there.
+    """
+    memory = at.run.memory(at.chain)
+    if memory is None:
+        return False
+    new = memory.choose == "mnemonics" and has_images(at)
+    return new or (memory.adjust and at.number > 0)
+
+
+def has_images(at: Step) -> bool:
+    """Whether a step has images of identities that it learned."""
+    return bool(at.number) or at.run.config.continues is None
 
 
 def _model(at: Step) -> Phase:
@@ -102,10 +133,9 @@ def _model(at: Step) -> Phase:
 
 
 def exemplars_before(at: Step) -> tuple[Phase, ...]:
-    """The phase that chose the memory which step `at` begins with, if there is one."""
-    if not at.number:
-        return ()
-    return tuple(p for p in at.at(at.number - 1).phases if isinstance(p.kind, ChooseExemplars))
+    """The phase that made the memory which step `at` begins with, if there is one."""
+    made = at.at(at.number - 1).memory if at.number else None
+    return () if made is None else (made,)
 
 
 def _memory_before(at: Step) -> ShardDataset | None:
@@ -120,7 +150,7 @@ def _memory_before(at: Step) -> ShardDataset | None:
 def _chosen(phase: Phase, executor: Executor, part: Path, share: int) -> list[list[int]]:
     """The samples chosen of each identity that the step learned, in the order of their rows."""
     at, run, want = phase.at, phase.at.run, phase.want
-    if not at.number and run.config.continues is not None:
+    if not has_images(at):
         return []
     model = _model(at).output.path.resolve()
     files, calls = [], []
@@ -187,12 +217,17 @@ def choose(
 
 def _image(dataset: ShardDataset, sample: int) -> SourceImage:
     """An image on its way into the memory, byte for byte."""
+    image = stored_image(dataset, sample)
+    # another dataset, of a run that continues this one, may have the same key for another image
+    return image._replace(key=f"{image.identity}/{image.key}")
+
+
+def stored_image(dataset: ShardDataset, sample: int) -> SourceImage:
+    """A sample as it came into a dataset. Raises SampleError for a damaged one."""
     identity = str(dataset.names[dataset.identity[sample]])
     (key,) = dataset.keys(np.array([sample]))
     camera = dataset.manifest["cameras"][int(dataset.camera[sample])]
-    image = bytes(dataset.image(sample))
-    # another dataset, of a run that continues this one, may have the same key for another image
-    return SourceImage(image, identity, camera, f"{identity}/{key}")
+    return SourceImage(bytes(dataset.image(sample)), identity, camera, key)
 
 
 def _first_of_each(memory: ShardDataset, share: int) -> Iterator[SourceImage]:
@@ -202,12 +237,9 @@ def _first_of_each(memory: ShardDataset, share: int) -> Iterator[SourceImage]:
         taken[identity] += 1
         if taken[identity] <= share:
             try:
-                (key,) = memory.keys(np.array([sample]))
-                image = bytes(memory.image(sample))
+                yield stored_image(memory, sample)
             except SampleError as error:
                 raise InputError(
                     f"{memory.location}: {error}: restore the folder, or move it away and run "
                     "again, and its step's exemplars are chosen anew"
                 ) from error
-            camera = memory.manifest["cameras"][int(memory.camera[sample])]
-            yield SourceImage(image, str(memory.names[identity]), camera, key)

@@ -8,7 +8,6 @@ from typing import Any
 from launch.execution.executor import Executor
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
-from launch.phases.exemplars import ChooseExemplars
 from launch.phases.kind import Kind, Output, Phase, Step
 from launch.phases.train import train_on_rank
 from launch.runs.run import Chain, Run
@@ -48,8 +47,9 @@ class FineTune(Kind[FineTuning]):
 
     def inputs(self, at: Step, want: FineTuning) -> tuple[Phase, ...]:
         trained = at.model_before(FineTune)
-        chosen = (p for p in at.phases if isinstance(p.kind, ChooseExemplars))
-        return (trained, *chosen, *(p for p in trained.inputs if not _of_memory(p)))
+        assert at.memory is not None, "a recipe without one is refused"
+        given = (phase for phase in trained.inputs if not phase.kind.makes_memory)
+        return (trained, at.memory, *given)
 
     def decides(self, at: Step, want: FineTuning) -> Any:
         # what else decides it has decided the training before
@@ -83,11 +83,6 @@ class FineTune(Kind[FineTuning]):
         images = [len(own) for own in benchmark.steps]
         count = memory.count(images, benchmark.row_ends, at.number + 1)
         return _schedule(at.run, at.chain, want, count).iterations
-
-
-def _of_memory(phase: Phase) -> bool:
-    """Whether it chose the exemplars that the step began with, or only asked of images."""
-    return isinstance(phase.kind, ChooseExemplars)
 
 
 def _schedule(run: Run, chain: Chain, how: FineTuning, images: int) -> TrainingSettings:

@@ -77,6 +77,12 @@ class Step:
         return made[-1]
 
     @property
+    def memory(self) -> "Phase | None":
+        """The phase that makes the exemplars which the step leaves, if it leaves any."""
+        made = [phase for phase in self.phases if phase.kind.makes_memory]
+        return made[-1] if made else None
+
+    @property
     def decision(self) -> "Phase | None":
         """The phase that makes what its decision rule needs, if that needs anything."""
         return next((phase for phase in self.phases if phase.kind.makes_decision), None)
@@ -143,6 +149,9 @@ class Kind(ABC, Generic[W]):
     makes_model: ClassVar[bool] = False
     """Its output is the step's model, as far as it is trained by then; the last such phase's is
     what the step leaves."""
+    makes_memory: ClassVar[bool] = False
+    """Its output is the memory of exemplars that the step leaves, as far as it is made by then; the
+    last such phase's is what the step leaves."""
     makes_decision: ClassVar[bool] = False
     """Its output is what the step's decision rule needs beside the model."""
     runs_teacher: ClassVar[bool] = False

@@ -16,6 +16,7 @@ from launch.phases.head_ends import Heads
 from launch.phases.importance import ParameterImportance
 from launch.phases.imprint import ImprintRows
 from launch.phases.kind import Kind
+from launch.phases.mnemonics import LearnExemplars
 from launch.phases.neighbours import Neighbours
 from launch.phases.similar import SimilarClasses
 from launch.phases.train import Train
@@ -33,6 +34,7 @@ KINDS: tuple[Kind[Any], ...] = (
     Adopt(),
     Train(),
     ChooseExemplars(),
+    LearnExemplars(),
     FineTune(),
     ParameterImportance(),
     FitGaussians(),

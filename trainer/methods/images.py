@@ -8,11 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.splits.benchmark import Benchmark
+from trainer.methods.spelling import unspelled
+from trainer.mnemonics.settings import MnemonicsSettings
 
 Ids = NDArray[np.int64]
-Choice = Literal["herding", "random"]
+Choice = Literal["herding", "random", "mnemonics"]
 """How exemplars are chosen. herding: one by one, so that the mean of those chosen comes nearest to
-their identity's mean embedding. random: by a hash of seed and sample."""
+their identity's mean embedding. random: by a hash of seed and sample. mnemonics: so, too, and then
+their pixels are learned (`trainer.mnemonics`)."""
 
 
 class ImageSource(Protocol):
@@ -66,6 +69,11 @@ class Exemplars:
     total: int | None
     """K, exemplars in all, shared equally over the identities so far."""
     choose: Choice
+    learning: MnemonicsSettings = unspelled(MnemonicsSettings())
+    """How pixels are learned, where they are: the phase that does it has these in its fingerprint,
+    and a training has that of the phase."""
+    adjust: bool = unspelled(False)
+    """Whether those of earlier steps are learned anew after each step."""
     every_identity: ClassVar = False
 
     def share(self, identities: int) -> int:

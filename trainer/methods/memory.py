@@ -9,6 +9,7 @@ from trainer.decisions import LargestLogit, LargestOfHeads, NearestMean, Rule
 from trainer.methods.discriminative import DistilExpert, ExpertSettings, distilled
 from trainer.methods.images import Choice, Exemplars, ImageSource, NewImages
 from trainer.methods.recipe import MethodSettings
+from trainer.mnemonics.settings import MnemonicsSettings
 
 
 class MemorySettings(Settings):
@@ -20,17 +21,36 @@ class MemorySettings(Settings):
     per_class: int | None = Field(default=None, ge=1)
     """m, exemplars of each identity, however many there are; 20 is usual."""
     choose: Choice = "herding"
-    """herding: those whose mean embedding comes nearest to their identity's; random: a draw."""
+    """herding: those whose mean embedding comes nearest to their identity's; random: a draw;
+    mnemonics: a draw, whose pixels are then learned, so that a model trained on them does well on
+    the step's images."""
+    adjust: bool = False
+    """After each step the exemplars of earlier ones are learned, too, each half of a class' by how
+    well a model that was trained on it does on the other half: however they were chosen."""
+    mnemonics: MnemonicsSettings | None = None
+    """How pixels are learned, with `choose: mnemonics` or `adjust`. None: as these keys are by
+    default."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "MemorySettings":
         if (self.total is None) == (self.per_class is None):
             raise ValueError("say either total or per_class, such as memory: {per_class: 20}")
+        if self.mnemonics is not None and not (self.adjust or self.choose == "mnemonics"):
+            raise ValueError(
+                f"memory.mnemonics says how pixels are learned, but with choose = {self.choose} "
+                "and without adjust none are: set choose=mnemonics or adjust=true, or leave it out"
+            )
+        if self.adjust and self.per_class == 1:
+            raise ValueError(
+                "memory.adjust compares two halves of each class' exemplars, and per_class = 1 has "
+                "none: keep 2 or more, or leave adjust out"
+            )
         return self
 
     def source(self) -> Exemplars:
         """The exemplars as a source of training images."""
-        return Exemplars(self.per_class, self.total, self.choose)
+        learning = self.mnemonics or MnemonicsSettings()
+        return Exemplars(self.per_class, self.total, self.choose, learning, self.adjust)
 
 
 def check_expert(expert: ExpertSettings | None, memory: MemorySettings | None) -> None:
