@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from data_shards.counter_rng import stream_key
 from data_shards.settings import Settings
 from trainer.resnet32 import FEATURES, resnet32
+from trainer.weight_transfer import Transfer, transfer_weights
 
-_LATER = ("projection", "last_relu")
+_LATER = ("projection", "last_relu", "convolutions")
 """Settings that fingerprints name only where they are not the default: networks of before had no
 other."""
 
@@ -42,6 +43,10 @@ class EmbedderSettings(Settings):
     activation: Literal["none", "relu", "cosine"] = "none"
     """Applied to the embedding. cosine: it is divided by its length, and multiplied by a number
     that is trained with the network and starts as 1 (eta of LUCIR); see the margin cosine."""
+
+    convolutions: Transfer = "trained"
+    """What is trained of them: all weights, or factors and shifts of channels or kernels, while
+    weights stay. A method's `weight_transfer` sets it from step 1 on."""
 
     @model_validator(mode="after")
     def _embedding_fits(self) -> "EmbedderSettings":
@@ -176,4 +181,6 @@ def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
             trunk = resnet32(settings.last_relu)
         else:
             trunk = _resnet(settings.architecture, settings.stem, settings.last_relu)
-        return Embedder(trunk, settings)
+        embedder = Embedder(trunk, settings)
+        transfer_weights(embedder.trunk, settings.convolutions)
+        return embedder

@@ -25,8 +25,8 @@ from trainer.heads.rows import own_ids
 from trainer.methods.discriminative import DistilExpert, ExpertSettings, distilled
 from trainer.methods.forward import Forward, Over
 from trainer.methods.images import NewImages
-from trainer.methods.memory import MemorySettings
-from trainer.methods.recipe import MethodSettings, Recipe, Term
+from trainer.methods.memory import Host, MemorySettings
+from trainer.methods.recipe import Recipe, Term
 from trainer.methods.spelling import unspelled
 from trainer.methods.terms import Classify
 from trainer.methods.wants import Answers, Want
@@ -157,7 +157,7 @@ class DistilExpertCorrected(DistilExpert):
         return with_one(forward.embeddings), lines.rows(forward.rows[self.over].weight)[place]
 
 
-class BiasCorrection(MethodSettings):
+class BiasCorrection(Host):
     """BiC: distillation with exemplars, then two numbers that give old classes their due."""
 
     kind: Literal["bic"] = "bic"
@@ -185,6 +185,7 @@ class BiasCorrection(MethodSettings):
             ),
             predict=BiasCorrected(self.decay),
             hold_out=self.hold_out,
+            fine_tune=self.fine_tune,
         )
 
     def loss(self, usual: ClassifierSettings, step: int) -> ClassifierSettings:

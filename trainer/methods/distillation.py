@@ -24,6 +24,7 @@ class LearningWithoutForgetting(Remembering):
             images=self.images(),
             terms=(Classify(over=self.over), distill, *self.distilled()),
             predict=self.rule(),
+            fine_tune=self.fine_tune,
         )
 
 

@@ -93,4 +93,5 @@ class ICaRL(Remembering):
             images=self.images(),
             terms=(ClassifyEach(self.weight), *self.distilled()),
             predict=self.rule(),
+            fine_tune=self.fine_tune,
         )

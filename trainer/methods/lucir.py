@@ -20,7 +20,6 @@ from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import Cosine
 from trainer.heads.neighbourhood import activations, sharded_top_k
 from trainer.heads.rows import ShardedRows
-from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.forward import Forward, Over
 from trainer.methods.memory import Remembering
 from trainer.methods.recipe import Recipe, Start, Term
@@ -115,12 +114,9 @@ class LUCIR(Remembering):
     """Old identities' rows stay as they are, as in the authors' released code; else they are
     trained."""
 
-    fine_tune: FineTuning | None = None
-    """How the model is then trained on exemplars of all identities alone, as the authors do on
-    ImageNet; none: it is not."""
-
     def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
         # behind a projection numbers have both signs anyway
+        usual = super().network(usual, step)
         last_relu = usual.last_relu and usual.projection != "none"
         return usual.model_copy(update={"activation": "cosine", "last_relu": last_relu})
 

@@ -5,11 +5,14 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from data_shards.settings import Settings
+from trainer.backbones import EmbedderSettings
 from trainer.decisions import LargestLogit, LargestOfHeads, NearestMean, Rule
 from trainer.methods.discriminative import DistilExpert, ExpertSettings, distilled
+from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.images import Choice, Exemplars, ImageSource, NewImages
 from trainer.methods.recipe import MethodSettings
 from trainer.mnemonics.settings import MnemonicsSettings
+from trainer.weight_transfer import Transfer
 
 
 class MemorySettings(Settings):
@@ -62,7 +65,23 @@ def check_expert(expert: ExpertSettings | None, memory: MemorySettings | None) -
         )
 
 
-class Remembering(MethodSettings):
+class Host(MethodSettings):
+    """Of methods that mnemonics (Liu et al. 2020) can be a part of, beside its exemplars."""
+
+    fine_tune: FineTuning | None = None
+    """How the model is trained on, after each step from step 1 on, on exemplars of all identities
+    alone; none: it is not. Mnemonics' authors do, and LUCIR's on ImageNet."""
+    weight_transfer: Transfer = "trained"
+    """What is trained of convolutions from step 1 on: all weights; or, while these stay as step 0
+    left them, factors and shifts of `channels` or of `kernels`."""
+
+    def network(self, usual: EmbedderSettings, step: int) -> EmbedderSettings:
+        if not step or self.weight_transfer == "trained":
+            return usual
+        return usual.model_copy(update={"convolutions": self.weight_transfer})
+
+
+class Remembering(Host):
     """Of methods that may keep a memory."""
 
     over: Literal["new", "all"] = "new"

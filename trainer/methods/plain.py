@@ -28,6 +28,7 @@ class Finetune(Remembering):
             images=self.images(),
             terms=(Classify(over=self.over), *self.distilled()),
             predict=self.rule(),
+            fine_tune=self.fine_tune,
         )
 
 
