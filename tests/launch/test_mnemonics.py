@@ -3,6 +3,8 @@ and the same whatever ranks there are and however often they are stopped."""
 
 import base64
 import json
+import os
+import shutil
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from data_shards.sheet import contact_sheet
+from data_shards.storage.dataset import ShardDataset
 from launch.config.load import load_config
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
@@ -32,6 +35,7 @@ from trainer.arrays import read_arrays
 from trainer.heads.collectives import Ranks
 from trainer.mnemonics import training
 from trainer.mnemonics.optimisation import Optimisation
+from trainer.model import Model
 
 HOW = {
     "epochs": 2,
@@ -44,20 +48,24 @@ HOW = {
     "images": 4,
 }
 LEARNED = {"choose": "mnemonics", "adjust": True, "mnemonics": HOW}
+TUNED = {"epochs": 2, "milestones": [1]}
 METHODS = {
-    "learned": {
-        "kind": "finetune",
-        "over": "all",
-        "memory": {"total": 30, **LEARNED},
-        "predict": "nearest-mean",
-    },
+    "learned": {"kind": "icarl", "memory": {"total": 30, **LEARNED}},
     "adjusted": {
-        "kind": "lucir",
+        "kind": "lwf",
+        "over": "all",
         "memory": {"per_class": 2, "choose": "herding", "adjust": True, "mnemonics": HOW},
-        "fine_tune": {"epochs": 1, "milestones": []},
+        "fine_tune": TUNED,
+        "weight_transfer": "kernels",
+    },
+    "corrected": {
+        "kind": "bic",
+        "memory": {"per_class": 2, "choose": "mnemonics", "mnemonics": HOW},
+        "hold_out": 0.5,
+        "fine_tune": TUNED,
     },
 }
-SHORT = {"iterations": 6, "batch": 24, "milestones": []}
+SHORT = {"iterations": 4, "batch": 24, "milestones": []}
 STEPS = 3
 
 
@@ -135,7 +143,7 @@ def test_a_step_begins_with_what_was_learned_not_with_what_was_drawn(run):
         for read in made:
             chain = phase.at.chain
             assert read.output.path == run.step_folder(chain, read.at.number) / "exemplars", name
-            optimised = chain.method == "learned" or read.at.number
+            optimised = chain.method != "adjusted" or read.at.number
             assert read.kind.name == ("learn-exemplars" if optimised else "exemplars"), name
             assert read.at.number in (step, step - 1)
     reading = {n.rpartition("/")[2] for n, p in every.items() if p.at.memory in p.inputs}
@@ -145,6 +153,38 @@ def test_a_step_begins_with_what_was_learned_not_with_what_was_drawn(run):
         kept = {bytes(before.image(i)) for i in range(len(before))}
         count = (30 // run.benchmark.row_ends[step]) * run.benchmark.rows_before(step)
         assert all(bytes(after.image(i)) in kept for i in range(count))
+
+
+@pytest.mark.parametrize("method", ["adjusted", "corrected"])
+def test_every_host_is_fine_tuned_on_what_it_learned(run, method):
+    """Behind that, and before it decides how."""
+    for step in (1, 2):
+        folder = run.step_folder(Chain(method, 0), step)
+        before, after = (Model.open(folder / at) for at in ("phases/trained/model", "model"))
+        assert before.fingerprint != after.fingerprint and before.rows == after.rows
+    order = [phase.name for phase in phases(run) if f"{method}/seed-0/step-2/" in phase.name]
+    behind = ["train", "exemplars", "learn-exemplars", "fine-tune", "evaluate"]
+    at = [order.index(f"{method}/seed-0/step-2/{kind}") for kind in behind]
+    assert at == sorted(at)
+    bias = f"{method}/seed-0/step-2/bias-correction"
+    assert (method == "corrected") == (bias in order)
+    assert bias not in order or order.index(bias) > at[3]
+
+
+def test_weights_of_transferred_convolutions_are_step_0s(run):
+    chain = Chain("adjusted", 0)
+    first, *later = (
+        Model.open(run.step_folder(chain, step) / "model").embedder() for step in range(STEPS)
+    )
+    weights = {
+        name: module.weight
+        for name, module in first.named_modules()
+        if isinstance(module, torch.nn.Conv2d)
+    }
+    for network in later:
+        found = dict(network.named_modules())
+        assert all(torch.equal(found[name].weight, own) for name, own in weights.items())
+        assert all((found[name].factor != 1).any() for name in weights)
 
 
 def test_what_decides_learned_exemplars(root, run):
@@ -189,15 +229,20 @@ def test_its_progress_is_a_trainings(run):
 
 
 def test_the_plan_counts_its_updates(root):
-    config = configured(root, METHODS, dataset=str(root / "d"))
+    config = configured(root, {name: METHODS[name] for name in ("learned", "adjusted")})
     config = config.model_copy(
         update={"data": config.data.model_copy(update={"image_size": (16, 16)})}
     )
     plan = plan_run(config, split_of(config, None, None), None)
-    own = {(p.methods, p.step): p.iterations for p in plan.phases if p.phase == "learn-exemplars"}
+    own = {
+        (name, p.step): p.iterations
+        for p in plan.phases
+        for name in p.methods
+        if p.phase == "learn-exemplars"
+    }
     # two groups of three classes with four images each, half of a batch of ten an update
-    assert own[("learned",), 0] == 2 * 2 * -(-3 * 4 // 5)
-    assert (("adjusted",), 0) not in own and own[("adjusted",), 1] > 0
+    assert own["learned", 0] == 2 * 2 * -(-3 * 4 // 5)
+    assert ("adjusted", 0) not in own and own["adjusted", 1] > 0
 
 
 def job_of(run, part, step=1):
@@ -242,13 +287,13 @@ def contents(part):
 def alone(root, run, tmp_path_factory):
     """What one rank makes of a step with new and old classes."""
     part = tmp_path_factory.mktemp("part")
-    do(run.folder, root / "learned-adjusted.yaml", job_of(run, part), Ranks())
+    do(run.folder, root / "learned-adjusted-corrected.yaml", job_of(run, part), Ranks())
     return part
 
 
 def test_no_bit_depends_on_the_number_of_ranks(root, run, alone, tmp_path):
     """Each group has a rank, whichever there are."""
-    config = root / "learned-adjusted.yaml"
+    config = root / "learned-adjusted-corrected.yaml"
     assert len(contents(alone)) == len(job_of(run, alone).units) == 3
     for world in (2, 3):
         part = tmp_path / str(world)
@@ -266,7 +311,7 @@ def test_stopped_and_killed_in_every_update_it_ends_bit_for_bit_alike(
         Optimisation.update,
         Activity(),
         [],
-        root / "learned-adjusted.yaml",
+        root / "learned-adjusted-corrected.yaml",
     )
 
     def interrupted(self):
@@ -291,6 +336,63 @@ def test_stopped_and_killed_in_every_update_it_ends_bit_for_bit_alike(
     assert contents(tmp_path) == contents(alone)
 
 
+class Inline:
+    """Does a job as the only rank."""
+
+    def __init__(self, folder, config):
+        self.folder, self.config = folder, config
+
+    def on_ranks(self, phase, job, spec):
+        do(self.folder, self.config, spec, Ranks())
+
+
+def test_ended_at_every_write_it_ends_bit_for_bit_alike(root, run, tmp_path, monkeypatch):
+    """Units, and the memory that is made of them: what is there is whole."""
+    monkeypatch.setattr(training, "_SAVED_EVERY", 0.0)
+    config = root / "learned-adjusted-corrected.yaml"
+    shutil.copytree(run.folder, tmp_path / "run", symlinks=True)
+    own = Run.open(tmp_path / "run", run.config)
+    phase = next(p for p in phases(own) if p.name == "learned/seed-0/step-1/learn-exemplars")
+    left, executor = [], Inline(own.folder, config)
+
+    def made():
+        manifest = json.loads((phase.output.path / "manifest.json").read_text())
+        told = phase.output.path.with_name(EXEMPLARS_FILE)
+        found = manifest["files"], json.loads(told.read_text())
+        shutil.rmtree(phase.output.path)
+        told.unlink()
+        return found
+
+    made()
+    phase.kind.work(phase, executor)
+    undisturbed = made()
+    for name in ("open", "fsync", "rename", "unlink", "rmdir"):
+        function = getattr(os, name)
+
+        def counted(*given, _function=function, **others):
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+            return _function(*given, **others)
+
+        monkeypatch.setattr(os, name, counted)
+    number = 0
+    while True:
+        number += 1
+        left[:] = [number]
+        try:
+            phase.kind.work(phase, executor)
+            break
+        except KeyboardInterrupt:
+            left[:] = [0]  # below it nothing is counted
+            if phase.output.complete:
+                ShardDataset.open(phase.output.path).verify()
+    assert number > 20
+    left[:] = [0]
+    assert made() == undisturbed
+    assert not phase.output.path.with_name("exemplars.part").exists()
+
+
 def test_unfinished_work_is_kept_for_a_process_that_is_killed(
     root, run, alone, tmp_path, monkeypatch
 ):
@@ -306,8 +408,8 @@ def test_unfinished_work_is_kept_for_a_process_that_is_killed(
     monkeypatch.setattr(Optimisation, "update", dying)
     job = job_of(run, tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        do(run.folder, root / "learned-adjusted.yaml", job, Ranks())
-    do(run.folder, root / "learned-adjusted.yaml", job, Ranks())
+        do(run.folder, root / "learned-adjusted-corrected.yaml", job, Ranks())
+    do(run.folder, root / "learned-adjusted-corrected.yaml", job, Ranks())
     assert seen[:4] == [0, 1, 2, 2], "it went on behind the second update"
     assert contents(tmp_path) == contents(alone)
 

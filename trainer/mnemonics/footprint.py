@@ -1,5 +1,7 @@
 """What an update of exemplars computes, found by a dry run."""
 
+from functools import cache
+
 import torch
 
 from trainer.backbones import EmbedderSettings, build_embedder
@@ -9,6 +11,7 @@ from trainer.mnemonics.settings import MnemonicsSettings
 from trainer.mnemonics.unrolled import Classified, Labelled, hypergradient
 
 
+@cache
 def update_operations(
     embedder: EmbedderSettings,
     classifier: ClassifierSettings,

@@ -205,8 +205,8 @@ class Optimisation:
 
     def outer_loss(self, images: torch.Tensor) -> float:
         """Of a temporary model trained on exemplars with these `images` [n, 3, H, W], the mean loss
-        on all images of the group's classes that their outer loss is of; the mean over sides. All
-        draws are those of the first update."""
+        on all images of the group's classes that their outer loss is of; the mean over sides. Of
+        halves, each is judged by the other as it came. All draws are those of the first update."""
         total = 0.0
         for number, side in enumerate(self._group.sides):
             batches = []
@@ -219,7 +219,7 @@ class Optimisation:
             every = np.arange(len(_labels(side.outer)))
             summed = 0.0
             for part in np.array_split(every, -(-len(every) // self._settings.batch)):
-                batch = self._validation(side, part, images)
+                batch = self._validation(side, part, self._group.exemplars.images)
                 with torch.no_grad():
                     summed += float(loss_of(self._network, weights, batch)) * len(part)
             total += summed / len(every)
