@@ -63,6 +63,11 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
     begun = spec.begins
     if begun is None and spec.recipe.start.embedder == "previous":
         begun = spec.extractor or spec.previous
+    if begun is None and spec.embedder.convolutions != "trained":
+        raise InputError(
+            f"convolutions = {spec.embedder.convolutions} would keep random weights: it is for "
+            "steps that begin with the model before, by a method's weight_transfer"
+        )
     if begun is not None:
         embedder.load_state_dict(begun.embedder().state_dict())
         classifier.restore(begun.running())

@@ -210,8 +210,12 @@ def spec_of(run: Run, job: ExpertJob) -> TrainingSpec:
                 for number, step in enumerate(benchmark.steps)
             ),
         )
+    embedder = spec.embedder
+    if job.how.start == "scratch":  # the host may train no weights of convolutions, it trains all
+        embedder = embedder.model_copy(update={"convolutions": "trained"})
     return replace(
         spec,
+        embedder=embedder,
         benchmark=benchmark,
         training=_schedule(run, job.chain, lessons, len(benchmark.steps[job.step])),
         recipe=replace(RECIPE, start=Start(embedder=job.how.start)),

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from data_shards.sheet import contact_sheet
-from data_shards.storage.dataset import ShardDataset
 from launch.config.load import load_config
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
@@ -385,8 +384,6 @@ def test_ended_at_every_write_it_ends_bit_for_bit_alike(root, run, tmp_path, mon
             break
         except KeyboardInterrupt:
             left[:] = [0]  # below it nothing is counted
-            if phase.output.complete:
-                ShardDataset.open(phase.output.path).verify()
     assert number > 20
     left[:] = [0]
     assert made() == undisturbed

@@ -1,12 +1,19 @@
 """Frozen convolutions with trained factors and shifts: they begin as the model before."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
+from data_shards.settings import InputError
 from trainer.backbones import EmbedderSettings, build_embedder
+from trainer.heads.collectives import Ranks
+from trainer.heads.margin_loss import ClassifierSettings
 from trainer.methods.icarl import ICaRL
 from trainer.methods.lucir import LUCIR
+from trainer.methods.recipe import FROM_SCRATCH, Recipe
+from trainer.state import build_state
 from trainer.weight_transfer import TransferredConvolution
 
 NETWORKS = [
@@ -117,3 +124,17 @@ def test_step_0_is_trained_in_whole_and_what_is_not_set_decides_nothing():
     assert "convolutions" not in usual.deciding()
     assert usual.model_copy(update={"convolutions": "kernels"}).deciding()["convolutions"]
     assert LUCIR(weight_transfer="kernels").network(usual, 1).activation == "cosine"
+
+
+def test_random_weights_are_not_kept(monkeypatch):
+    """A step that begins anew would learn with convolutions of nothing."""
+    monkeypatch.setattr("trainer.state.spec_seed", lambda *_: 0)
+    settings = EmbedderSettings(**NETWORKS[0], convolutions="channels")
+    spec = SimpleNamespace(
+        embedder=settings,
+        classifier=ClassifierSettings(),
+        begins=None,
+        recipe=Recipe(start=FROM_SCRATCH),
+    )
+    with pytest.raises(InputError, match="convolutions = channels would keep random weights"):
+        build_state(spec, Ranks(), torch.device("cpu"))
