@@ -11,7 +11,7 @@ import torch
 from data_shards.images import png_of
 from data_shards.settings import InputError
 from data_shards.sources import SourceImage
-from data_shards.storage.dataset import ShardDataset
+from data_shards.storage.dataset import SampleError, ShardDataset
 from launch.execution.executor import Executor
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
@@ -26,7 +26,7 @@ from trainer.methods.images import Exemplars
 from trainer.mnemonics.footprint import update_operations
 from trainer.mnemonics.optimisation import Optimisation
 from trainer.mnemonics.training import MnemonicsSpec, optimise
-from trainer.mnemonics.unrolled import Classified, rounded
+from trainer.mnemonics.unrolled import Classified
 from trainer.model import Model
 
 
@@ -116,7 +116,7 @@ class LearnExemplars(Kind[Exemplars]):
 
 _ARRAYS = ("samples", "pixels", "before", "learned", "rounded")
 """Of a unit's file: samples [n] of the memory as it was chosen, their images [n, 3, H, W] uint8,
-and `Optimisation.verdict`."""
+and `Optimisation.verdict`; all of them empty where nothing was to be learned."""
 
 
 def _file(job: MnemonicsJob, unit: Unit) -> Path:
@@ -131,7 +131,12 @@ def _images(memory: ShardDataset, found: list[dict[str, Any]]) -> Iterator[Sourc
         for number, sample in enumerate(own["samples"].tolist())
     }
     for sample in range(len(memory)):
-        image = stored_image(memory, sample)
+        try:
+            image = stored_image(memory, sample)
+        except SampleError as error:
+            raise InputError(
+                f"{memory.location}: {error}: restore the folder, or move it away and run again"
+            ) from error
         if sample in place:
             image = image._replace(
                 image=png_of(np.ascontiguousarray(place[sample].transpose(1, 2, 0)))
@@ -141,8 +146,11 @@ def _images(memory: ShardDataset, found: list[dict[str, Any]]) -> Iterator[Sourc
 
 def _told(found: list[dict[str, Any]]) -> str:
     """The mean outer loss of all groups, for people."""
+    found = [own for own in found if len(own["samples"])]
+    if not found:
+        return "too few images of each class to learn any"
     before, learned, rounded = (
-        float(np.mean([own[name][0] for own in found])) for name in ("before", "learned", "rounded")
+        float(np.mean([own[name] for own in found])) for name in ("before", "learned", "rounded")
     )
     count = sum(len(own["samples"]) for own in found)
     return (
@@ -165,10 +173,9 @@ def learn_exemplars(context: RankContext, job: MnemonicsJob) -> None:
         context.activity.turn("reading input")
         network = network or _network(job, context.device)
         group, samples = groups.group(unit, context.device)
-        if not group.sides:  # one exemplar a class, of which no half can judge the other
-            verdict = dict.fromkeys(_ARRAYS[2:], np.zeros(1))
-            pixels = rounded(group.exemplars.images).cpu().numpy()
-            write_arrays(out, {"samples": samples, "pixels": pixels, **verdict}, job.origin)
+        if not group.sides:  # one exemplar a class: no half to judge the other by, so they stay
+            context.run.fence.check()
+            write_arrays(out, {name: np.empty(0) for name in _ARRAYS}, job.origin)
             continue
         spec = MnemonicsSpec(
             optimisation=Optimisation(group, network, job.want.learning, job.chain.seed),

@@ -14,12 +14,22 @@ import pytest
 import torch
 from PIL import Image
 
+from data_shards.images import ImageSettings
 from data_shards.sheet import contact_sheet
+from data_shards.storage.dataset import ShardDataset
+from data_shards.writing.writer import write_dataset
 from launch.config.load import load_config
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
 from launch.phases.exemplar_groups import Unit, units_of
-from launch.phases.mnemonics import LearnExemplars, MnemonicsJob, learn_exemplars
+from launch.phases.exemplars import _first_of_each
+from launch.phases.mnemonics import (
+    LearnExemplars,
+    MnemonicsJob,
+    _images,
+    _told,
+    learn_exemplars,
+)
 from launch.phases.planning import phases
 from launch.planning.plan import plan_run
 from launch.planning.split import split_of
@@ -333,6 +343,19 @@ def test_stopped_and_killed_in_every_update_it_ends_bit_for_bit_alike(
             continue
     assert ends > 6 and max(seen) > 2
     assert contents(tmp_path) == contents(alone)
+
+
+def test_a_class_with_one_exemplar_has_no_halves_and_keeps_it(root, run, tmp_path):
+    """As where a total is shared by many classes: it stays byte for byte."""
+    one = list(_first_of_each(drawn(run, "adjusted", 1), 1))
+    write_dataset(one, tmp_path / "memory", {}, image=ImageSettings(png=True))
+    usual = job_of(run, tmp_path / "part")
+    job = replace(usual, drawn=tmp_path / "memory", units=(Unit(0, 6, True),))
+    do(run.folder, root / "learned-adjusted-corrected.yaml", job, Ranks())
+    found = [read_arrays(tmp_path / "part/adjusted-00000-00006.safetensors", "o")]
+    after = list(_images(ShardDataset.open(tmp_path / "memory"), found))
+    assert [image.image for image in after] == [image.image for image in one]
+    assert _told(found) == "too few images of each class to learn any"
 
 
 class Inline:
