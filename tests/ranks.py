@@ -32,6 +32,8 @@ def _rank(rank: int, world: int, function: Callable, args: tuple, folder: Path) 
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
         dist.barrier()  # a rank that is done at once would end while another still connects to it
         torch.save(function(*args), folder / f"{rank}.pt")
+        if dist.is_initialized():
+            dist.barrier()  # nor would the others' last exchange, of a group made late, be over
     except BaseException:
         (folder / f"{rank}.error").write_text(traceback.format_exc())
         raise

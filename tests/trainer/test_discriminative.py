@@ -33,6 +33,7 @@ from trainer.methods.discriminative import (
     distilled,
 )
 from trainer.methods.distillation import FlexibleDistillation, LearningWithoutForgetting
+from trainer.methods.fine_tuning import FineTuning
 from trainer.methods.icarl import ICaRL
 from trainer.methods.lucir import LUCIR
 from trainer.methods.plain import Finetune
@@ -168,6 +169,8 @@ def test_every_host_takes_it_by_listing():
         assert tuple(terms) == plain.terms
         assert isinstance(added, DistilExpert) and added.weight == 0.5 and added.over == "all"
         assert more.want(Similar) == Similar(2, new_rows=3)
+        tuned = host(**settings, fine_tune={}).recipe()
+        assert tuned.fine_tune == FineTuning(), "which a host may not drop without a word"
     assert isinstance(
         BiasCorrection(expert={}).recipe().at(1, 5, new_rows=3).terms[-1], DistilExpertCorrected
     )

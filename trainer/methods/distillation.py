@@ -50,4 +50,5 @@ class FlexibleDistillation(Remembering):
             images=self.images(),
             terms=(Classify(over=self.over), distill, *self.distilled()),
             predict=self.rule(),
+            fine_tune=self.fine_tune,
         )
