@@ -40,8 +40,12 @@ class Closing:
 def tree(folder: Path) -> dict[str, bytes]:
     """Files by name; a folder before its rename, which another thread may be at when
     the fence closes, counts as that after it."""
-    files = (p for p in sorted(folder.rglob("*")) if p.is_file())
-    return {re.sub(r"/\.([^./]+)\.[^/]*\.part/", r"/\1/", str(p)): p.read_bytes() for p in files}
+    while True:
+        try:
+            files = {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if not p.is_dir()}
+        except FileNotFoundError:  # renamed while it was looked at: it has another name by now
+            continue
+        return {re.sub(r"/\.([^./]+)\.[^/]*\.part/", r"/\1/", name): files[name] for name in files}
 
 
 SETTINGS = {"iterations": 6, "milestones": (), "checkpoint_every": 2, "keep_checkpoints": 1}
