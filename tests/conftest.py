@@ -47,6 +47,8 @@ LONGEST = (
     "trainer/test_processors.py",
     "launch/test_net.py",
     "launch/test_plan.py",
+    "launch/test_expert.py",
+    "launch/test_mnemonics.py",
     "chaos/test_futile_restarts.py",
     "launch/test_slurm.py",
 )
