@@ -1,6 +1,7 @@
 """The temporary expert of discriminative distillation: its two trainings, and what it says."""
 
 import shutil
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,9 +83,9 @@ class _Training(Kind[Any]):
     def temporary(self, want: Any) -> bool:
         return not want.how.keep
 
+    @abstractmethod
     def lessons(self, how: ExpertSettings) -> Lessons:
         """Of the two trainings this one."""
-        raise NotImplementedError
 
     def work(self, phase: Phase, executor: Executor) -> str:
         outputs = {type(p.kind): p.output.path.resolve() for p in phase.inputs}
@@ -118,9 +119,9 @@ class _Training(Kind[Any]):
         turn = [*embedder_footprint(network, size, training, world).operations, *head.operations]
         return Effort(at.number, turns=training.iterations, turn=tuple(turn))
 
+    @abstractmethod
     def images(self, at: Step, want: Any) -> int:
         """How many it has, if every class has as many as any other."""
-        raise NotImplementedError
 
 
 def _classes(at: Step, how: ExpertSettings) -> tuple[int, int, int]:
