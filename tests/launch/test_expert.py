@@ -218,6 +218,23 @@ def test_asked_along_with_training_it_says_the_same(root, run):
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)
 
 
+def test_from_scratch_it_trains_all_weights_though_its_host_does_not(root, run):
+    """Random convolutions that stay would be of no use; those of the previous model may stay."""
+    host = {**METHODS["kept"], "weight_transfer": "kernels"}
+    config = load_config(write_config(root, {"kept": host}, training=TRAINING))
+    for start, trained in (("scratch", "trained"), ("previous", "kernels")):
+        job = ExpertJob(
+            chain=KEPT,
+            step=1,
+            phase=STAGES[0],
+            how=ExpertSettings(**EXPERT, start=start),
+            rows=run.step_folder(KEPT, 1) / "similar.safetensors",
+            begins=None,
+            origin="",
+        )
+        assert spec_of(replace(run, config=config), job).embedder.convolutions == trained
+
+
 def trained(root, out):
     """On each of some ranks: the expert's second training, to its model."""
     torch.set_num_threads(1)
