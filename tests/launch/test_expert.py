@@ -235,11 +235,11 @@ def test_from_scratch_it_trains_all_weights_though_its_host_does_not(root, run):
         assert spec_of(replace(run, config=config), job).embedder.convolutions == trained
 
 
-def trained(root, out):
+def trained(folder, config, out):
     """On each of some ranks: the expert's second training, to its model."""
     torch.set_num_threads(1)
     ensure_process_group()
-    run, ranks = Run.open(root / "run", configured(root)), Ranks.default()
+    run, ranks = Run.open(folder, load_config(config)), Ranks.default()
     job = ExpertJob(
         chain=KEPT,
         step=1,
@@ -255,7 +255,8 @@ def trained(root, out):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_any_number_of_ranks_trains_it_alike(root, run, world, tmp_path):
-    on_ranks(world, trained, root, tmp_path / "out", folder=tmp_path)
+    config = written(root)  # here: a rank would read what another is writing
+    on_ranks(world, trained, run.folder, config, tmp_path / "out", folder=tmp_path)
     wanted = Model.open(expert_folder(run, KEPT, 1) / "model")
     found = Model.open(tmp_path / "out/model")
     weights = [dict(m.embedder().named_parameters()) for m in (found, wanted)]
