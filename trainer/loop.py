@@ -60,7 +60,7 @@ def train(
 
     `report` hears a record every ``log_every`` iterations on every rank, and of skipped updates
     and rewinds as ``event``s; `tell` hears lines for the user. Returns False when `activity` of any
-    rank asked for a stop: the iteration is then finished and a checkpoint saved. Raises InputError
+    rank asked for a stop: the iteration is then finished and a checkpoint saved. Raises Diverged
     when training had to be rewound more often than allowed.
     """
     activity = activity or Activity()

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.files import write_atomically
-from data_shards.settings import InputError
 from trainer.checkpoint import Fence, unfenced
+from trainer.divergence import Diverged
 from trainer.guard import Fault
 from trainer.heads.collectives import Ranks
 
@@ -39,10 +39,10 @@ class Rewinds:
         """Records a rewind at `iteration`; `samples` are of the global batches that led to it.
 
         They are left out from now on, unless more than half of the `available` samples would be:
-        then the data is not the cause. Raises InputError at the `limit` of rewinds.
+        then the data is not the cause. Raises Diverged at the `limit` of rewinds.
         """
         if len(self) >= limit:
-            raise InputError(
+            raise Diverged(
                 f"iteration {iteration}: updates were skipped again ({EXPLAINED[why]}), after "
                 f"training.guard.max_rewinds = {limit} rewinds: lower training.learning_rate or "
                 "the method's weight, or raise that limit and run again"

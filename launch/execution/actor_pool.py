@@ -13,6 +13,7 @@ from launch.exits import Preempted
 from launch.inference.worker import ShardWorker, T, Unit
 from launch.runs.lease import UNFENCED, Fence
 from monitoring.logs import LOG
+from trainer.divergence import Diverged
 
 _POLL_SECONDS = 0.2
 
@@ -123,4 +124,6 @@ class ActorPool:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
-            raise InputError(str(cause)) if isinstance(cause, InputError) else error from None
+            if not isinstance(cause, InputError):
+                raise
+            raise (Diverged if isinstance(cause, Diverged) else InputError)(str(cause)) from None

@@ -18,7 +18,8 @@ class Executor(Protocol):
     def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
         """Does a unit of work with each of `calls` on some `ShardWorker`; results in their order.
 
-        Raises InputError as the unit did, Preempted when asked to stop.
+        Raises InputError as the unit did, Preempted when asked to stop. After Diverged there may
+        be more to do, here and in `on_ranks`.
         """
 
     def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:

@@ -21,6 +21,7 @@ from monitoring.metrics import Metrics
 from monitoring.progress import in_words
 from monitoring.run_folder import target_file
 from trainer.activity import Activity
+from trainer.divergence import Diverged
 from trainer.heads.collectives import Ranks
 
 
@@ -79,7 +80,7 @@ class RankJobs:
         """Does a phase's job, with its metrics served and its log kept.
 
         `phase` names it in records and logs, `restarts` says how often it had been begun before.
-        Raises what the job does.
+        Raises what the job does; after Diverged another can be done.
         """
         self._metrics = metrics
         if self._run is None:
@@ -112,21 +113,24 @@ class RankJobs:
         logged = nullcontext() if self._with_driver else _log(run.folder, phase, rank, metrics)
         with logged, endpoint:
             LOG.info("%ss on %s, process %s", start["event"], socket.gethostname(), os.getpid())
-            device = device_of(cluster, local)
-            job(
-                RankContext(
-                    run=run,
-                    ranks=self._ranks,
-                    device=device,
-                    metrics=metrics,
-                    activity=activity,
-                    report=report,
-                    tell=tell,
-                ),
-                spec,
+            device, diverged = device_of(cluster, local), ""
+            context = RankContext(
+                run=run,
+                ranks=self._ranks,
+                device=device,
+                metrics=metrics,
+                activity=activity,
+                report=report,
+                tell=tell,
             )
+            try:
+                job(context, spec)
+            except Diverged as error:  # in words: the error itself would keep the model's memory
+                diverged = str(error)
         run.dataset.files.rest()
         _free(device)
+        if diverged:
+            raise Diverged(diverged)
 
     def _count(self, event: Event, amount: int) -> None:
         """The run stays open from job to job, and each job counts for itself."""

@@ -19,6 +19,7 @@ from launch.runs.records import Records
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
 from monitoring.run_folder import LOGS_FOLDER
+from trainer.divergence import Diverged
 
 _POLL_SECONDS = 0.2
 _HEARD_SECONDS = 5.0
@@ -41,6 +42,8 @@ class _JobAtWork:
     repeats: Repeats = field(default_factory=Repeats)
     expected: bool = False
     """The group is ended from here, and the failure that follows is no news."""
+    diverged: str = ""
+    """Why nothing can come of it, in the words of a rank."""
 
 
 class RayRanks:
@@ -77,11 +80,11 @@ class RayRanks:
     def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:
         """Does a job on all ranks until it is done, or has saved after the stop was set.
 
-        Raises InputError with the workers' own words.
+        Raises InputError with the workers' own words. After Diverged they do another.
         """
         self._read_mail()  # what happened while there was no job is not this one's fault
         self._jobs += 1
-        self._at_work = _JobAtWork(phase)
+        self._at_work = job_at_work = _JobAtWork(phase)
         content = self._ray.put((phase, job, spec))
         self._ray.get(self._board.post.remote(Posted(self._jobs, content)))
         self._start()
@@ -105,6 +108,8 @@ class RayRanks:
         self._ray.get(finished)
         self._read_mail()
         self._at_work = None
+        if job_at_work.diverged:
+            raise Diverged(job_at_work.diverged)
 
     def end(self) -> None:
         """Lets the ranks go, so that others may have their machines."""
@@ -195,6 +200,10 @@ class RayRanks:
         for record in records:
             if "error" in record:
                 raise InputError(record["error"])
+            if "diverged" in record:
+                if self._at_work is not None:
+                    self._at_work.diverged = record["diverged"]
+                continue
             if "failure" in record:
                 self._failed(record["failure"])
                 continue

@@ -16,6 +16,7 @@ from launch.runs.lease import Fence
 from launch.runs.run import Run
 from monitoring.metrics import Metrics
 from trainer.activity import Activity
+from trainer.divergence import Diverged
 from trainer.heads.collectives import Ranks
 
 
@@ -36,8 +37,8 @@ def worker(given: dict[str, RankSpec]) -> None:
     """Does one job after another on this rank, until there will be no more.
 
     `given` holds the one `spec`. Errors that repeating cannot mend are posted too, so that the
-    driver stops the run for them instead of letting Ray restart the group. Asked to stop, a job
-    saves a checkpoint and returns.
+    driver stops the run for them instead of letting Ray restart the group; a job that diverged is
+    done, and there may be another. Asked to stop, a job saves a checkpoint and returns.
     """
     import ray  # the driver sets the environment that it reads when it is imported
 
@@ -72,6 +73,9 @@ def worker(given: dict[str, RankSpec]) -> None:
                         activity=activity,
                         restarts=restarts,
                     )
+            except Diverged as error:
+                # heard before the job counts as done, and the group goes on: others are sound
+                ray.get(rank.mailbox.post.remote({"phase": phase, "diverged": str(error)}))
             except InputError as error:
                 post({"phase": phase, "error": str(error)})
                 raise

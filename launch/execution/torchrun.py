@@ -34,6 +34,7 @@ from launch.runs.run import Run
 from monitoring.metrics import Metrics
 from monitoring.progress import RunProgress
 from trainer.activity import Activity
+from trainer.divergence import Diverged
 from trainer.heads.collectives import Ranks
 
 _WAITING = timedelta(days=365)
@@ -65,21 +66,24 @@ class Rank:
 
     def map(
         self, fence: Fence, unit: Unit[Any], calls: list[tuple[Any, ...]]
-    ) -> list[tuple[Any, str | None, bool]]:
+    ) -> list[tuple[Any, InputError | None, bool]]:
         """Does the call of this rank's number, if there is one.
 
-        On rank 0 returns what each rank found: a result, or an error in words, and whether it was
-        asked to stop.
+        On rank 0 returns what each rank found: a result or an error, and whether it was asked to
+        stop.
         """
-        found, error = None, None
+        found: Any = None
+        error: InputError | None = None
         try:
             if self._word.rank < len(calls):
                 found = self._worker(fence).run(unit, *calls[self._word.rank])
         except InputError as wrong:
-            error = str(wrong)
-        first = self._word.rank == 0
-        every: list[Any] | None = [None] * self._word.world if first else None
-        answer = found, error, self._stop.is_set()
+            error = wrong
+        return self._gathered((found, error, self._stop.is_set()))
+
+    def _gathered(self, answer: Any) -> list[Any]:
+        """On rank 0, what each rank answers."""
+        every: list[Any] | None = [None] * self._word.world if self._word.rank == 0 else None
         dist.gather_object(answer, every, dst=0, group=self._word.group)
         return every or []
 
@@ -89,7 +93,8 @@ class Rank:
         return self._shard_worker
 
     def do(self, fence: Fence, phase: str, job: RankJob[S], spec: S) -> None:
-        """Does a job with the others. Raises InputError as the job does."""
+        """Does a job with the others. Raises InputError as the job does, but Diverged on rank 0
+        alone, of whichever rank, once all have ended it."""
         if self._shard_worker is not None:  # training holds no old model
             self._shard_worker.close()
             self._shard_worker = None
@@ -103,7 +108,14 @@ class Rank:
         metrics = Metrics()
         self._activity = Activity(metrics.count_doing)
         self._activity.stop = self._stop
-        self._jobs.do(job, spec, phase=phase, metrics=metrics, activity=self._activity)
+        diverged: Diverged | None = None
+        try:
+            self._jobs.do(job, spec, phase=phase, metrics=metrics, activity=self._activity)
+        except Diverged as error:
+            diverged = error
+        for found in self._gathered(diverged):
+            if found is not None:
+                raise found
 
     def _post(self, record: dict[str, Any]) -> None:
         if self._hear is not None:
@@ -133,7 +145,11 @@ class TorchrunExecutor:
     def _told(self, *order: Any) -> Iterator[None]:
         self.amid = True
         self._word.broadcast_object(order)
-        yield
+        try:
+            yield
+        except Diverged:
+            self.amid = False
+            raise
         self.amid = False
 
     def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
@@ -148,7 +164,7 @@ class TorchrunExecutor:
                 self._stop.set()
             for found, error, _ in answers[: len(turn)]:
                 if error is not None:
-                    raise InputError(error)
+                    raise error
                 results.append(found)
             self._progress.units(len(results), len(calls))
         return results

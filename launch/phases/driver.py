@@ -15,6 +15,7 @@ from launch.runs.records import append
 from launch.runs.run import Run
 from monitoring.progress import RunProgress
 from monitoring.run_folder import EVENTS_FILE
+from trainer.divergence import Diverged
 
 
 class Driver:
@@ -33,20 +34,33 @@ class Driver:
         self._run, self._every, self._ledger = run, every, ledger
         self._executor, self._progress, self._stop = executor, progress, stop
 
-    def walk(self, todo: list[Phase]) -> None:
-        """Does `todo` in order.
+    def walk(self, todo: list[Phase]) -> list[str]:
+        """Does `todo` in order, but for phases that diverge and those that need them; returns a
+        line for each that diverged.
 
         Raises InputError with the workers' own words, Preempted when `stop` was set.
         """
         discard(self._every, todo)
+        diverged: list[str] = []
+        left: set[str] = set()
         for number, phase in enumerate(todo, 1):
+            # by fingerprints: a phase of another chain may be the same work
+            if not left.isdisjoint([phase.fingerprint, *(p.fingerprint for p in phase.inputs)]):
+                left.add(phase.fingerprint)
+                continue
             if self._stop.is_set():
                 raise Preempted(phase.name)
             self._run.fence.check()
             self._progress.begin(phase.name)
             started = time.time()
             twin = self._linked_twin(phase)
-            result = f"the same as {twin}" if twin else phase.kind.work(phase, self._executor)
+            try:
+                result = f"the same as {twin}" if twin else phase.kind.work(phase, self._executor)
+            except Diverged as error:
+                left.add(phase.fingerprint)
+                diverged.append(f"{phase.name}: {error}")
+                self._tell("diverged", diverged[-1])
+                continue
             self._run.fence.check()
             self._ledger.add(
                 {
@@ -62,6 +76,7 @@ class Driver:
             if any(read.kind.temporary(read.want) for read in phase.inputs):
                 discard(self._every, todo[number:])
             self._publish(phase)
+        return diverged
 
     def _linked_twin(self, phase: Phase) -> str | None:
         """The name of a finished phase with the same result, which is then this one's, too.
@@ -85,8 +100,11 @@ class Driver:
             return
         withheld = update_published(self._run, self._every, self._ledger)
         if why in withheld:
-            self._progress.notice(why)
-            append(self._run.folder, EVENTS_FILE, {"event": "withheld", "message": why})
+            self._tell("withheld", why)
+
+    def _tell(self, event: str, message: str) -> None:
+        self._progress.notice(message)
+        append(self._run.folder, EVENTS_FILE, {"event": event, "message": message})
 
 
 def discard(every: list[Phase], todo: list[Phase]) -> None:

@@ -59,8 +59,9 @@ def execute(
 ) -> None:
     """Runs `config` in `folder`, going on where an earlier attempt was stopped.
 
-    Raises InputError for anything that the user can mend, Preempted after SIGTERM, Withheld at the
-    end where the gate kept a model from being published; what is finished stays.
+    Raises InputError for anything that the user can mend, at the end for chains that diverged;
+    Preempted after SIGTERM, Withheld at the end where the gate kept a model from being published.
+    What is finished stays.
     """
     if config.cluster.address is None and executors is on_ray:
         check_gpus(config.cluster, max(1, config.cluster.workers))
@@ -69,7 +70,7 @@ def execute(
     tell = partial(_tell, console)
     with holding(folder, config.cluster.lease_seconds, tell) as attempt:
         run = _opened(config, folder, attempt.fence)
-        ledger = Ledger.open(folder / LEDGER_FILE)
+        ledger, diverged = Ledger.open(folder / LEDGER_FILE), []
         every = phases(run)
         todo = pending(every, ledger)
         write_json(folder / PLANNED_FILE, [phase.planned for phase in every])
@@ -77,7 +78,7 @@ def execute(
             counts = {"phases": len(every), "left": len(todo)}
             append(folder, EVENTS_FILE, {**attempt.event(), **counts})
             _announce(run, every, todo, console)
-            _work(
+            diverged = _work(
                 run=run,
                 every=every,
                 todo=todo,
@@ -95,6 +96,8 @@ def execute(
     for table in summary_tables(summary([folder])):
         console.print(table)
     console.print(f"report: {folder / REPORT_FILE}")
+    if diverged:
+        raise InputError(f"all is done but what needs this: {'; '.join(diverged)}")
     if withheld:
         raise Withheld(withheld)
 
@@ -144,8 +147,8 @@ def _work(
     ledger: Ledger,
     console: Console,
     executors: Executors,
-) -> None:
-    """Walks the phases to do, heard by metrics, logs and a progress line."""
+) -> list[str]:
+    """Walks the phases to do, heard by metrics, logs and a progress line; returns what diverged."""
     cluster, folder = run.config.cluster, run.folder
     iterations = sum(phase.iterations for phase in todo)
     metrics = RunMetrics(folder, len(every), len(every) - len(todo))
@@ -163,7 +166,7 @@ def _work(
         ),
     ):
         executor = opened(run, progress, stop)
-        Driver(
+        return Driver(
             run=run,
             every=every,
             ledger=ledger,

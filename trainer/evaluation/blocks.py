@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from data_shards.settings import InputError
+from trainer.divergence import Diverged
 
 TILE = 1024
 """Gallery vectors scored at once."""
@@ -44,12 +44,12 @@ def query_blocks(queries: int, held: int = TILE) -> list[slice]:
 def squared_norms(vectors: torch.Tensor, what: str) -> torch.Tensor:
     """[n] squared lengths of `vectors` [n, d].
 
-    Raises InputError where one is NaN or infinite: comparisons with it would rank at random.
+    Raises Diverged where one is NaN or infinite: comparisons with it would rank at random.
     """
     norms = vectors.square().sum(dim=1)
     bad = ~norms.isfinite()
     if bad.any():
-        raise InputError(
+        raise Diverged(
             f"{int(bad.sum())} of {len(norms)} {what} embeddings are NaN or infinite (the first in "
             f"row {int(bad.nonzero()[0])} of its block): the model diverged, train it again with a "
             "lower learning rate"

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from data_shards.settings import InputError
 from monitoring.metrics import Metrics
 from trainer.activity import Activity
 from trainer.arrays import read_arrays, write_arrays
 from trainer.checkpoint import Fence, unfenced
+from trainer.divergence import Diverged
 from trainer.mnemonics.optimisation import Optimisation
 from trainer.mnemonics.settings import MnemonicsSettings
 from trainer.mnemonics.unrolled import rounded
@@ -49,7 +49,7 @@ def optimise(
     """The group's images [n, 3, H, W] uint8 under ``pixels``, and its verdict.
 
     None where `activity` asked for a stop: what was done is then in the file of unfinished work,
-    and so it is now and then, for a process that is killed. Raises InputError where the temporary
+    and so it is now and then, for a process that is killed. Raises Diverged where the temporary
     model diverges.
     """
     work = spec.optimisation
@@ -94,9 +94,9 @@ def optimise(
 
 
 def _check(work: Optimisation, loss: float, spec: MnemonicsSpec) -> None:
-    """Raises InputError when numbers are no longer finite."""
+    """Raises Diverged when numbers are no longer finite."""
     if not (math.isfinite(loss) and bool(torch.isfinite(work.images).all())):
-        raise InputError(
+        raise Diverged(
             f"exemplars cannot be learned: the loss of a model trained on them was {loss:g} in "
             f"update {work.done}. Lower mnemonics.inner_rate = {spec.settings.inner_rate:g}, or "
             f"mnemonics.inner_steps = {spec.settings.inner_steps}, of the method's memory, in "

@@ -17,6 +17,7 @@ from monitoring.metrics import Metrics
 from trainer.activity import Activity
 from trainer.checkpoint import Checkpoints, DamagedError, Fence, Folder, save_folder, unfenced
 from trainer.class_means import class_means, class_sums
+from trainer.divergence import Diverged
 from trainer.heads.collectives import Ranks
 from trainer.optimizers import TrainingSettings
 from trainer.replay.source import CARD
@@ -107,8 +108,8 @@ def train_wgan(
     """Trains from the newest checkpoint to the finished networks, which appear whole.
 
     `report` hears a record now and then on every rank, `tell` lines for the user. Returns False
-    when `activity` of any rank asked for a stop: a checkpoint is then saved. Raises InputError
-    when training diverged twice.
+    when `activity` of any rank asked for a stop: a checkpoint is then saved. Raises Diverged
+    when training did so twice.
     """
     activity.turn("preparing")
     ranks = replace(ranks, exchanging=activity.exchanging)
@@ -246,7 +247,7 @@ class _Tries:
     """The divergences of this training so far: agreed by all ranks, written by rank 0."""
 
     def __init__(self, spec: WganSpec, ranks: Ranks) -> None:
-        """Raises InputError where there were too many already."""
+        """Raises Diverged where there were too many already."""
         self._spec, self._ranks = spec, ranks
         self._path = spec.output.with_name(f"{spec.output.name}-divergences.json")
         found = None
@@ -269,7 +270,7 @@ class _Tries:
         return f"the generator diverged at iteration {iteration}: {EXPLAINED[why]}"
 
     def failed(self, iteration: int, why: Divergence) -> None:
-        """Keeps a divergence. Raises InputError when it is the last one allowed."""
+        """Keeps a divergence. Raises Diverged when it is the last one allowed."""
         self._records.append([iteration, why])
         if self._ranks.rank == 0:
             self._spec.fence()
@@ -280,8 +281,8 @@ class _Tries:
 
     def _check(self) -> None:
         if self.count >= _TRIES:
-            raise InputError(
-                f"{self._spec.name}: {self.words}, and so it had with other random numbers. "
+            raise Diverged(
+                f"{self.words}, and so it had with other random numbers. "
                 "Nothing is replayed from it: lower the generator's learning_rate = "
                 f"{self._spec.settings.learning_rate:g}, or raise its epochs or batch, in another "
                 "--out"
