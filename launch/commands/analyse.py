@@ -156,6 +156,25 @@ def analyse_confusion(
     _told(f"`perennial report {folder}` draws it over steps")
 
 
+@analyse.command("exemplars-alone")
+def analyse_exemplars(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option(help="Whose exemplars.")],
+    seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train networks on each step's exemplars alone, as they were chosen and as they were learned,
+    and test them."""
+    from launch.analyses.exemplars import exemplars, exemplars_table
+
+    shown = Terminal(stderr=True, highlight=False) if as_json else console
+    rows = exemplars(folder, shown, method, seed)
+    if as_json:
+        say_json(rows)
+        return
+    console.print(exemplars_table(method, rows))
+
+
 @analyse.command("memory")
 def analyse_memory(folder: RunFolder, as_json: AsJson = False) -> None:
     """Say what each method keeps for its next step: exemplars, network, rows and all else."""

@@ -103,6 +103,8 @@ class Effort:
     """How often the training ranks compute `turn`."""
     turn: tuple[Operation, ...] = ()
     """On the fullest rank."""
+    peak: int = 0
+    """Bytes that this rank holds at most meanwhile; 0: less than in the step's training."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from monitoring.run_folder import EXEMPLARS_FILE, EXEMPLARS_FOLDER
 from trainer.arrays import read_arrays, write_arrays
 from trainer.heads.collectives import Ranks
 from trainer.methods.images import Exemplars
-from trainer.mnemonics.footprint import update_operations
+from trainer.mnemonics.footprint import update_footprint
 from trainer.mnemonics.optimisation import Optimisation
 from trainer.mnemonics.training import MnemonicsSpec, optimise
 from trainer.mnemonics.unrolled import Classified
@@ -104,14 +104,17 @@ class LearnExemplars(Kind[Exemplars]):
     def effort(self, at: Step, want: Exemplars) -> Effort:
         size = at.run.config.data.image_size
         assert size is not None, "plans know the size of images"
-        operations = update_operations(
+        footprint = update_footprint(
             at.run.embedder(at.chain, at.number),
             at.run.classifier(at.chain, at.number),
             want.learning,
             at.run.benchmark.row_ends[at.number],
             size,
         )
-        return Effort(turns=self.iterations(at, want), turn=tuple(operations))
+        how, turns = want.learning, self.iterations(at, want)
+        pool = how.classes * how.images * 3 * size[0] * size[1]  # of 8 bits
+        peak = footprint.peak + pool
+        return Effort(turns=turns, turn=tuple(footprint.operations), peak=peak)
 
 
 _ARRAYS = ("samples", "pixels", "before", "learned", "rounded")

@@ -62,6 +62,8 @@ class PhasePlan:
     """Of a training, such as a generator's."""
     seconds: float | None
     """At least, with all actors or ranks; none: how fast these are is not known."""
+    peak: int = 0
+    """Bytes that a rank holds at most, where that may be more than in the step's training."""
 
 
 def plan_phases(
@@ -86,6 +88,7 @@ def plan_phases(
                 backward=effort.backward,
                 iterations=phase.iterations,
                 seconds=_seconds(phase, effort, split.size, machine, actor),
+                peak=effort.peak,
             )
 
 

@@ -140,13 +140,16 @@ def _phases(plan: Plan) -> Table:
     """A line a learning step and phase; other methods' phases that take as much share it."""
     title = "beside training, one seed: images through networks on CPU actors"
     timed = any(phase.seconds is not None for phase in plan.phases)
-    columns = ["phase", "methods", "images", "backward", "iterations", *["at best"] * timed]
+    held = any(phase.peak for phase in plan.phases)
+    columns = ["phase", "methods", "images", "backward", "iterations"]
+    columns += ["memory"] * held + ["at best"] * timed
     table = _table(title, "", *columns)
     lines: dict[tuple[str, ...], list[str]] = {}
     for one in sorted(plan.phases, key=lambda phase: phase.step):
         numbers = (f"{n:,}" if n else "" for n in (one.forward, one.backward, one.iterations))
         time = ["" if one.seconds is None else time_text(one.seconds)] * timed
-        cells = (f"step {one.step}", one.phase, *numbers, *time)
+        memory = [size_text(one.peak) if one.peak else ""] * held
+        cells = (f"step {one.step}", one.phase, *numbers, *memory, *time)
         lines.setdefault(cells, []).extend(one.methods)
     for (step, phase, *others), methods in lines.items():
         table.add_row(step, phase, " ".join(methods), *others)
@@ -173,12 +176,16 @@ def _remarks(plan: Plan) -> Iterator[str]:
     if plan.tested is None:
         yield "evaluation is not counted: without the dataset, its test images are not known."
     yield f"{machine.name}: {machine.source}"
-    peak = max(step.memory["peak"] for step in plan.steps)
-    if peak > machine.memory:
-        yield (
-            f"does not fit: a rank holds {size_text(peak)} at its peak, {machine.name} has "
-            f"{size_text(machine.memory)} for it. More ranks or a smaller batch take less."
-        )
+    peaks = {"More ranks or a smaller batch take": max(s.memory["peak"] for s in plan.steps)}
+    for phase in plan.phases:
+        remedy = f"For {phase.phase} a smaller batch, fewer inner steps or recompute take"
+        peaks[remedy] = max(peaks.get(remedy, 0), phase.peak)
+    for remedy, peak in peaks.items():
+        if peak > machine.memory:
+            yield (
+                f"does not fit: a rank holds {size_text(peak)} at its peak, {machine.name} has "
+                f"{size_text(machine.memory)} for it. {remedy} less."
+            )
 
 
 def _chains(step: StepPlan) -> int:

@@ -1,15 +1,16 @@
-"""A run that is killed at every write boundary of some kinds of phases.
+"""A run that is killed at every write boundary of some kinds of phases, or at every so many-th.
 
-``python -m tests.chaos.phase_kills CONFIG OUT KIND...`` forks a driver for n = 1, 2, ...: each goes
-on from what the one before left, and dies by SIGKILL at the n-th boundary within a phase of such a
-kind. Ends when a driver lives through the rest of the run, and prints at which boundaries the
-others died.
+``python -m tests.chaos.phase_kills CONFIG OUT EVERY KIND...`` forks a driver for n = 1, 1 + EVERY,
+...: each goes on from what the one before left, and dies by SIGKILL at the n-th boundary within a
+phase of such a kind. Ends when a driver lives through the rest of the run, and prints at which
+boundaries the others died.
 """
 
 import os
 import signal
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,11 @@ def kill_at(n: int, kinds: list[str]) -> None:
         setattr(os, name, boundary(name, getattr(os, name)))
 
 
-def main(config: Path, out: Path, kinds: list[str]) -> None:
+def main(config: Path, out: Path, every: int, kinds: list[str]) -> None:
     """Kills them all but the last."""
     prepare_deepspeed()  # once for all of them, and without starting a thread
     import_all()
-    n = 0
-    while True:
-        n += 1
+    for n in count(1, every):
         child = os.fork()
         if child == 0:
             try:
@@ -77,4 +76,4 @@ def main(config: Path, out: Path, kinds: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -3,8 +3,6 @@ and the same whatever ranks there are and however often they are stopped."""
 
 import base64
 import json
-import os
-import shutil
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -13,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from data_shards.images import ImageSettings
+from data_shards.settings import InputError
 from data_shards.sheet import contact_sheet
 from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
+from launch.analyses.exemplars import exemplars
 from launch.config.load import load_config
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
@@ -358,61 +359,6 @@ def test_a_class_with_one_exemplar_has_no_halves_and_keeps_it(root, run, tmp_pat
     assert _told(found) == "too few images of each class to learn any"
 
 
-class Inline:
-    """Does a job as the only rank."""
-
-    def __init__(self, folder, config):
-        self.folder, self.config = folder, config
-
-    def on_ranks(self, phase, job, spec):
-        do(self.folder, self.config, spec, Ranks())
-
-
-def test_ended_at_every_write_it_ends_bit_for_bit_alike(root, run, tmp_path, monkeypatch):
-    """Units, and the memory that is made of them: what is there is whole."""
-    monkeypatch.setattr(training, "_SAVED_EVERY", 0.0)
-    config = root / "learned-adjusted-corrected.yaml"
-    shutil.copytree(run.folder, tmp_path / "run", symlinks=True)
-    own = Run.open(tmp_path / "run", run.config)
-    phase = next(p for p in phases(own) if p.name == "learned/seed-0/step-1/learn-exemplars")
-    left, executor = [], Inline(own.folder, config)
-
-    def made():
-        manifest = json.loads((phase.output.path / "manifest.json").read_text())
-        told = phase.output.path.with_name(EXEMPLARS_FILE)
-        found = manifest["files"], json.loads(told.read_text())
-        shutil.rmtree(phase.output.path)
-        told.unlink()
-        return found
-
-    made()
-    phase.kind.work(phase, executor)
-    undisturbed = made()
-    for name in ("open", "fsync", "rename", "unlink", "rmdir"):
-        function = getattr(os, name)
-
-        def counted(*given, _function=function, **others):
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-            return _function(*given, **others)
-
-        monkeypatch.setattr(os, name, counted)
-    number = 0
-    while True:
-        number += 1
-        left[:] = [number]
-        try:
-            phase.kind.work(phase, executor)
-            break
-        except KeyboardInterrupt:
-            left[:] = [0]  # below it nothing is counted
-    assert number > 20
-    left[:] = [0]
-    assert made() == undisturbed
-    assert not phase.output.path.with_name("exemplars.part").exists()
-
-
 def test_unfinished_work_is_kept_for_a_process_that_is_killed(
     root, run, alone, tmp_path, monkeypatch
 ):
@@ -471,3 +417,18 @@ def test_a_phase_whose_ranks_were_stopped_says_so(run, tmp_path):
     with pytest.raises(Preempted):
         phase.kind.work(elsewhere, Stopped())
     assert not elsewhere.output.path.exists()
+
+
+def test_what_exemplars_alone_are_worth(run):
+    """By the step's own model, which is the evaluation's, and by networks that learn from them."""
+    rows = exemplars(run.folder, Console(quiet=True), "adjusted")
+    sets = [(step, which) for step in range(STEPS) for which in ("chosen", "kept")]
+    assert [(row["step"], row["which"]) for row in rows] == sets[1:], "none to adjust at first"
+    for row in rows:
+        assert row["images"] == 2 * run.benchmark.row_ends[row["step"]]
+        folder = run.step_folder(Chain("adjusted", 0), row["step"])
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        assert row["model"] == pytest.approx(evaluation["class_accuracy"], abs=1e-6)
+        assert row["new"] > 3 / run.benchmark.row_ends[row["step"]], "thrice what a guess has"
+    with pytest.raises(InputError, match="only of: learned, adjusted, corrected"):
+        exemplars(run.folder, Console(quiet=True), "nobody")

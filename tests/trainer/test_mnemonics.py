@@ -11,7 +11,7 @@ from trainer.activity import Activity
 from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.heads.margin_loss import ClassifierSettings
 from trainer.heads.margins import Cosine, Softmax
-from trainer.mnemonics.footprint import update_operations
+from trainer.mnemonics.footprint import update_footprint
 from trainer.mnemonics.optimisation import Group, Optimisation, Pool, Side, halves, in_turn
 from trainer.mnemonics.settings import MnemonicsSettings
 from trainer.mnemonics.training import MnemonicsSpec, optimise
@@ -305,9 +305,13 @@ def test_a_plan_counts_the_work_of_an_update():
     def work(**changed):
         how = HOW.model_copy(update=changed)
         settings = EmbedderSettings(width=2, depth=1, dimension=4)
-        operations = update_operations(settings, LINEAR, how, 10, (SIDE, SIDE))
-        return sum(operation.flops for operation in operations)
+        found = update_footprint(settings, LINEAR, how, 10, (SIDE, SIDE))
+        return sum(operation.flops for operation in found.operations), found.peak
 
-    usual, twice = work(inner_steps=4), work(inner_steps=8)
+    (usual, held), (twice, more) = work(inner_steps=4), work(inner_steps=8)
     assert 1.7 * usual < twice < 2.05 * usual
-    assert 1.1 * usual < work(inner_steps=4, recompute=True) < 2 * usual
+    assert 1.5 * held < more < 2.05 * held
+    again, (_, least) = work(inner_steps=4, recompute=True), work(inner_steps=8, recompute=True)
+    assert 1.1 * usual < again[0] < 2 * usual
+    # weights of each step in place of its activations
+    assert again[1] < held and least - again[1] < (more - held) / 2

@@ -1,6 +1,7 @@
-"""What an update of exemplars computes, found by a dry run."""
+"""What an update of exemplars computes and holds, found by a dry run."""
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
@@ -11,14 +12,22 @@ from trainer.mnemonics.settings import MnemonicsSettings
 from trainer.mnemonics.unrolled import Classified, Labelled, hypergradient
 
 
+class UpdateFootprint(NamedTuple):
+    """One update's."""
+
+    operations: list[Operation]
+    peak: int
+    """Bytes that it holds at most, the network and the images of its batches among them."""
+
+
 @cache
-def update_operations(
+def update_footprint(
     embedder: EmbedderSettings,
     classifier: ClassifierSettings,
     settings: MnemonicsSettings,
     rows: int,
     size: tuple[int, int],
-) -> list[Operation]:
+) -> UpdateFootprint:
     """Of exemplars of this `size` (height, width), with a classifier of so many `rows`; a batch of
     inner steps and of the outer loss is as large as it may be."""
     with DryRun() as dry_run:
@@ -34,4 +43,4 @@ def update_operations(
         dry_run.mark()
         batches = [(places, labels, None)] * settings.inner_steps
         hypergradient(network, images, batches, outer, settings.inner_rate, settings.recompute)
-        return dry_run.operations
+        return UpdateFootprint(dry_run.operations, dry_run.peak)
