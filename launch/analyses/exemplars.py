@@ -19,19 +19,17 @@ from torch.nn import functional as F
 from data_shards.counter_rng import shuffled, stream_key
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
-from launch.analyses.opened import chain_of, classifier_of, images_of, opened
+from launch.analyses.networks import labelled, logits_of, network_of, tested_images
+from launch.analyses.opened import chain_of, classifier_of, opened
 from launch.phases.exemplars import ChooseExemplars, learned
 from launch.phases.planning import phases
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
 from trainer.backbones import EmbedderSettings, build_embedder
-from trainer.heads.collectives import Ranks
 from trainer.mnemonics.unrolled import Classified, Labelled, pixels
 from untrusted.text import printable
 
 _BATCH, _MOMENTUM = 64, 0.9
-_TESTED = 256
-"""Images that go through a network at a time; no result depends on it."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +64,16 @@ def exemplars(
     rows: list[dict[str, Any]] = []
     with progress(console, "training on exemplars", 2 * len(sets), "networks") as hear:
         for step, which, memory in sets:
-            images = _labelled(run, memory, np.arange(len(memory)))
-            samples = np.unique(np.concatenate(run.benchmark.classified[: step + 1]))
-            tested = _labelled(run, run.dataset, samples)
+            images = labelled(run, memory, np.arange(len(memory)))
+            tested = tested_images(run, step)
             model, _ = classifier_of(run, chain, step)
             assert isinstance(model.settings, EmbedderSettings), "adopted ones are refused"
-            weights = model.sharded_rows(Ranks()).weight.detach()
-            before = Classified(model.embedder(), weights, model.classifier)
+            before = network_of(model)
             row: dict[str, Any] = {"step": step, "which": which, "images": len(memory)}
             row["model"] = _accuracy(before, tested)
             row["tuned"] = _accuracy(_trained(before, images, TUNED, chain.seed), tested)
             hear(2 * len(rows) + 1)
-            fresh = torch.empty_like(weights).normal_(
+            fresh = torch.empty_like(before.rows, requires_grad=False).normal_(
                 std=0.01, generator=torch.Generator().manual_seed(chain.seed)
             )
             # another seed than the run's: its own network began with these weights
@@ -98,14 +94,6 @@ def _sets(run: Run, chain: Chain, step: int) -> Iterator[tuple[int, str, ShardDa
     yield step, "kept", run.exemplars(chain, step)
 
 
-def _labelled(run: Run, dataset: ShardDataset, samples: np.ndarray) -> Labelled:
-    """Images of 8 bits and their classifier rows. Raises InputError for a damaged one."""
-    row_of = {name: row for row, name in enumerate(run.benchmark.names.tolist())}
-    rows = [row_of[name] for name in dataset.names[dataset.identity[samples]].tolist()]
-    images = torch.cat(list(images_of(dataset, samples, run.config.data)))
-    return Labelled(images, torch.tensor(rows))
-
-
 def _trained(network: Classified, images: Labelled, how: Schedule, seed: int) -> Classified:
     """The same network, trained."""
     optimizer = torch.optim.SGD(network.parameters(), lr=how.rate, momentum=_MOMENTUM)
@@ -121,11 +109,9 @@ def _trained(network: Classified, images: Labelled, how: Schedule, seed: int) ->
     return network
 
 
-@torch.no_grad()
 def _accuracy(network: Classified, tested: Labelled) -> float:
-    parts = zip(tested.images.split(_TESTED), tested.labels.split(_TESTED), strict=True)
-    right = sum(int((network(pixels(i)).argmax(dim=1) == own).sum()) for i, own in parts)
-    return right / len(tested.labels)
+    right = logits_of(network, tested.images).argmax(dim=1) == tested.labels
+    return float(right.float().mean())
 
 
 def exemplars_table(method: str, rows: list[dict[str, Any]]) -> Table:

@@ -156,6 +156,25 @@ def analyse_confusion(
     _told(f"`perennial report {folder}` draws it over steps")
 
 
+@analyse.command("experts")
+def analyse_experts(
+    folder: RunFolder,
+    method: Annotated[str, typer.Option(help="Whose experts, where they were kept.")],
+    against: Annotated[str | None, typer.Option(help="Its host, to be compared with.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Test each step's expert among its own classes, beside the models with and without it."""
+    from launch.analyses.experts import experts, experts_table
+
+    shown = Terminal(stderr=True, highlight=False) if as_json else console
+    rows = experts(folder, shown, method, against, seed)
+    if as_json:
+        say_json(rows)
+        return
+    console.print(experts_table(method, rows))
+
+
 @analyse.command("exemplars-alone")
 def analyse_exemplars(
     folder: RunFolder,

@@ -6,11 +6,16 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from rich.console import Console
 
+from data_shards.settings import InputError
+from launch.analyses.experts import experts
 from launch.config.load import load_config
 from launch.phases import planning
 from launch.phases.expert import ExpertJob, TrainExpert, spec_of
@@ -152,6 +157,38 @@ def test_it_never_sees_what_the_host_holds_out(run, seen):
             for s in samples
         }
         assert held and not held & taught
+
+
+def test_analysed_it_is_judged_among_its_own_classes(run):
+    """By names, one image at a time, decoded by another library."""
+    found = experts(run.folder, Console(quiet=True), "kept", against="bic")
+    assert [(row["step"], row["network"]) for row in found] == [
+        (step, name) for step in (1, 2) for name in ("expert", "kept", "bic")
+    ]
+    every = run.benchmark.names.tolist()
+    for row in found:
+        step = row["step"]
+        names = run.benchmark.names[classes(run, KEPT, step)["rows"]].tolist()
+        folder = run.step_folder(BIC if row["network"] == "bic" else KEPT, step)
+        if row["network"] == "expert":
+            folder = expert_folder(run, KEPT, step)
+        model = Model.open(folder / "model")
+        embedder, weights = model.embedder(), model.sharded_rows(Ranks()).weight
+        places, right = [model.names().index(name) for name in names], {"old": [], "new": []}
+        for sample in np.concatenate(run.benchmark.classified[: step + 1]).tolist():
+            name = run.dataset.names[run.dataset.identity[sample]]
+            if name not in names:
+                continue
+            image = np.array(Image.open(BytesIO(bytes(run.dataset.image(sample)))))
+            with torch.no_grad():
+                embedding = embedder(torch.from_numpy(image).permute(2, 0, 1)[None].float())
+            logits = (embedding @ model.classifier.directions(weights).T)[0, places]
+            age = "old" if every.index(name) < run.benchmark.rows_before(step) else "new"
+            right[age].append(names[int(logits.argmax())] == name)
+        for age, hits in right.items():
+            assert row[age] == pytest.approx(np.mean(hits), abs=0.12)  # decoders differ a little
+    with pytest.raises(InputError, match=r"methods\.gone\.expert\.keep=true"):
+        experts(run.folder, Console(quiet=True), "gone", None)
 
 
 def test_it_is_gone_when_its_step_is_done_unless_it_is_to_stay(run):
