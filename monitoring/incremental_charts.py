@@ -74,6 +74,10 @@ def confusion_cells(rows: Rows, methods: list[str]) -> list[tuple[str, Cells]]:
     return maps
 
 
+def _jpegs(shown: dict[str, Any]) -> list[str]:
+    return [*shown["jpegs"], *shown.get("before", ())]
+
+
 def _sheets(found: Rows, methods: list[str], room: int, damage: Damage) -> Rows:
     """Of each method, first seed, the exemplars of its newest step."""
     last: dict[str, dict[str, Any]] = {}
@@ -82,7 +86,7 @@ def _sheets(found: Rows, methods: list[str], room: int, damage: Damage) -> Rows:
     shown = []
     for method in (method for method in methods if method in last):
         one = last[method]
-        room -= sum(len(jpeg) for own in one["shown"] for jpeg in own["jpegs"])
+        room -= sum(len(jpeg) for own in one["shown"] for jpeg in _jpegs(own))
         if room < 0:
             damage[EXEMPLARS_FILE] = f"those from {method} on are left out: they are too large"
             break

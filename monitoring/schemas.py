@@ -230,6 +230,8 @@ class ShownExemplars(TypedDict):
 
     identity: Annotated[str, _cut(200)]
     jpegs: Annotated[list[Jpeg], Field(max_length=100)]
+    before: NotRequired[Annotated[list[Jpeg], Field(max_length=100)]]
+    """The same, before their pixels were learned."""
 
 
 @with_config(_STRICT)

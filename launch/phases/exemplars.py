@@ -91,17 +91,22 @@ class ChooseExemplars(Kind[Exemplars]):
 
 
 def write_memory(
-    phase: Phase, images: Iterable[SourceImage], part: Path, source: dict[str, Any]
+    phase: Phase,
+    images: Iterable[SourceImage],
+    part: Path,
+    source: dict[str, Any],
+    before: ShardDataset | None = None,
 ) -> dict[str, Any]:
     """Writes a memory of `images` as the `phase`'s output, and deletes the folder `part` of its
-    unfinished work; `source` is what its manifest says of it. Returns the manifest."""
+    unfinished work; `source` is what its manifest says of it, `before` the same images before they
+    were learned. Returns the manifest."""
     run, out = phase.at.run, phase.output.path
     run.fence.check()
     written = part / "dataset"
     shutil.rmtree(written, ignore_errors=True)
     lossless = ImageSettings(png=True)  # learned images, which may be those of earlier steps
     manifest = write_dataset(images, written, source, shard_samples=_SHARD, image=lossless)
-    told = exemplar_sheet(ShardDataset.open(written), run.config.evaluation.examples)
+    told = exemplar_sheet(ShardDataset.open(written), run.config.evaluation.examples, before)
     run.fence.check()
     write_json(out.with_name(EXEMPLARS_FILE), told)
     shutil.rmtree(out, ignore_errors=True)

@@ -93,7 +93,7 @@ class LearnExemplars(Kind[Exemplars]):
         found = [read_arrays(file, job.origin, _ARRAYS) for file in files]
         memory = ShardDataset.open(job.drawn)
         source = {**memory.manifest["source"], "adjusted": want.adjust}
-        write_memory(phase, _images(memory, found), part, source)
+        write_memory(phase, _images(memory, found), part, source, before=memory)
         return _told(found)
 
     def iterations(self, at: Step, want: Exemplars) -> int:

@@ -223,6 +223,8 @@ def test_pages_and_sheets_show_learned_exemplars(run):
     assert told["images"] == len(memory) == 24 and told["identities"] == CLASSES
     assert told["bytes"] == sum(len(memory.image(i)) for i in range(len(memory)))
     shown = [base64.b64decode(jpeg) for one in told["shown"] for jpeg in one["jpegs"]]
+    before = [base64.b64decode(jpeg) for one in told["shown"] for jpeg in one["before"]]
+    assert len(before) == len(shown) and not {*before} & {*shown}
     assert shown and all(Image.open(BytesIO(jpeg)).format == "JPEG" for jpeg in shown)
     assert "data:image" in (run.folder / "report.html").read_text()
     assert contact_sheet(memory, 3, 2, 0).size[0] > 0
