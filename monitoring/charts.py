@@ -57,9 +57,14 @@ def _point(look: int, x: float, y: float) -> str:
     return f'<path transform="translate({x:.1f},{y:.1f})" d="{shape}" fill="{colour_of(look)}"'
 
 
+def _alike(low: float, high: float) -> bool:
+    """Whether an axis of these ends would show rounding alone."""
+    return high - low < 1e-9 * max(1.0, abs(low))
+
+
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values that cover [low, high], about `count` of them."""
-    if high - low < 1e-9 * max(1.0, abs(low)):
+    if _alike(low, high):
         apart = 0.5 * max(1.0, 1e-9 * abs(low))
         low, high = low - apart, high + apart
     rough = (high - low) / max(1, count - 1)
@@ -87,9 +92,9 @@ def _limits(low: float, high: float, found: Sequence[float]) -> tuple[float, flo
     Just beyond the values: up to the next tick there might be nothing for half of the chart, such
     as shares below 0.
     """
-    room = 0.03 * (high - low)
-    if not room:
+    if _alike(low, high):
         return found[0], found[-1]
+    room = 0.03 * (high - low)
     return max(found[0], low - room), min(found[-1], high + room)
 
 

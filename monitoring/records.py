@@ -28,6 +28,7 @@ from monitoring.schemas import (
     EXAMPLES,
     LEDGER,
     METRICS_LINE,
+    Phase,
     phase_of,
 )
 from untrusted.errors import InputError
@@ -247,3 +248,16 @@ def told(damage: Damage) -> Iterator[str]:
 
 
 _ANY: TypeAdapter[Any] = TypeAdapter(dict[str, Any])
+
+
+class MainTrainings:
+    """Tells a step's main training from the others that it may have, such as an expert's or
+    fine-tuning, by their records in the order of time: a chain begins with a main one."""
+
+    def __init__(self) -> None:
+        self._labels: dict[tuple[str, int], str] = {}
+
+    def has(self, phase: Phase) -> bool:
+        """Whether a training phase is one."""
+        method, seed, _, label = phase
+        return self._labels.setdefault((method, seed), label) == label

@@ -25,7 +25,16 @@ from monitoring.feature_plots import feature_plots, features
 from monitoring.goodput import USES, goodput, summary_line
 from monitoring.incremental_charts import class_incremental
 from monitoring.live.extent import Damaged, extent
-from monitoring.records import Damage, comparisons, evaluations, examples, ledger, step_files, told
+from monitoring.records import (
+    Damage,
+    MainTrainings,
+    comparisons,
+    evaluations,
+    examples,
+    ledger,
+    step_files,
+    told,
+)
 from monitoring.records import metrics as training
 from monitoring.results import LOWER_IS_BETTER, compare, metrics, ordered_methods
 from monitoring.run_folder import EXAMPLES_FILE, LEDGER_FILE, NEIGHBOUR_EXAMPLES_FILE, REPORT_FILE
@@ -179,13 +188,16 @@ def _compatibility(folder: Path, looks: dict[str, int], damage: Damage) -> dict[
 
 
 def _losses(folder: Path, looks: dict[str, int], damage: Damage) -> list[tuple[str, str]]:
-    """The training loss and the throughput of each method's first seed, step after step."""
-    records = {}
+    """The loss and the throughput of the main trainings of each method's first seed."""
+    records, main = {}, MainTrainings()
     for record in training(folder, damage):
         records[record["phase"], record["iteration"]] = record
     of_method: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
     for (name, iteration), record in records.items():
-        method, _, step, _ = phase_of(name) or ("", 0, 0, "")
+        phase = phase_of(name)
+        if phase is None or not main.has(phase):
+            continue
+        method, _, step, _ = phase
         if method in of_method or len(of_method) < _CHAINS:
             of_method.setdefault(method, {}).setdefault((step, iteration), record)
     charts = []

@@ -38,6 +38,8 @@ class MnemonicsJob:
     step: int
     want: Exemplars
     units: tuple[Unit, ...]
+    updates: tuple[int, ...]
+    """Of each unit, if all classes have as many images: for progress."""
     model: Path
     """The step's trained model."""
     drawn: Path
@@ -76,11 +78,13 @@ class LearnExemplars(Kind[Exemplars]):
         trained, drawn = phase.inputs
         part = phase.output.path.with_name(f"{EXEMPLARS_FOLDER}.part")
         part.mkdir(parents=True, exist_ok=True)
+        units = tuple(units_of(at, want))
         job = MnemonicsJob(
             chain=at.chain,
             step=at.number,
             want=want,
-            units=tuple(units_of(at, want)),
+            units=units,
+            updates=tuple(expected_updates(at, want, unit) for unit in units),
             model=trained.output.path.resolve(),
             drawn=drawn.output.path.resolve(),
             part=part.resolve(),
@@ -169,9 +173,12 @@ def learn_exemplars(context: RankContext, job: MnemonicsJob) -> None:
     ranks, network = context.ranks, None
     groups = Groups(context.run, job.chain, job.step, job.want.learning, job.drawn)
     # by number, not by what is left: ranks that looked at different moments would leave some out
-    for unit in job.units[ranks.rank :: ranks.world]:
+    own = list(zip(job.units, job.updates, strict=True))[ranks.rank :: ranks.world]
+    of, before = sum(updates for _, updates in own), 0
+    for unit, updates in own:
         out = _file(job, unit)
         if out.exists():
+            before += updates
             continue
         context.activity.turn("reading input")
         network = network or _network(job, context.device)
@@ -186,7 +193,10 @@ def learn_exemplars(context: RankContext, job: MnemonicsJob) -> None:
             unfinished=out.with_suffix(".part"),
             origin=job.origin,
             fence=context.run.fence.check,
+            before=before,
+            of=of,
         )
+        before += spec.optimisation.total
         found = optimise(spec, context.metrics, context.report, context.activity)
         if found is None:
             return

@@ -16,7 +16,7 @@ from monitoring.live.state import judge
 from monitoring.live.thinning import Curve
 from monitoring.live.timeline import layout
 from monitoring.live.values import Chain, finite, moment, number, printable, shown, text
-from monitoring.records import MOST_STEPS_FILES, checked
+from monitoring.records import MOST_STEPS_FILES, MainTrainings, checked
 from monitoring.results import figures
 from monitoring.run_folder import (
     CONFIG_FILE,
@@ -59,6 +59,7 @@ class LiveRun:
         self.driver: Target | None = None
         self._metrics = Records(root, folder / METRICS_FILE)
         self._curves: dict[tuple[str, Chain], Curve] = {}
+        self._main = MainTrainings()
         self._heard: dict[str, float] = {}
         self._events = Records(root, folder / EVENTS_FILE)
         self.events: deque[dict[str, Any]] = deque(maxlen=200)
@@ -144,7 +145,7 @@ class LiveRun:
         method, seed, step, _ = phase
         if len(self._heard) < _MOST_PHASES:
             self._heard.setdefault(record["phase"], moment(record.get("time")) or 0.0)
-        for key in _CURVES:
+        for key in _CURVES if self._main.has(phase) else ():
             place = key, (method, seed)
             if place not in self._curves and len(self._curves) >= _MOST_CURVES:
                 continue

@@ -3,6 +3,7 @@ and the same whatever ranks there are and however often they are stopped."""
 
 import base64
 import json
+import re
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -22,7 +23,7 @@ from launch.analyses.exemplars import exemplars
 from launch.config.load import load_config
 from launch.execution.rank import RankContext
 from launch.exits import Preempted
-from launch.phases.exemplar_groups import Unit, units_of
+from launch.phases.exemplar_groups import Unit, expected_updates, units_of
 from launch.phases.exemplars import _first_of_each
 from launch.phases.mnemonics import (
     LearnExemplars,
@@ -35,6 +36,7 @@ from launch.phases.planning import phases
 from launch.planning.plan import plan_run
 from launch.planning.split import split_of
 from launch.runs.run import Chain, Run
+from monitoring.goodput import goodput
 from monitoring.metrics import Metrics
 from monitoring.run_folder import EXEMPLARS_FILE
 from tests.alone import execute_alone
@@ -236,8 +238,12 @@ def test_its_progress_is_a_trainings(run):
     planned = {phase.name: phase.iterations for phase in phases(run)}
     assert {r["phase"] for r in records} == {n for n in planned if n.endswith("/learn-exemplars")}
     for name in {r["phase"] for r in records}:
-        made = sum(r["iterations"] for r in records if r["phase"] == name)
-        assert made == planned[name], name
+        own = [r for r in records if r["phase"] == name]
+        assert sum(r["iterations"] for r in own) == planned[name], name
+        assert [r["iteration"] for r in own] == sorted({r["iteration"] for r in own})
+        assert own[-1]["iteration"] == own[-1]["of"] == planned[name]
+    account = goodput(run.folder)
+    assert account is not None and account.seconds["repeated"] == 0
 
 
 def test_the_plan_counts_its_updates(root):
@@ -260,11 +266,13 @@ def test_the_plan_counts_its_updates(root):
 def job_of(run, part, step=1):
     at = next(p for p in phases(run) if p.name == f"learned/seed-0/step-{step}/learn-exemplars")
     trained, chosen = at.inputs
+    units = tuple(units_of(at.at, at.want))
     return MnemonicsJob(
         chain=at.at.chain,
         step=step,
         want=at.want,
-        units=tuple(units_of(at.at, at.want)),
+        units=units,
+        updates=tuple(expected_updates(at.at, at.want, unit) for unit in units),
         model=trained.output.path,
         drawn=chosen.output.path,
         part=part,
@@ -353,7 +361,8 @@ def test_a_class_with_one_exemplar_has_no_halves_and_keeps_it(root, run, tmp_pat
     one = list(_first_of_each(drawn(run, "adjusted", 1), 1))
     write_dataset(one, tmp_path / "memory", {}, image=ImageSettings(png=True))
     usual = job_of(run, tmp_path / "part")
-    job = replace(usual, drawn=tmp_path / "memory", units=(Unit(0, 6, True),))
+    units = (Unit(0, 6, True),)
+    job = replace(usual, drawn=tmp_path / "memory", units=units, updates=(0,))
     do(run.folder, root / "learned-adjusted-corrected.yaml", job, Ranks())
     found = [read_arrays(tmp_path / "part/adjusted-00000-00006.safetensors", "o")]
     after = list(_images(ShardDataset.open(tmp_path / "memory"), found))
@@ -434,3 +443,14 @@ def test_what_exemplars_alone_are_worth(run):
         assert row["new"] > 3 / run.benchmark.row_ends[row["step"]], "thrice what a guess has"
     with pytest.raises(InputError, match="only of: learned, adjusted, corrected"):
         exemplars(run.folder, Console(quiet=True), "nobody")
+
+
+def test_the_report_draws_main_trainings_alone(run):
+    """One after the other: a step's other trainings would go over the same part of the axis."""
+    page = (run.folder / "report.html").read_text()
+    charts = re.findall(r'<svg[^>]*aria-label="Images/s">.*?</svg>', page, re.DOTALL)
+    lines = re.findall(r'<polyline[^>]*points="([^"]*)"', "".join(charts))
+    assert len(lines) == len(METHODS)
+    for line in lines:
+        places = [float(point.split(",")[0]) for point in line.split()]
+        assert places == sorted({*places}) and len(places) >= 2

@@ -318,6 +318,7 @@ def test_forty_lines_look_different_and_as_their_legend_says():
     values=st.lists(st.floats(0, 100), min_size=2, max_size=8),
     band=st.floats(0, 3),
 )
+@example(values=[1.5, 1.5], band=1e-12)
 def test_the_axis_ends_where_the_values_do(values, band):
     """Within a twentieth of the chart: nothing is drawn outside, and no half of it is empty."""
     drawn = Line("a", 0, [*enumerate(values)], [band] * len(values))

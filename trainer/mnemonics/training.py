@@ -38,6 +38,10 @@ class MnemonicsSpec:
     origin: str
     """Names the result: unfinished work of another one is not gone on with."""
     fence: Fence = unfenced
+    before: int = 0
+    """Updates of groups before it, for progress: this one's are counted behind them."""
+    of: int | None = None
+    """In all, if that is not the end of this one."""
 
 
 def optimise(
@@ -56,6 +60,7 @@ def optimise(
     if spec.unfinished.exists():
         needs = ("images", "moments", "done")
         work.restore(read_arrays(spec.unfinished, spec.origin, needs))
+    of = spec.before + work.total if spec.of is None else spec.of
     saved = since = time.monotonic()
     last = work.done
     while work.done < work.total:
@@ -70,7 +75,7 @@ def optimise(
             saved = now
         if activity.stop.is_set():
             return None
-        metrics.iteration.set(work.done)
+        metrics.iteration.set(spec.before + work.done)
         metrics.iterations.inc()
         metrics.loss.set(loss)
         if now - since > _SECONDS or work.done == work.total:
@@ -79,8 +84,8 @@ def optimise(
             metrics.iteration_seconds.observe(seconds / count)
             report(
                 {
-                    "iteration": work.done,
-                    "of": work.total,
+                    "iteration": spec.before + work.done,
+                    "of": max(of, spec.before + work.done),
                     "iterations": count,
                     "seconds": seconds,
                     "images_per_second": spec.settings.batch * count / max(seconds, 1e-9),
