@@ -24,8 +24,8 @@ class GuardSettings(Settings):
 
     spike: float | None = Field(default=50.0, gt=0)
     """A loss this many robust deviations (median absolute deviation × 1.48, at least 1 % of the
-    median) above the median of the recent losses is treated like one that is not finite; none:
-    any finite loss is taken."""
+    median) above the median of the recent losses, since the last milestone of the learning rate, is
+    treated like one that is not finite; none: any finite loss is taken."""
     window: int = Field(default=100, ge=4)
     """Recent losses that a spike is measured against; half of them must be there."""
     rewind_after: int = Field(default=5, ge=1)
@@ -80,6 +80,10 @@ class Guard:
         self._losses[int(self._counts[0]) % len(self._losses)] = loss
         self._counts += torch.tensor([1, 0])
         self._counts[1] = 0
+
+    def forget(self) -> None:
+        """Losses from now on have nothing to do with those before."""
+        self._counts[0] = 0
 
     def reject(self) -> None:
         """Records that an update was skipped."""

@@ -98,6 +98,8 @@ class Stepper:
         state = self._state
         rate = learning_rate(self._training, state.iteration)
         set_learning_rate(state.embedder_optimizer, rate)
+        if state.iteration in self._training.milestones:
+            state.guard.forget()  # a penalty that is cut to what the rate can stand is larger now
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
         losses, loss = self._backward(batch, rate)

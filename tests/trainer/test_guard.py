@@ -265,7 +265,7 @@ def test_spikes_are_skipped(small_folder, tmp_path):
     events = []
     guard = GuardSettings(window=8)
     term = Faulty("spike", (6, 9)).at(0)
-    train(small_folder, tmp_path, term, events=events, guard=guard)
+    train(small_folder, tmp_path, term, events=events, guard=guard, milestones=())
     assert [(e["event"], e["why"], e["iteration"]) for e in events] == [
         ("skip", "spike", 7),
         ("skip", "spike", 10),

@@ -17,7 +17,7 @@ from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.batch_norm import synchronise_batch_norm
 from trainer.engine import build_engine
 from trainer.gradients import Gradients, LossScale
-from trainer.guard import Guard
+from trainer.guard import Guard, GuardSettings
 from trainer.heads.collectives import Ranks
 from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.row_optimizers import RowOptimizer
@@ -55,24 +55,47 @@ class Pull:
         return forward.once(0.5 * sum(squares))
 
 
+@dataclass(frozen=True)
+class Told:
+    """The next of some values."""
+
+    values: list = field(compare=False)
+    name: str = "told"
+    weight: float = 1.0
+    over: None = None
+    wants: tuple = ()
+
+    def at(self, old_rows):
+        return self
+
+    def __call__(self, forward):
+        return forward.once(
+            0.0 * sum(p.sum() for p in forward.parameters.values()) + self.values.pop(0)
+        )
+
+
 def updated(terms, precision, accumulate, zero, loaded=None):
     """The parameters before and after one update, and the mean of each Term."""
+    usual = {"accumulate": accumulate, "zero": zero, "precision": precision}
+    step, embedder, batch = stepper(terms, loaded, **usual)
+    before = {n: p.detach().clone() for n, p in embedder.named_parameters()}
+    losses = step(batch)
+    while step.fault == "overflow":  # of fp16, which halves the loss scale and leaves the rest
+        losses = step(batch)
+    assert step.fault is None
+    return before, {n: p.detach().clone() for n, p in embedder.named_parameters()}, losses
+
+
+def stepper(terms, loaded=None, **settings):
+    """What makes updates by these Terms, of an embedder, with a batch."""
     ranks = Ranks.default()
-    training = TrainingSettings(
-        batch=BATCH,
-        accumulate=accumulate,
-        zero=zero,
-        precision=precision,
-        learning_rate=RATE,
-        warmup=0,
-        momentum=0,
-        weight_decay=0,
-    )
+    usual = {"learning_rate": RATE, "warmup": 0, "momentum": 0, "weight_decay": 0}
+    training = TrainingSettings(batch=BATCH, **usual, **settings)
+    zero, precision = training.zero, training.precision
     embedder = build_embedder(EmbedderSettings(width=2, dimension=4), seed=1).train()
     synchronise_batch_norm(embedder, ranks)
     gradients = Gradients(embedder.parameters(), LossScale() if precision == "fp16" else None)
     optimizer = make_optimizer(embedder.parameters(), training)
-    before = {n: p.detach().clone() for n, p in embedder.named_parameters()}
     rows = ShardedRows.new(0, ROWS, 4, 0, ranks)
     state = State(
         engine=build_engine(embedder, optimizer, BATCH, ranks, zero),
@@ -91,11 +114,7 @@ def updated(terms, precision, accumulate, zero, loaded=None):
     count = own.stop - own.start
     batch = Batch(images[own], labels[own], np.arange(count), np.zeros(count, dtype=bool))
     step = Stepper(training, Recipe(terms=terms), state, NoTeacher(), ranks, loaded=loaded)
-    losses = step(batch)
-    while step.fault == "overflow":  # of fp16, which halves the loss scale and leaves the rest
-        losses = step(batch)
-    assert step.fault is None
-    return before, {n: p.detach().clone() for n, p in embedder.named_parameters()}, losses
+    return step, embedder, batch
 
 
 def every_case(cases):
@@ -133,3 +152,26 @@ def test_a_penalty_on_parameters_has_its_closed_form_gradient(world, tmp_path):
             assert float(beside[2]["loss"]) == pytest.approx(
                 float(beside[2]["classify"]) + WEIGHT * penalty, rel=1e-5
             )
+
+
+MILESTONE, JUMP, STEADY = 9, 18, 1e6
+
+
+def faults():
+    """Of each iteration: losses are a million times larger from a milestone on, and once more in
+    one iteration long after it."""
+    values = [1.0] * MILESTONE + [STEADY] * 9 + [STEADY**2, STEADY]
+    guard = GuardSettings(window=8, spike=10.0)
+    step, _, batch = stepper((Told(values),), milestones=(MILESTONE,), guard=guard)
+    found = []
+    while values:
+        step(batch)
+        found.append(step.fault)
+    return found
+
+
+def test_a_penalty_that_grows_where_the_rate_falls_is_no_spike(tmp_path):
+    """As EWC's and MAS' does, which is cut to what the learning rate can stand."""
+    (found,) = on_ranks(1, faults, folder=tmp_path)
+    assert [number for number, fault in enumerate(found) if fault] == [JUMP]
+    assert found[JUMP] == "spike"
