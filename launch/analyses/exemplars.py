@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from data_shards.counter_rng import shuffled, stream_key
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
-from launch.analyses.networks import labelled, logits_of, network_of, tested_images
+from launch.analyses.networks import embeddings_of, labelled, logits_of, network_of, tested_images
 from launch.analyses.opened import chain_of, classifier_of, opened
 from launch.phases.exemplars import ChooseExemplars, learned
 from launch.phases.planning import phases
@@ -51,8 +51,9 @@ def exemplars(
     any was learned: a row each, with accuracies on test images of all classes so far.
 
     ``model`` is the step's own, ``tuned`` that one after 20 epochs on exemplars alone, ``new``
-    another of the same making from random weights after 100; by the largest logit. Raises
-    InputError.
+    another of the same making from random weights after 100; by the largest logit. ``loss`` is the
+    step's model's, of the exemplars themselves, and ``likeness`` the mean cosine between its
+    embedding of an exemplar and the mean direction of its class' test images. Raises InputError.
     """
     run, finished = opened(folder)
     chain = chain_of(run, finished, method, seed)
@@ -70,6 +71,7 @@ def exemplars(
             assert isinstance(model.settings, EmbedderSettings), "adopted ones are refused"
             before = network_of(model)
             row: dict[str, Any] = {"step": step, "which": which, "images": len(memory)}
+            row |= _typical(before, images, tested)
             row["model"] = _accuracy(before, tested)
             row["tuned"] = _accuracy(_trained(before, images, TUNED, chain.seed), tested)
             hear(2 * len(rows) + 1)
@@ -114,13 +116,34 @@ def _accuracy(network: Classified, tested: Labelled) -> float:
     return float(right.float().mean())
 
 
+@torch.no_grad()
+def _typical(network: Classified, images: Labelled, tested: Labelled) -> dict[str, float]:
+    """How well a network knows exemplars, and how like their classes they are to it."""
+    own, others = (F.normalize(embeddings_of(network, of.images)) for of in (images, tested))
+    sums = torch.zeros_like(network.rows).index_add_(0, tested.labels, others)
+    likeness = (own * F.normalize(sums)[images.labels]).sum(dim=1).mean()
+    loss = F.cross_entropy(logits_of(network, images.images), images.labels)
+    return {"loss": float(loss), "likeness": float(likeness)}
+
+
 def exemplars_table(method: str, rows: list[dict[str, Any]]) -> Table:
     """A line a step and set."""
     title = f"accuracy after training on exemplars of {printable(method)} alone, %"
     table = Table(title=Text(title), title_justify="left", title_style="bold")
-    for name in ("step", "which", "images", "the step's model", "tuned on them", "a new one"):
+    heads = (
+        "step",
+        "which",
+        "images",
+        "their loss",
+        "likeness",
+        "the step's model",
+        "tuned",
+        "new",
+    )
+    for name in heads:
         table.add_column(name, justify="left" if name in ("step", "which") else "right")
     for row in rows:
         accuracies = (f"{100 * row[name]:.1f}" for name in ("model", "tuned", "new"))
-        table.add_row(f"{row['step']}", row["which"], f"{row['images']:,}", *accuracies)
+        typical = f"{row['images']:,}", f"{row['loss']:.4f}", f"{row['likeness']:.3f}"
+        table.add_row(f"{row['step']}", row["which"], *typical, *accuracies)
     return table

@@ -38,6 +38,13 @@ def network_of(model: Model) -> Classified:
 
 
 @torch.no_grad()
+def embeddings_of(network: Classified, images: torch.Tensor) -> torch.Tensor:
+    """[n, d] of images of 8 bits [n, 3, H, W]."""
+    # as whole numbers they are what the embedder takes; it normalises in place
+    return torch.cat([network.embedder(part.float()) for part in images.split(_BATCH)])
+
+
+@torch.no_grad()
 def logits_of(network: Classified, images: torch.Tensor) -> torch.Tensor:
     """[n, C] of images of 8 bits [n, 3, H, W]."""
     return torch.cat([network(pixels(part)) for part in images.split(_BATCH)])

@@ -440,6 +440,7 @@ def test_what_exemplars_alone_are_worth(run):
         folder = run.step_folder(Chain("adjusted", 0), row["step"])
         evaluation = json.loads((folder / "evaluation.json").read_text())
         assert row["model"] == pytest.approx(evaluation["class_accuracy"], abs=1e-6)
+        assert -1 <= row["likeness"] <= 1 and row["loss"] > 0
         assert row["new"] > 3 / run.benchmark.row_ends[row["step"]], "thrice what a guess has"
     with pytest.raises(InputError, match="only of: learned, adjusted, corrected"):
         exemplars(run.folder, Console(quiet=True), "nobody")
