@@ -54,13 +54,19 @@ def _same(leaves: Mapping[str, Any]) -> str:
     return json.dumps(sorted(leaves.items()), default=str)
 
 
-def sweeps(methods: Mapping[str, Any]) -> list[Sweep]:
-    """Those of a run's `methods`, settings by name, that have three numbers or more."""
+def _by_leaves(methods: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """By method its settings by dotted key, and by all of them in words which method has them."""
     leaves = {name: dict(_leaves(settings)) for name, settings in methods.items()}
     leaves = {name: own for name, own in leaves.items() if 0 < len(own) <= _MOST_LEAVES}
     whole: dict[str, str] = {}
     for name, own in leaves.items():
         whole.setdefault(_same(own), name)
+    return leaves, whole
+
+
+def sweeps(methods: Mapping[str, Any]) -> list[Sweep]:
+    """Those of a run's `methods`, settings by name, that have three numbers or more."""
+    leaves, whole = _by_leaves(methods)
     groups: dict[tuple[str, str], dict[float, str]] = {}
     for name, own in leaves.items():
         for key, value in own.items():
@@ -74,6 +80,18 @@ def sweeps(methods: Mapping[str, Any]) -> list[Sweep]:
             host = _host(key, leaves[members[min(members)]], whole)
             found.append(Sweep(key, host or _in_common([*members.values()]), members, host))
     return found[:_MOST_LINES]
+
+
+def hosts(methods: Mapping[str, Any]) -> dict[str, str]:
+    """By method of a run, settings by name, the one that lacks a group of its settings, such as
+    `expert`, and is the same otherwise."""
+    leaves, whole = _by_leaves(methods)
+    found: dict[str, str] = {}
+    for name, own in list(leaves.items())[:_MOST_LINES]:
+        for key in own:
+            if (host := _host(key, own, whole)) is not None and host != name:
+                found.setdefault(name, host)
+    return found
 
 
 def _host(key: str, leaves: Mapping[str, Any], whole: Mapping[str, str]) -> str | None:

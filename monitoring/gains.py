@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from monitoring.intervals import Difference, paired
-from monitoring.records import evaluations
+from monitoring.records import Damage, evaluations
 from monitoring.results import figures
 from untrusted.errors import InputError
 from untrusted.text import printable
@@ -18,14 +18,14 @@ Gains = dict[tuple[str, str, int], dict[str, tuple[str, Difference]]]
 """By run, method and step the differences of each metric, with its title."""
 
 
-def gains(folders: Iterable[Path], against: str) -> Gains:
+def gains(folders: Iterable[Path], against: str, damage: Damage | None = None) -> Gains:
     """Every method's metrics minus those of `against` in the same run, after each step, over the
     seeds that both have finished. Raises InputError naming the methods that there are."""
     found: Gains = {}
     known: dict[str, None] = {}
     for folder in folders:
         of_method: dict[tuple[str, int], dict[int, dict[str, tuple[str, float]]]] = {}
-        for one in evaluations(folder):
+        for one in evaluations(folder, damage):
             known[one["method"]] = None
             own = of_method.setdefault((one["method"], one["step"]), {})
             own[one["seed"]] = figures(one)

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
+from monitoring.additions import addition_charts
 from monitoring.against import setting_charts
 from monitoring.analyses import similarities
 from monitoring.attention import attention_sheets, attentions
@@ -83,6 +84,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         tables=_tables(rows, methods),
         curves=[(title, Markup(chart)) for title, chart in _curves(rows, methods, looks)],
         settings=setting_charts(rows, asked.settings),
+        additions=addition_charts(folder, rows, asked.settings, looks, damage),
         tradeoffs=[
             {"name": name, "charts": [(title, Markup(chart)) for title, chart in charts.items()]}
             for name, charts in tradeoffs(evaluations(folder, damage), methods, looks).items()

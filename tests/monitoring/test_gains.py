@@ -1,11 +1,14 @@
 """What methods gain over another, paired by seed: in values and tables."""
 
 import json
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from monitoring.additions import addition_charts
+from monitoring.against import hosts
 from monitoring.gains import gain_tables, gains, told_gains
 from monitoring.results import compare
 from tests.commands import perennial
@@ -53,3 +56,22 @@ def test_tables_and_json_say_points_with_intervals(run):
 def test_an_unknown_method_is_named_with_those_there_are(run):
     with pytest.raises(InputError, match="no run has a method 'x', only: host, plug"):
         gains([run], "x")
+
+
+def test_the_report_draws_what_an_addition_gains_over_its_host(run):
+    methods = {
+        "host": {"kind": "lwf", "weight": 1.0, "expert": None},
+        "plug": {"kind": "lwf", "weight": 1.0, "expert": {"similar": 1}},
+        "other": {"kind": "lwf", "weight": 2.0, "expert": {"similar": 1}},
+        "unfinished": {"kind": "lwf", "weight": 1.0, "expert": {"similar": 2}},
+    }
+    assert hosts(methods) == {"plug": "host", "unfinished": "host"}
+    drawn = addition_charts(run, compare([run]), methods, {"host": 0, "plug": 1}, {})
+    assert [name for name, _ in drawn["legend"]] == ["plug - host"]
+    titles = [title for title, _ in drawn["charts"]]
+    assert titles == ["accuracy among all classes so far", "average incremental accuracy"]
+    for _, chart in drawn["charts"]:
+        told = [one.text for one in ET.fromstring(chart).iter("title")]
+        assert told == ["plug - host", "plug - host, 1: 2.00 ± 2.48"]
+    methods.pop("host")
+    assert addition_charts(run, compare([run]), methods, {}, {}) is None
