@@ -46,7 +46,7 @@ def experts(
     with progress(console, "asking experts", len(kept), "steps") as hear:
         for number, (step, expert, rows) in enumerate(kept, 1):
             images, old = _among(tested_images(run, step), rows), run.benchmark.rows_before(step)
-            answers = {"expert": logits_of(network_of(expert), images.images)}
+            answers = {"its expert": logits_of(network_of(expert), images.images)}
             for other in (chain, *(own for own in hosts if step in finished[own])):
                 model, _ = classifier_of(run, other, step)
                 answers[other.method] = logits_of(network_of(model), images.images)[:, rows]

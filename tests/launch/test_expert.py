@@ -163,14 +163,14 @@ def test_analysed_it_is_judged_among_its_own_classes(run):
     """By names, one image at a time, decoded by another library."""
     found = experts(run.folder, Console(quiet=True), "kept", against="bic")
     assert [(row["step"], row["network"]) for row in found] == [
-        (step, name) for step in (1, 2) for name in ("expert", "kept", "bic")
+        (step, name) for step in (1, 2) for name in ("its expert", "kept", "bic")
     ]
     every = run.benchmark.names.tolist()
     for row in found:
         step = row["step"]
         names = run.benchmark.names[classes(run, KEPT, step)["rows"]].tolist()
         folder = run.step_folder(BIC if row["network"] == "bic" else KEPT, step)
-        if row["network"] == "expert":
+        if row["network"] == "its expert":
             folder = expert_folder(run, KEPT, step)
         model = Model.open(folder / "model")
         embedder, weights = model.embedder(), model.sharded_rows(Ranks()).weight
