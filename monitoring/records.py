@@ -112,7 +112,8 @@ def _needed(path: Path, kind: TypeAdapter[Any]) -> Record:
 
 
 def step_files(folder: Path, name: str, damage: Damage | None = None) -> list[tuple[Record, Path]]:
-    """The files called `name` of all learning steps, each with its method, seed and step.
+    """The files called `name` of all learning steps, each with its method, seed and step, in the
+    order of these.
 
     Raises InputError where there are more than any run has.
     """
@@ -128,7 +129,7 @@ def step_files(folder: Path, name: str, damage: Damage | None = None) -> list[tu
             _note(damage, file, folder, "its folders are named as no run names them")
         else:
             found.append((dict(zip(("method", "seed", "step"), where, strict=True)), file))
-    return found
+    return sorted(found, key=lambda one: tuple(one[0].values()))  # by name step 10 is before 2
 
 
 def _of_steps(

@@ -85,7 +85,9 @@ def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[
         for evaluation in evaluations(folder, damage):
             groups[folder.name, evaluation["method"], evaluation["step"]].append(evaluation)
     rows = []
-    for (run, method, step), found in groups.items():
+    order = {folder.name: number for number, folder in enumerate(folders)}
+    for run, method, step in sorted(groups, key=lambda key: (order[key[0]], *key[1:])):
+        found = groups[run, method, step]
         row: dict[str, Any] = {"run": run, "method": method, "step": step, "seeds": len(found)}
         of_seeds = [figures(evaluation) for evaluation in found]
         titles = {metric: title for own in of_seeds for metric, (title, _) in own.items()}

@@ -10,6 +10,7 @@ from scipy import stats
 from monitoring.additions import addition_charts
 from monitoring.against import hosts
 from monitoring.gains import gain_tables, gains, told_gains
+from monitoring.records import evaluations
 from monitoring.results import compare
 from tests.commands import perennial
 from untrusted.errors import InputError
@@ -75,3 +76,13 @@ def test_the_report_draws_what_an_addition_gains_over_its_host(run):
         assert told == ["plug - host", "plug - host, 1: 2.00 ± 2.48"]
     methods.pop("host")
     assert addition_charts(run, compare([run]), methods, {}, {}) is None
+
+
+def test_rows_are_in_the_order_of_seeds_and_steps_as_numbers(tmp_path):
+    for seed, step in ((10, 0), (2, 10), (2, 2)):
+        folder = tmp_path / f"run/chains/m/seed-{seed}/steps/{step}"
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text('{"class_accuracy": 0.5}')
+    found = [(one["seed"], one["step"]) for one in evaluations(tmp_path / "run")]
+    assert found == [(2, 2), (2, 10), (10, 0)]
+    assert [row["step"] for row in compare([tmp_path / "run"])] == [0, 2, 10]
