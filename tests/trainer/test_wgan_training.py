@@ -15,6 +15,7 @@ from tests.ranks import on_ranks
 from tests.trainer.features import D, mixture
 from trainer.activity import Activity
 from trainer.checkpoint import DamagedError, Folder
+from trainer.divergence import Diverged
 from trainer.heads.collectives import Ranks
 from trainer.replay.wgan import Wgan
 from trainer.replay.wgan_folder import Wgans
@@ -113,7 +114,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
 def test_a_wild_learning_rate_is_noticed_and_named(tmp_path):
     wild = SETTINGS.model_copy(update={"learning_rate": 1e3, "least_variance": 0.05})
     training = spec(tmp_path, settings=wild)
-    with pytest.raises(InputError, match=r"gfr/seed-0/step-1: the generator diverged") as raised:
+    with pytest.raises(Diverged, match="the generator diverged at iteration") as raised:
         train(training)
     assert "learning_rate = 1000" in str(raised.value)
     assert not training.output.exists(), "nothing of it is replayed"
