@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help setup demo monitoring han kubectl test lint lock fuzz bench peers clean
+.PHONY: help setup demo monitoring han kubectl test tests lint lock fuzz bench peers clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -23,7 +23,10 @@ monitoring: setup  ## the demo run, and a Prometheus with our alert rules beside
 	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
 	$(RUN)/perennial demo && echo "Prometheus goes on until Ctrl-C" && wait
 
-test: setup lint  ## every check that CI makes, three test files at a time: many of them wait
+test: setup  ## every check that CI makes: mypy takes one core for a minute, beside the first tests
+	$(MAKE) --jobs 2 --no-print-directory lint tests
+
+tests: setup  ## the tests, three files at a time: many of them wait
 	$(RUN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup  ## ruff and mypy
