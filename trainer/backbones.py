@@ -112,7 +112,11 @@ class Embedder(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """`images` [b, 3, H, W] uint8 → embeddings [b, d], not normalised."""
-        return self.activation(self.norm(self.project(self.trunk(self.pixels(images)))))
+        return self.embed(self.pixels(images))
+
+    def embed(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`pixels` [b, 3, H, W], as `pixels` makes them → embeddings [b, d], not normalised."""
+        return self.activation(self.norm(self.project(self.trunk(pixels))))
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """`images` [b, 3, H, W] uint8 as the trunk sees them: from -1 to 1."""

@@ -5,6 +5,7 @@ file nor contain code. The graph that is kept, and read by onnxruntime, is seria
 checked: onnxruntime knows fields that our protobuf may not, and reads options from metadata.
 """
 
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -70,7 +71,7 @@ def checked(content: bytes, name: str) -> bytes:
 
     Raises InputError that names `name` and the remedy for anything but a graph as described above.
     """
-    onnx = _package("onnx", name)
+    onnx = package("onnx", name)
     # before it is parsed: a limit on nodes that is checked afterwards comes too late
     try:
         beside = structure(content, _KINDS, "model")
@@ -160,7 +161,7 @@ def _odd(tensor: "onnx.TensorProto", onnx: Any) -> str:
 def load_graph(content: bytes, name: str) -> Program:
     """The graph in `content` on the CPU, after `checked`. Raises InputError."""
     kept = checked(content, name)
-    runtime = _package("onnxruntime", name)
+    runtime = package("onnxruntime", name)
     _bound_memory(runtime)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -209,11 +210,14 @@ def _described(values: list[Any]) -> str:
     return ", ".join(f"{v.name[:40]!r} {v.type} {v.shape}" for v in values[:4]) or "nothing"
 
 
-def _package(name: str, of: str) -> Any:
+def package(name: str, of: str) -> Any:
+    """A module of an optional package, needed by what `of` names. Raises InputError."""
     try:
-        return __import__(name)
+        return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(f"{of} needs {name}: pip install 'perennial-id[onnx]'") from error
+        raise InputError(
+            f"{of} needs {name.partition('.')[0]}: pip install 'perennial-id[onnx]'"
+        ) from error
 
 
 def _bound_memory(runtime: Any) -> None:

@@ -63,13 +63,16 @@ class TwoModelTest:
 
         `progress` is called with the number of images `completed` and in `total`.
         """
-        samples = self.trials.samples
         if (kept := self._kept(model)) is not None:
             return kept
-        settings, data = TeacherSettings(), resized(self.data, self.dataset, model.image_size)
+        return self.embedded_by(fast_embedder(model, TeacherSettings()), model, progress)
+
+    def embedded_by(self, embedder: Any, model: Model, progress: Callable[..., None]) -> Embedded:
+        """The embeddings of the test's images by an `embedder` that is shown what `model` is."""
+        samples, settings = self.trials.samples, TeacherSettings()
+        data = resized(self.data, self.dataset, model.image_size)
         image_size(self.dataset, data)
         data = data.model_copy(update={"centre": model.centre})
-        embedder = fast_embedder(model, settings)
         parts: list[NDArray[np.float32]] = []
         done = 0
         for _, own in units(self.dataset, samples):
