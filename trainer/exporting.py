@@ -24,7 +24,7 @@ from trainer.backbones import Embedder, EmbedderSettings, build_embedder
 from trainer.decisions import Decision
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
-from trainer.onnx_graphs import package
+from trainer.packages import package
 
 Outputs = tuple[torch.Tensor, ...]
 """The vectors [n, d] and, where classes go along, their scores [n, C]."""

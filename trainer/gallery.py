@@ -7,7 +7,7 @@ Other files in the folder are ignored, so that replacing the index changes the g
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import torch
@@ -62,6 +62,27 @@ class _Index(BaseModel):
         if len({part.name for part in self.parts}) < len(self.parts):
             raise ValueError("a part is there twice")
         return self
+
+
+class Held(Protocol):
+    """Vectors that are stored of a dataset's images, by one model or by two."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash that changes whenever a vector does; or that never does, where replacing vectors
+        twice is harmless."""
+
+    def rows(self, model: str) -> int:
+        """The number of vectors by `model`."""
+
+    def others(self, model: str) -> list[str]:
+        """The models of vectors that are stored there, without `model`."""
+
+    def vectors(self, model: str, count: int | None = None) -> Iterator[tuple[Ids, Vectors]]:
+        """Samples [n], ascending, and their vectors [n, d] by `model`, in several parts.
+
+        With `count`, the number of samples, rows are checked. Raises InputError.
+        """
 
 
 @dataclass(frozen=True)
@@ -241,7 +262,7 @@ def crowding(parts: Iterable[tuple[Ids, Vectors]], identity: Ids) -> NDArray[np.
     return nearest.numpy()
 
 
-def chosen(gallery: Gallery, model: str, identity: Ids, budget: int, order: Order) -> Ids:
+def chosen(gallery: Held, model: str, identity: Ids, budget: int, order: Order) -> Ids:
     """The samples, ascending, at most `budget`, whose vectors are to be replaced by `model` next.
 
     Identity by identity: first those that are begun, then those farthest from all others by the

@@ -5,7 +5,6 @@ file nor contain code. The graph that is kept, and read by onnxruntime, is seria
 checked: onnxruntime knows fields that our protobuf may not, and reads options from metadata.
 """
 
-import importlib
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from data_shards.settings import InputError
+from trainer.packages import package
 from untrusted.protobuf import structure
 from untrusted.text import printable
 
@@ -208,16 +208,6 @@ def _channels_last(shape: list[Any]) -> bool:
 
 def _described(values: list[Any]) -> str:
     return ", ".join(f"{v.name[:40]!r} {v.type} {v.shape}" for v in values[:4]) or "nothing"
-
-
-def package(name: str, of: str) -> Any:
-    """A module of an optional package, needed by what `of` names. Raises InputError."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"{of} needs {name.partition('.')[0]}: pip install 'perennial-id[onnx]'"
-        ) from error
 
 
 def _bound_memory(runtime: Any) -> None:

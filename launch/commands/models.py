@@ -84,7 +84,11 @@ def embed(
     model: Annotated[Path, typer.Argument(help=HELP)],
     shards: Annotated[str, typer.Argument(help="Folder or URL of a dataset.")],
     out: Annotated[
-        Path, typer.Option(help="Folder (a gallery, to be upgraded), or .npy or .safetensors.")
+        str,
+        typer.Option(
+            help="Folder (a gallery), .npy, .safetensors, .parquet, .faiss, or a database: "
+            "postgresql://USER@HOST/DATABASE#TABLE, qdrant+http://HOST:6333/COLLECTION."
+        ),
     ],
     features: Annotated[
         str | None,
@@ -103,7 +107,9 @@ def embed(
 
 
 def backfill(
-    vectors: Annotated[Path, typer.Argument(help="Folder that `perennial embed` wrote.")],
+    vectors: Annotated[
+        str, typer.Argument(help="Folder, or URL of a database, that `perennial embed` wrote to.")
+    ],
     model: Annotated[Path, typer.Option(help=f"To upgrade the vectors to. {HELP}")],
     shards: Annotated[str, typer.Option(help="Folder or URL of the dataset they were made of.")],
     budget: Annotated[int, typer.Option(min=1, help="Images to embed now.")],
@@ -115,12 +121,12 @@ def backfill(
     actors: Actors = None,
     address: Address = None,
 ) -> None:
-    """Upgrade a gallery to a new model within a budget; call it again until nothing is left."""
+    """Upgrade stored vectors to a new model within a budget; call it until nothing is left."""
     from launch.models.backfill import run_backfill
 
     opened, images, spread = _opened(model, shards, size, actors, address)
     run_backfill(
-        folder=vectors,
+        where=vectors,
         images=images,
         model=opened,
         budget=budget,

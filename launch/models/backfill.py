@@ -1,7 +1,8 @@
-"""Upgrades a gallery to another model, within a budget of images at a time."""
+"""Upgrades stored vectors to another model, within a budget of images at a time."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -9,18 +10,18 @@ from rich.console import Console
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.models.embed import Images, Spread, embed_shards
-from launch.models.work_folder import check_same_plan, locked
-from trainer.arrays import read_arrays, read_embeddings, stored_model, write_arrays
-from trainer.gallery import Gallery, Ids, Order, chosen, upgraded
+from launch.models.sinks.interface import Made, Store
+from launch.models.sinks.registry import store_at
+from launch.models.work_folder import check_same_plan
+from trainer.arrays import read_arrays, stored_model, write_arrays
+from trainer.gallery import Held, Ids, Order, chosen
 from trainer.model import Model
 
-WORK = "upgrade"
-"""Subfolder of a gallery with the vectors that an unfinished upgrade has embedded so far."""
 SAMPLES, PLAN = "samples.safetensors", "plan.json"
 
 
 def run_backfill(
-    folder: Path,
+    where: Path | str,
     images: Images,
     model: Model,
     budget: int,
@@ -28,79 +29,59 @@ def run_backfill(
     spread: Spread,
     console: Console,
 ) -> None:
-    """Replaces up to `budget` of the gallery's vectors by `model`'s of the same `images`.
+    """Replaces up to `budget` of the vectors stored there by `model`'s of the same `images`.
 
-    Atomic: at any moment the gallery is the old or the new one. The same call resumes an
-    interrupted upgrade. Raises InputError.
+    The same call resumes an interrupted upgrade. Raises InputError.
     """
-    Gallery.open(folder)  # before `locked`, which would make a missing folder
-    with locked(folder):
-        gallery = Gallery.open(folder)
-        _check(gallery, images, model)
-        samples = _begun(gallery=gallery, images=images, model=model, budget=budget, order=order)
+    store, dataset = store_at(where), images.dataset.fingerprint
+    with store.locked():
+        with store.held(dataset) as held:
+            _check(store, held, model)
+            plan = {**images.plan(model), "budget": budget, "order": order}
+            samples = _begun(store, held, images, model.fingerprint, plan)
         if len(samples):
-            work = folder / WORK
             files = embed_shards(
-                images=images,
-                model=model,
-                samples=samples,
-                folder=work,
-                generation=gallery.generation + 1,
-                spread=spread,
+                images=images, model=model, samples=samples, folder=store.upgrade, spread=spread
             )
-            apply(gallery, model.fingerprint, files)
-        gallery = Gallery.open(folder)
-        gallery.sweep()  # after the index was replaced: until then the old files count
-        (folder / WORK / PLAN).unlink()  # first: without it the rest of the folder does not count
-        shutil.rmtree(folder / WORK)
-        _tell(gallery, model, console)
+            store.replace(Made(store.upgrade, files, plan, images.dataset))
+        (store.upgrade / PLAN).unlink()  # first: without it the rest of the folder does not count
+        shutil.rmtree(store.upgrade)
+        with store.held(dataset) as held:
+            _tell(store, held, model, console)
 
 
-def apply(gallery: Gallery, model: str, files: dict[int, Path]) -> None:
-    """Replaces vectors by those of `model` in `files`, by shard, atomically."""
-    dimension = read_embeddings(next(iter(files.values())), model)[1].shape[1]
-    fresh = ((shard, *read_embeddings(file, model)) for shard, file in files.items())
-    after = upgraded(gallery, model, dimension, fresh)
-    after.save()
-
-
-def _check(gallery: Gallery, images: Images, model: Model) -> None:
-    """Raises InputError when the gallery has other images, or vectors of two other models."""
-    if gallery.dataset != images.dataset.fingerprint:
-        raise InputError(
-            f"{gallery.folder} is of dataset {gallery.dataset}, not {images.dataset.fingerprint}: "
-            "give the --shards that it was made of"
-        )
-    others = gallery.others(model.fingerprint)
+def _check(store: Store, held: Held, model: Model) -> None:
+    """Raises InputError when there are vectors of two other models."""
+    others = held.others(model.fingerprint)
     if len(others) > 1:
         raise InputError(
-            f"{gallery.folder} is on the way from model {others[0]} to {others[1]}, with "
-            f"{gallery.rows(others[0]):,} vectors to go: finish that before you begin with another"
+            f"{store.place} is on the way from model {others[0]} to {others[1]}, with "
+            f"{held.rows(others[0]):,} vectors to go: finish that before you begin with another"
         )
 
 
-def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: Order) -> Ids:
+def _begun(store: Store, held: Held, images: Images, model: str, plan: dict[str, Any]) -> Ids:
     """The samples [n] to embed now: those chosen by an interrupted upgrade, or newly chosen ones.
 
     Empty if the interrupted upgrade is complete but for deleting its work folder. Raises InputError
     when it was another upgrade.
     """
-    work = gallery.folder / WORK
-    plan = {**images.plan(model), "budget": budget, "order": order}
+    work = store.upgrade
     if not (work / PLAN).exists():
+        shutil.rmtree(work, ignore_errors=True)  # vectors of an upgrade that is over
         samples = chosen(
-            gallery=gallery,
-            model=model.fingerprint,
+            gallery=held,
+            model=model,
             identity=images.dataset.identity,
-            budget=budget,
-            order=order,
+            budget=plan["budget"],
+            order=plan["order"],
         )
-        write_arrays(work / SAMPLES, {"samples": samples}, gallery.fingerprint)
+        write_arrays(work / SAMPLES, {"samples": samples}, held.fingerprint)
         write_json(work / PLAN, plan)  # last: it makes the choice valid
         return samples
     check_same_plan(work / PLAN, plan, "finish it first, by the same command as before")
-    # chosen from another gallery than today's: the upgrade was applied before it was interrupted
-    if stored_model(work / SAMPLES) != gallery.fingerprint:
+    # chosen from other vectors than today's: the upgrade was applied before it was interrupted
+    if stored_model(work / SAMPLES) != held.fingerprint:
         return np.empty(0, np.int64)
     begun, count = read_arrays(work / SAMPLES).get("samples"), len(images.dataset)
     if begun is None or begun.dtype != np.int64 or begun.ndim != 1:
@@ -110,15 +91,12 @@ def _begun(gallery: Gallery, images: Images, model: Model, budget: int, order: O
     return begun
 
 
-def _tell(gallery: Gallery, model: Model, console: Console) -> None:
-    new, every = gallery.rows(model.fingerprint), sum(part.rows for part in gallery.parts)
-    left = (
-        "nothing is left to do"
-        if new == every
-        else f"{every - new:,} are of {gallery.others(model.fingerprint)[0]}"
-    )
+def _tell(store: Store, held: Held, model: Model, console: Console) -> None:
+    new, others = held.rows(model.fingerprint), held.others(model.fingerprint)
+    every = new + sum(map(held.rows, others))
+    left = "nothing is left to do" if new == every else f"{every - new:,} are of {others[0]}"
     console.print(
-        f"✓ {gallery.folder}: {new:,} of {every:,} vectors ({new / every:.1%}) are of "
+        f"✓ {store.place}: {new:,} of {every:,} vectors ({new / every:.1%}) are of "
         f"model {model.fingerprint}; {left}",
         soft_wrap=True,
     )

@@ -1,10 +1,7 @@
 """Embeds all images of a dataset with a model, shard by shard, resuming after an interruption."""
 
-import json
-import os
-import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from data_shards.files import fsync, sha256, write_atomically, write_json
+from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings, image_size, resized
 from data_shards.settings import InputError
 from data_shards.storage.dataset import SampleError, ShardDataset
-from data_shards.storage.features import feature_name, write_feature
 from data_shards.storage.remote import CacheSettings, anywhere
 from launch.config.cluster import ClusterSettings
 from launch.execution.actor_pool import ActorPool
@@ -25,20 +21,19 @@ from launch.execution.ray_cluster import cluster
 from launch.exits import sigterm
 from launch.inference.embed import units
 from launch.inference.worker import ShardWorker
+from launch.models.sinks.interface import Made
+from launch.models.sinks.registry import sink_at
 from launch.models.work_folder import check_same_plan, locked
 from launch.terminal.progress import progress
-from monitoring.run_folder import LOGS_FOLDER, TARGETS_FOLDER
+from monitoring.run_folder import TARGETS_FOLDER
 from trainer.adopted import AdoptedSettings
-from trainer.arrays import read_embeddings, write_embeddings
-from trainer.gallery import Gallery, Part, part_file
+from trainer.arrays import write_embeddings
+from trainer.gallery import part_file
 from trainer.model import Model
 from trainer.teacher import TeacherSettings
-from untrusted.text import tsv_cells, tsv_line
+from untrusted.text import tsv_line
 
 Ids = NDArray[np.int64]
-FLAT = (".npy", ".safetensors")
-FEATURES = "features.json"
-"""File with the plan that a folder of feature files was made by."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
 
 
 def embed_shards(
-    images: Images, model: Model, samples: Ids, folder: Path, generation: int, spread: Spread
+    images: Images, model: Model, samples: Ids, folder: Path, spread: Spread
 ) -> dict[int, Path]:
     """Embeds `samples` [n] into one file for each shard (`part_file`) in `folder`.
 
@@ -148,7 +143,7 @@ def embed_shards(
     files: dict[int, Path] = {}
     calls: list[Call] = []
     for shard, own in units(images.dataset, samples):
-        files[shard] = part_file(folder.resolve(), shard, model.fingerprint, generation)
+        files[shard] = part_file(folder.resolve(), shard, model.fingerprint, generation=0)
         if not files[shard].exists():
             data, how = images.data, TeacherSettings()
             calls.append((model.folder.resolve(), files[shard], own, data, how))
@@ -160,153 +155,30 @@ def embed_shards(
 def run_embed(
     model: Model,
     images: Images,
-    out: Path,
+    out: Path | str,
     spread: Spread,
     console: Console,
     features: str | None = None,
 ) -> None:
-    """Writes `model`'s vectors of all `images` to `out`: a gallery's folder, .npy or .safetensors.
+    """Puts `model`'s vectors of all `images` into `out`, see `launch.models.sinks.registry`.
 
     With `features`, writes a folder of MegaFace's feature files with that ending. Resumes an
     interrupted call. Raises InputError.
     """
-    _check_name(out)
-    plan, work = images.plan(model), out.with_name(f".{out.name}.embedding")
-    if features is not None:
-        plan["features"] = features
-        if out.suffix in FLAT:
-            raise InputError(f"--features writes a folder of files: {out} is the name of a file")
-    if out.exists():
-        _check_same(out, plan)
-    else:
-        with locked(work):
-            check_same_plan(work / "plan.json", plan, f"use another --out, or move {work} away")
+    sink, plan = sink_at(out, features), images.plan(model)
+    if not sink.holds(plan):
+        with locked(sink.work):
+            elsewhere = f"use another --out, or move {sink.work} away"
+            check_same_plan(sink.work / "plan.json", plan, elsewhere)
+            part = sink.work / "gallery"
             everything = np.arange(len(images.dataset), dtype=np.int64)
-            part = work / "gallery"
             files = embed_shards(
-                images=images,
-                model=model,
-                samples=everything,
-                folder=part,
-                generation=0,
-                spread=spread,
+                images=images, model=model, samples=everything, folder=part, spread=spread
             )
-            finish = _publish_flat if out.suffix in FLAT else _publish_gallery
-            if features is not None:
-                finish = _publish_features
-            finish(out, part, files, plan)
-    shutil.rmtree(work, ignore_errors=True)
+            sink.publish(Made(part, files, plan, images.dataset))
+    shutil.rmtree(sink.work, ignore_errors=True)
     console.print(
-        f"✓ {out}: {len(images.dataset):,} vectors of {model.settings.dimension} "
+        f"✓ {sink.place}: {len(images.dataset):,} vectors of {model.settings.dimension} "
         f"numbers by model {model.fingerprint}",
         soft_wrap=True,
     )
-
-
-def _check_name(out: Path) -> None:
-    """Raises InputError for a file name with an unknown suffix, such as vectors.csv."""
-    looks_like_a_file = re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{0,9}", out.suffix)
-    if out.suffix not in FLAT and looks_like_a_file and not out.is_dir():
-        raise InputError(
-            f"--out {out}: no {out.suffix} is written: end its name in .npy or .safetensors, or "
-            "give a folder's name without an ending"
-        )
-
-
-def _check_same(out: Path, plan: dict[str, Any]) -> None:
-    """Raises InputError unless `out` holds exactly these vectors."""
-    remedy = "give another --out"
-    if "features" in plan:
-        card = out / FEATURES
-    elif out.suffix in FLAT:
-        card = out.with_suffix(".json")
-    else:
-        gallery = Gallery.open(out)
-        if [gallery.dataset, *gallery.dimensions] != [plan["dataset"], plan["model"]]:
-            models = " and ".join(gallery.dimensions)
-            raise InputError(f"{out} is of dataset {gallery.dataset}, by model {models}: {remedy}")
-        return
-    if not card.exists():
-        raise InputError(f"{out} exists and was not written by this command: {remedy}")
-    check_same_plan(card, plan, remedy)
-
-
-def _join_lines(files: Iterable[Path], target: Path) -> None:
-    """Concatenates the ids of the vectors `files` into `target`."""
-    with target.open("wb") as joined:
-        joined.write(b"key\tidentity\n")
-        for file in files:
-            with file.with_suffix(".tsv").open("rb") as lines:
-                shutil.copyfileobj(lines, joined)
-    fsync(target)
-
-
-def _publish_gallery(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
-    """Turns the folder `part` into the gallery `out`; the rename comes when it is complete."""
-    model = plan["model"]
-    rows = {shard: read_embeddings(file, model)[1].shape for shard, file in files.items()}
-    parts = tuple(
-        Part(file.name, shard, model, rows[shard][0], sha256(file)) for shard, file in files.items()
-    )
-    _join_lines(files.values(), part / "ids.tsv")
-    dimension = next(iter(rows.values()))[1]
-    Gallery(part, plan["dataset"], {model: dimension}, parts).save()
-    part.rename(out)
-    for file in files.values():
-        (out / file.name).with_suffix(".tsv").unlink()
-    for of_the_actors in (TARGETS_FOLDER, LOGS_FOLDER):
-        shutil.rmtree(out / of_the_actors, ignore_errors=True)
-
-
-def _publish_features(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
-    """Writes a feature file for each image; the folder is renamed to `out` when it is complete."""
-    tree = part / "features"
-    shutil.rmtree(tree, ignore_errors=True)
-    for file in files.values():
-        _, vectors = read_embeddings(file, plan["model"])
-        with file.with_suffix(".tsv").open(newline="\n", encoding="utf-8") as lines:
-            keys = [tsv_cells(line)[0] for line in lines]
-        for key, vector in zip(keys, vectors, strict=True):
-            write_feature(tree / feature_name(key, plan["features"]), vector)
-    write_json(tree / FEATURES, plan)
-    os.sync()  # once: a million files written atomically would be flushed a million times
-    tree.rename(out)
-
-
-def _publish_flat(out: Path, part: Path, files: dict[int, Path], plan: dict[str, Any]) -> None:
-    """Joins the vectors into one file [n, d], through a memory map.
-
-    It gets its name last, so that a file that is there has its ids and its card.
-    """
-    dimension = read_embeddings(next(iter(files.values())), plan["model"])[1].shape[1]
-    card = {**plan, "dimension": dimension}
-    joined = part / f"joined{out.suffix}"
-    create = _npy if out.suffix == ".npy" else _safetensors
-    whole = create(joined, (plan["rows"], dimension), card)
-    done = 0
-    for file in files.values():
-        _, vectors = read_embeddings(file, plan["model"])
-        whole[done : done + len(vectors)] = vectors
-        done += len(vectors)
-    whole.flush()
-    fsync(joined)
-    _join_lines(files.values(), part / "ids.tsv")
-    write_json(part / "card.json", card)
-    (part / "ids.tsv").rename(out.with_suffix(".ids.tsv"))
-    (part / "card.json").rename(out.with_suffix(".json"))
-    joined.rename(out)
-    fsync(out.parent)
-
-
-def _npy(path: Path, shape: tuple[int, int], card: dict[str, Any]) -> np.memmap:
-    return np.lib.format.open_memmap(path, "w+", np.float32, shape)
-
-
-def _safetensors(path: Path, shape: tuple[int, int], card: dict[str, Any]) -> np.memmap:
-    length = 4 * shape[0] * shape[1]
-    facts = {"dtype": "F32", "shape": list(shape), "data_offsets": [0, length]}
-    metadata = {key: json.dumps(value).strip('"') for key, value in card.items()}
-    header = json.dumps({"__metadata__": metadata, "vectors": facts}).encode()
-    header += b" " * (-len(header) % 8)
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    return np.memmap(path, np.float32, "r+", 8 + len(header), shape)

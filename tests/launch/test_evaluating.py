@@ -132,7 +132,7 @@ def test_feature_files_appear_all_at_once(features, model, megaface, tmp_path, m
         write_feature(path, vector)
 
     with monkeypatch.context() as broken:
-        broken.setattr("launch.models.embed.write_feature", full)
+        broken.setattr("launch.models.sinks.features.write_feature", full)
         with pytest.raises(OSError, match="no space"):
             write_features(model, megaface, tmp_path)
     assert not list(tmp_path.glob("[!.]*"))
