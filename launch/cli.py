@@ -7,7 +7,7 @@ import typer
 from launch.commands.analyse import analyse
 from launch.commands.clusters import launching
 from launch.commands.errors import report_errors
-from launch.commands.exporting import export
+from launch.commands.exporting import card, export
 from launch.commands.models import adopt, backfill, classify, compat, embed, evaluate, inspect
 from launch.commands.runs import (
     attach,
@@ -37,7 +37,7 @@ app.add_typer(shards, name="shards")
 app.add_typer(launching, name="launch")
 app.add_typer(analyse, name="analyse")
 COMMANDS: tuple[Callable[..., None], ...] = (
-    *(adopt, embed, backfill, evaluate, classify, export),
+    *(adopt, embed, backfill, evaluate, classify, export, card),
     *(run, attach, stop, demo, compare, report, status, logs, serve),
     *(inspect, compat, plan, config),
 )

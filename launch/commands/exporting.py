@@ -37,3 +37,24 @@ def export(
 
     wanted = Wanted(to=to, out=out, classes=classes, int8=int8, test=on)
     run_export(Model.open(model_folder(model)), wanted, console)
+
+
+def card(
+    model: Annotated[Path, typer.Argument(help=HELP)],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")],
+    license_: Annotated[
+        str, typer.Option("--license", help="Its licence, as the hub spells it: apache-2.0.")
+    ] = "unknown",
+    classes: Annotated[
+        bool, typer.Option("--classes", help="With the classifier; this publishes names.")
+    ] = False,
+) -> None:
+    """Write a folder for the Hugging Face hub: a model's card, and the model as ONNX and weights.
+
+    Nothing is uploaded. The run's results, settings and fingerprints go into the card; names of
+    identities and hosts do not.
+    """
+    from launch.models.card import run_card
+    from trainer.model import Model
+
+    run_card(Model.open(model_folder(model)), out, license_, classes, console)
