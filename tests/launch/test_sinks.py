@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -264,6 +265,23 @@ def test_an_image_deleted_after_the_choice_does_not_come_back(
 
     run_backfill(store.url, images, new, 1000, "random", meanwhile, QUIET)
     assert check(store, small, vectors, [old, new], 239) == [0, 239]
+
+
+def test_another_models_vectors_that_came_meanwhile_are_not_joined(
+    store, models, images, small, vectors
+):
+    spread = instead_of(vectors)
+
+    def meanwhile(*given):
+        spread(*given)
+        Path("elsewhere").mkdir()
+        os.chdir("elsewhere")  # another machine: it has work folders of its own
+        run_embed(models[1], images, store.url, spread, QUIET)
+        os.chdir("..")
+
+    with pytest.raises(InputError, match=f"of model {models[1].fingerprint}"):
+        run_embed(models[0], images, store.url, meanwhile, QUIET)
+    assert check(store, small, vectors, models[:2]) == [0, 240]
 
 
 def killed_before(part, work):

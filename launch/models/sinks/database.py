@@ -93,8 +93,7 @@ class Database:
         with self.connect() as table:
             if table.dimension() is None:
                 return False
-            if others := [model for model in table.models() if model != plan["model"]]:
-                raise other_vectors(self.place, others)
+            self._refuse_others(table, plan["model"])
             return table.rows(plan["dataset"], plan["model"]) == plan["rows"]
 
     def publish(self, made: Made) -> None:
@@ -104,6 +103,7 @@ class Database:
                 for file in made.files.values():  # to one that was dropped since
                     file.with_suffix(".sent").unlink(missing_ok=True)
             else:
+                self._refuse_others(table, made.model)  # anew: it took a while to embed
                 self._check_length(dimension, made)
             for file, rows in made.parts():
                 # what was sent before a kill need not be sent again
@@ -138,6 +138,10 @@ class Database:
             self._check_length(dimension, made)
             table.replace(made.plan["dataset"], made.model, (rows for _, rows in made.parts()))
             self._describe(table, dimension)
+
+    def _refuse_others(self, table: Table, model: str) -> None:
+        if others := [name for name in table.models() if name != model]:
+            raise other_vectors(self.place, others)
 
     def _check_length(self, dimension: int, made: Made) -> None:
         if dimension != made.dimension:
