@@ -33,9 +33,10 @@ def run_backfill(
 
     The same call resumes an interrupted upgrade. Raises InputError.
     """
-    store, dataset = store_at(where), images.dataset.fingerprint
+    store = store_at(where)
+    wanted = images.dataset.fingerprint, model.settings.dimension
     with store.locked():
-        with store.held(dataset) as held:
+        with store.held(*wanted) as held:
             _check(store, held, model)
             plan = {**images.plan(model), "budget": budget, "order": order}
             samples = _begun(store, held, images, model.fingerprint, plan)
@@ -46,7 +47,7 @@ def run_backfill(
             store.replace(Made(store.upgrade, files, plan, images.dataset))
         (store.upgrade / PLAN).unlink()  # first: without it the rest of the folder does not count
         shutil.rmtree(store.upgrade)
-        with store.held(dataset) as held:
+        with store.held(*wanted) as held:
             _tell(store, held, model, console)
 
 

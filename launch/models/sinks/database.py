@@ -5,7 +5,7 @@ them. Which, is asked of the rows, each of which names its dataset and its model
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +104,7 @@ class Database:
                     file.with_suffix(".sent").unlink(missing_ok=True)
             else:
                 self._refuse_others(table, made.model)  # anew: it took a while to embed
-                self._check_length(dimension, made)
+                self._check_length(dimension, made.dimension)
             for file, rows in made.parts():
                 # what was sent before a kill need not be sent again
                 sent = file.with_suffix(".sent")
@@ -116,38 +116,39 @@ class Database:
     @contextmanager
     def locked(self) -> Iterator[None]:
         with locked(self.upgrade.parent):
-            yield
-            (self.upgrade.parent / ".lock").unlink()
-            self.upgrade.parent.rmdir()
+            try:
+                yield
+            finally:
+                (self.upgrade.parent / ".lock").unlink()
+                with suppress(OSError):  # an upgrade is unfinished, and the folder not empty
+                    self.upgrade.parent.rmdir()
 
     @contextmanager
-    def held(self, dataset: str) -> Iterator[_HeldRows]:
+    def held(self, dataset: str, dimension: int) -> Iterator[_HeldRows]:
         with self.connect() as table:
-            held = _HeldRows(table, dataset, self.place)
-            if table.dimension() is None or not any(map(held.rows, table.models())):
+            held, own = _HeldRows(table, dataset, self.place), table.dimension()
+            if own is None or not any(map(held.rows, table.models())):
                 raise InputError(
                     f"{self.place} holds no vectors of dataset {dataset}: give the --shards that "
                     "they were made of, or store them by `perennial embed`"
                 )
+            self._check_length(own, dimension)
             yield held
 
     def replace(self, made: Made) -> None:
         with self.connect() as table:
-            dimension = table.dimension()
-            assert dimension is not None, "`held` has seen it"
-            self._check_length(dimension, made)
             table.replace(made.plan["dataset"], made.model, (rows for _, rows in made.parts()))
-            self._describe(table, dimension)
+            self._describe(table, made.dimension)
 
     def _refuse_others(self, table: Table, model: str) -> None:
         if others := [name for name in table.models() if name != model]:
             raise other_vectors(self.place, others)
 
-    def _check_length(self, dimension: int, made: Made) -> None:
-        if dimension != made.dimension:
+    def _check_length(self, own: int, dimension: int) -> None:
+        if own != dimension:
             raise InputError(
-                f"{self.place} holds vectors of {dimension:,} numbers, and model {made.model} "
-                f"gives {made.dimension:,}: embed into another one"
+                f"{self.place} holds vectors of {own:,} numbers, and the model gives "
+                f"{dimension:,}: embed into another one"
             )
 
     def _describe(self, table: Table, dimension: int) -> None:

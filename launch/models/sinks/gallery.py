@@ -72,7 +72,7 @@ class GalleryFolder:
             Gallery.open(self.out).sweep()  # what was replaced, or left half written
 
     @contextmanager
-    def held(self, dataset: str) -> Iterator[Gallery]:
+    def held(self, dataset: str, dimension: int) -> Iterator[Gallery]:
         gallery = Gallery.open(self.out)
         if gallery.dataset != dataset:
             raise InputError(

@@ -97,8 +97,12 @@ class Store(Sink, Protocol):
     def locked(self) -> AbstractContextManager[None]:
         """Keeps other upgrades by this machine away. Raises InputError where there is nothing."""
 
-    def held(self, dataset: str) -> AbstractContextManager[Held]:
-        """The vectors of the dataset with this fingerprint. Raises InputError for another's."""
+    def held(self, dataset: str, dimension: int) -> AbstractContextManager[Held]:
+        """The vectors of the dataset with this fingerprint, to be replaced by such of `dimension`
+        numbers.
+
+        Raises InputError where there are none of it, and where that length does not fit.
+        """
 
     def replace(self, made: Made) -> None:
         """Replaces the vectors of these images, those that are still there.
