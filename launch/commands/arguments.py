@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 ConfigFile = Annotated[
-    Path, typer.Argument(help="A configuration file, such as configs/demo.yaml.")
+    Path,
+    typer.Argument(help="A configuration file, or the name of one that comes along, such as demo."),
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, such as training.iterations=100.")

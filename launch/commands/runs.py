@@ -10,11 +10,8 @@ from rich.text import Text
 
 from data_shards.settings import InputError
 from launch.commands.arguments import ConfigFile, JobAddress, Overrides, RunFolder
-from launch.root import ROOT
 from launch.terminal.console import console, say, say_json
 from monitoring.run_folder import JOB_FILE, LOGS_FOLDER, REPORT_FILE, is_run
-
-_DEMO = ROOT / "configs" / "demo.yaml"
 
 
 def _run(config: Path, overrides: list[str] | None, out: Path | None) -> None:
@@ -78,7 +75,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
 ) -> None:
     """Run configs/demo.yaml: finetune, lwf, fkd and joint on glyphs, in minutes on two cores."""
-    _run(_DEMO, overrides, out)
+    from launch.config.templates import template
+
+    _run(template("demo"), overrides, out)
 
 
 def compare(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from data_shards.settings import InputError, Settings
 from data_shards.storage.remote import check_no_secret
 from launch.config.run import RunConfig
+from launch.config.templates import config_file
 from monitoring.run_folder import CONFIG_FILE
 from trainer.methods import METHODS
 from untrusted.text import printable
@@ -109,8 +110,10 @@ def _set(values: dict[str, Any], override: str) -> None:
 def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """Reads a configuration file and applies ``key=value`` overrides.
 
-    Raises InputError naming the file, the key and what is allowed.
+    `path` may be the name of one that comes along, see `config_file`. Raises InputError naming
+    the file, the key and what is allowed.
     """
+    path = config_file(path)
     try:
         values = read_yaml(path)
     except FileNotFoundError as error:
