@@ -40,12 +40,12 @@ def converted(kind: Kind, file: Path, size: tuple[int, int]) -> bytes:
 
     Raises InputError when the program cannot be run or converted, or the graph's vectors differ.
     """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[__name__.count(".")]
     with tempfile.TemporaryDirectory(prefix="perennial-") as made:
         # a new environment, as this process's may hold credentials
         kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
         own = {"HOME": made, "TMPDIR": made, "PYTHONPATH": str(root), "PYTHONUTF8": "1"}
-        command = [sys.executable, "-m", "trainer.conversion", kind, str(file.absolute())]
+        command = [sys.executable, "-m", __name__, kind, str(file.absolute())]
         process = subprocess.Popen(
             [*command, *map(str, size)],
             cwd=made,

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from data_shards.files import write_json
 from data_shards.settings import InputError
-from launch.clusters.environment import write_lock
+from launch.clusters.environment import check_lock, write_lock
 from launch.config.load import locations
 from launch.config.run import RunConfig
 from launch.machine.ray_token import check_token
-from launch.root import ROOT
+from launch.root import PACKAGES, SEARCHED
 from launch.runs.remembered import remember, remembered
 from launch.terminal.console import say
 from monitoring.run_folder import JOB_FILE
@@ -33,7 +33,6 @@ from untrusted.yaml_text import dump_yaml
 _BYTES = 1 << 16
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_.-]{0,299}")
 _WEB = re.compile(r"https?://[^/?#\s]+/?")
-_PACKAGES = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STOP_SECONDS = 900
 """Time after a request to stop at which Ray kills a job; a run saves a checkpoint in it."""
 _RETRY_SECONDS = 2.0
@@ -101,10 +100,9 @@ def send(config: RunConfig, folder: Path, address: str, console: Console) -> str
 
 def pack(config: RunConfig, folder: Path) -> None:
     """Writes the code, its packages' versions and the configuration to `folder`, to be sent."""
-    here = ROOT
-    for package in _PACKAGES:
+    for package in PACKAGES:
         ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(here / package, folder / package, ignore=ignored)
+        shutil.copytree(SEARCHED / package, folder / package, ignore=ignored)
     write_lock(folder / "packages.lock")
     values = config.placed()
     values["cluster"]["address"] = "auto"
@@ -113,8 +111,8 @@ def pack(config: RunConfig, folder: Path) -> None:
 
 def entrypoint(folder: Path) -> str:
     """The job's command, for a folder that `pack` has filled."""
-    run = shlex.join(["python", "-m", "launch.cli", "run", "run.yaml", "--out", str(folder)])
-    return f"python -m launch.clusters.environment packages.lock && exec {run}"
+    run = shlex.join(["python", "-m", "perennial", "run", "run.yaml", "--out", str(folder)])
+    return f"python -m {check_lock.__module__} packages.lock && exec {run}"
 
 
 def follow(folder: Path, console: Console, address: str | None = None) -> int:

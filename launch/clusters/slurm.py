@@ -103,7 +103,7 @@ def script(job: Job) -> str:
         *job.options,
     ]
     driver = [
-        *("python", "-m", "launch.cli", "run", *job.words),
+        *("python", "-m", "perennial", "run", *job.words),
         f"--out={run}",
         "cluster.worker_groups=true",
         f"cluster.actors={actors * job.nodes}",

@@ -93,7 +93,7 @@ class Launch:
     ssh_options: tuple[str, ...] = ()
 
     def _ssh(self, host: Host, *words: str) -> list[str]:
-        python = f"exec {shlex.quote(self.python)} -m launch.clusters.ssh_host"
+        python = f"exec {shlex.quote(self.python)} -m {check_same.__module__}"
         there = f"cd {shlex.quote(self.directory)} && {python} {shlex.join(words)}"
         options = ["-T", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=15", *self.ssh_options]
         return ["ssh", *options, "--", host.name, there]

@@ -23,11 +23,10 @@ import typer
 
 from launch.clusters.environment import installed, own_version
 from launch.machine.private_folder import RAY_BYTES, make_private
-from launch.root import ROOT
+from launch.root import PACKAGES, ROOT, SEARCHED
 from untrusted.text import printable
 
 LOCK = ROOT / "requirements.lock"
-_CODE = ("data_shards", "trainer", "launch", "monitoring", "untrusted")
 _STARTED = "Ray runtime started"
 _PATIENCE_SECONDS = 20.0
 """How long Ray may take to end before it is killed."""
@@ -37,10 +36,10 @@ remote = typer.Typer(add_completion=False)
 
 def facts_of(config: Path) -> dict[str, str]:
     """The versions and hashes that must be the same on all hosts of a run, by name."""
-    sources = sorted(path for folder in _CODE for path in (ROOT / folder).rglob("*.py"))
+    sources = sorted(path for name in PACKAGES for path in (SEARCHED / name).rglob("*.py"))
     code = hashlib.sha256()
     for path in sources:
-        code.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+        code.update(f"{path.relative_to(SEARCHED)}\n".encode() + path.read_bytes())
     return {
         "perennial": own_version(),
         "its code": code.hexdigest()[:16],
@@ -108,7 +107,7 @@ def driver(words: list[str]) -> None:
     """Execute `perennial run`; the end of the input is its Ctrl-C."""
     environment = _environment()
     process = subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", "run", *words],
+        [sys.executable, "-m", "perennial", "run", *words],
         env=environment,
         stdin=subprocess.DEVNULL,
     )
@@ -119,7 +118,7 @@ def driver(words: list[str]) -> None:
 def _environment() -> dict[str, str]:
     """This process's environment, with the token read from its input and the path of this code."""
     token = sys.stdin.readline().strip()
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(SEARCHED), os.environ.get("PYTHONPATH")]))
     secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     return {**os.environ, **secret, "PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
 

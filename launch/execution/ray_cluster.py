@@ -9,6 +9,7 @@ from typing import Any
 
 from data_shards.settings import InputError
 from launch.config.cluster import ClusterSettings
+from launch.execution.interfaces import prepare_host
 from launch.machine.private_folder import RAY_BYTES, private_folder
 from launch.machine.ray_token import check_token, own_token
 from launch.machine.surroundings import thread_variables
@@ -53,7 +54,9 @@ def cluster(settings: ClusterSettings) -> Iterator[Any]:
 
     environment: dict[str, Any] = {"env_vars": _worker_environment(settings)}
     if settings.address is not None:
-        environment["worker_process_setup_hook"] = "launch.execution.interfaces.prepare_host"
+        environment["worker_process_setup_hook"] = (
+            f"{prepare_host.__module__}.{prepare_host.__name__}"
+        )
     options: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,

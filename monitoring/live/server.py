@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +176,7 @@ def answer_json(content: dict[str, Any]) -> web.Response:
 
 async def _static(request: web.Request) -> web.StreamResponse:
     name, kind = _PAGE[request.path]
-    body = (files("monitoring") / "page" / name).read_bytes()
+    body = (Path(__file__).parents[1] / "page" / name).read_bytes()
     return web.Response(body=body, content_type=kind, charset="utf-8")
 
 
