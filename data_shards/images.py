@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import Field
 
-from data_shards.settings import Settings, Size
+from data_shards.settings import InputError, Settings, Size
 from data_shards.sources import MAX_ENCODED_BYTES
 from untrusted.pictures import FORMATS, MAX_PIXELS, MOST_PIXELS, BadPicture, open_picture
 
@@ -23,6 +23,7 @@ __all__ = [
     "as_jpeg",
     "normalise",
     "normalise_all",
+    "pixels_of",
     "png_of",
 ]
 _ORIENTATION = 0x0112
@@ -145,6 +146,17 @@ def _encoded(image: Image.Image, settings: ImageSettings) -> Checked:
 def normalise_all(images: Sequence[bytes], settings: ImageSettings) -> list[Checked | Unfit]:
     """`normalise` of each image: a unit of work for another process."""
     return [normalise(image, settings) for image in images]
+
+
+def pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels [h, w, 3] of an opened picture as an import sees them: upright, RGB, transparency
+    over white. Raises InputError for pixels without an agreed range."""
+    if _orientation(image) not in (1, None):
+        image = ImageOps.exif_transpose(image)
+    try:
+        return np.asarray(_rgb(image))
+    except ValueError as error:
+        raise InputError(f"{error}: convert the image to mode RGB") from error
 
 
 def png_of(pixels: NDArray[np.uint8]) -> bytes:

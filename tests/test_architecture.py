@@ -10,6 +10,7 @@ from launch.phases.registry import KINDS
 
 ROOT = Path(__file__).parents[1]
 ALLOWED = {
+    "perennial": {"perennial", "launch", "trainer", "data_shards", "monitoring", "untrusted"},
     "untrusted": {"untrusted"},
     "data_shards": {"data_shards", "monitoring.run_folder", "untrusted"},
     "trainer": {"trainer", "data_shards", "monitoring.metrics", "untrusted"},
@@ -59,6 +60,7 @@ ROOMS = {
                 "config",
                 "execution",
                 "exits",
+                "inference",
                 "models",
                 "phases",
                 "planning",

@@ -205,7 +205,8 @@ def classify(
     decide, their cosine similarities are told instead. Exit status 2: some images are damaged;
     each is named, and the others are classified.
     """
-    from launch.models.classify import Classifier, classes_table, images_at
+    from launch.inference.pictures import images_at
+    from launch.models.classify import Classifier, classes_table
     from launch.terminal.progress import progress
     from trainer.model import Model
 

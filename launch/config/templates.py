@@ -33,7 +33,8 @@ def config_file(given: Path) -> Path:
     Raises InputError where there is neither.
     """
     bare = given.parent == Path() and not given.suffix
-    if given.exists() or not (bare or given == Path("configs") / f"{given.stem}.yaml"):
+    there = given.exists() and not given.is_dir()  # `photos` may be a folder, too
+    if there or not (bare or given == Path("configs") / f"{given.stem}.yaml"):
         return given
     return template(given.stem)
 

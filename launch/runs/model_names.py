@@ -41,6 +41,16 @@ def model_folder(given: str | Path) -> Path:
     raise InputError(no_model(text))
 
 
+def finished_models(run: Path) -> list[tuple[str, int, int]]:
+    """Method, seed and step of every finished model of a run, ascending."""
+    return [
+        (method, seed, step)
+        for method in _methods(run)
+        for seed in seeds_of(run, method)
+        for step in _steps(run, chain_name(method, seed))
+    ]
+
+
 def named(text: str) -> Path | None:
     """The folder of the model that RUN:METHOD[:SEED[:STEP]] names; None where `text` is not that.
 

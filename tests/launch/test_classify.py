@@ -16,9 +16,10 @@ from data_shards.settings import InputError
 from data_shards.sources import SourceImage
 from data_shards.storage.dataset import ShardDataset
 from data_shards.writing.writer import write_dataset
+from launch.inference import pictures
 from launch.inference.embed import embed
-from launch.models import classify
-from launch.models.classify import Classifier, classes_table, images_at
+from launch.inference.pictures import images_at
+from launch.models.classify import Classifier, classes_table
 from tests.commands import perennial
 from tests.trainer.loops import train_step
 from trainer.adopted import AdoptedSettings, Pixels
@@ -167,7 +168,7 @@ def test_damaged_images_are_named_and_the_others_classified(model, images, tmp_p
 
 def test_what_only_the_decoder_refuses_costs_no_other_image(model, images, monkeypatch):
     """DALI gives up a whole batch for one image."""
-    real = classify.ImageStream
+    real = pictures.ImageStream
 
     def refusing(dataset, requests, count, *rest, **options):
         (request,) = requests
@@ -175,7 +176,7 @@ def test_what_only_the_decoder_refuses_costs_no_other_image(model, images, monke
             raise RuntimeError("cannot decode it")
         return real(dataset, iter([request]), count, *rest, **options)
 
-    monkeypatch.setattr(classify, "ImageStream", refusing)
+    monkeypatch.setattr(pictures, "ImageStream", refusing)
     good, bad = (images / "0" / f"00{n}.jpg" for n in range(2))
     bad.write_bytes(bad.read_bytes() + b"X")
     try:
@@ -199,14 +200,14 @@ def test_a_models_batch_of_images_does_not_change_what_is_said_of_each(model, im
 
 
 def test_few_pixels_are_decoded_at_a_time(model, images, monkeypatch):
-    monkeypatch.setattr(classify, "_PIXELS", 3 * 16 * 16)
-    held, real = [], classify.ImageStream
+    monkeypatch.setattr(pictures, "_PIXELS", 3 * 16 * 16)
+    held, real = [], pictures.ImageStream
 
     def counting(dataset, requests, count, *rest, **options):
         held.append(count)
         return real(dataset, requests, count, *rest, **options)
 
-    monkeypatch.setattr(classify, "ImageStream", counting)
+    monkeypatch.setattr(pictures, "ImageStream", counting)
     found = [one for batch in Classifier(model)(images_at([images])) for one in batch]
     assert len(found) == COUNT == sum(held) and max(held) == 3
     assert all(one.classes for one in found)

@@ -28,6 +28,12 @@ def test_a_name_stands_for_the_file_where_there_is_none(given, tmp_path, monkeyp
     assert load_config(Path(given)).dataset == "mine"
 
 
+def test_a_folder_of_that_name_is_no_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    assert config_file(Path("photos")) == template("photos")
+
+
 def test_other_files_are_as_they_are_given():
     for given in ("demo.yaml", "elsewhere/demo.yaml", "elsewhere/demo"):
         assert config_file(Path(given)) == Path(given)
