@@ -26,10 +26,12 @@ def within(source: str) -> str:
         if isinstance(node, ast.Import):
             if any(one.name.split(".")[0] in PARTS for one in node.names):
                 raise ValueError(f"line {node.lineno}: write it as `from PACKAGE import NAME`")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PARTS:
-            line, at = lines[node.lineno - 1], node.col_offset
-            assert line[at:].startswith(f"from {node.module}".encode())
-            lines[node.lineno - 1] = line[: at + 5] + f"{WHOLE}.".encode() + line[at + 5 :]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            own, line = str(node.module).split(".")[0], lines[node.lineno - 1]
+            if own in PARTS:
+                before, after = line[: node.col_offset], line[node.col_offset :]
+                after = after.replace(f"from {own}".encode(), f"from {WHOLE}.{own}".encode(), 1)
+                lines[node.lineno - 1] = before + after
     return b"".join(lines).decode()
 
 
@@ -51,4 +53,5 @@ class BuildPy(build_py):
             shutil.copytree(name, built / WHOLE / name)
 
 
-setup(cmdclass={"build_py": BuildPy})
+if __name__ == "__main__":
+    setup(cmdclass={"build_py": BuildPy})

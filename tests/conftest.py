@@ -41,6 +41,7 @@ LONGEST = (
     "chaos/test_between_jobs.py",
     "chaos/test_phase_kills.py",
     "integration/test_prometheus.py",
+    "perennial/test_wheel.py",
     "k8s/test_entrypoint.py",
     "integration/test_bare_machine.py",
     "data_shards/test_destination.py",
