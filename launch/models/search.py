@@ -127,8 +127,9 @@ def _flat(path: Path) -> tuple[str, Vectors]:
         try:
             model = parse_json(read_bytes(card, _CARD_BYTES))["model"]
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        except Exception as error:  # NumPy raises whatever it runs into in a header
             raise InputError(f"{path} or {card.name} is damaged: embed the dataset anew") from error
-    if not isinstance(model, str) or (vectors.dtype, vectors.ndim) != (np.float32, 2):
+    good = isinstance(model, str) and isinstance(vectors, np.ndarray)
+    if not good or (vectors.dtype, vectors.ndim) != (np.float32, 2):
         raise InputError(f"{path} holds no vectors that `perennial embed` wrote: embed anew")
-    return model, vectors
+    return str(model), vectors

@@ -18,6 +18,7 @@ from data_shards.storage.neighbours import TeacherCache, teacher_file, write_tea
 from data_shards.writing.writer import write_dataset
 from launch.analyses.meta_classes import of_file
 from launch.config.load import load_config
+from launch.models.search import Stored
 from launch.runs.ledger import Ledger
 from monitoring import records
 from tests.conftest import source
@@ -218,6 +219,24 @@ def gallery(folder: Path) -> Path:
     return folder / "gallery.json"
 
 
+def vectors_with(ending: str) -> Callable[[Path], Path]:
+    """Six vectors as `perennial embed` writes them to a .npy, of which one file is damaged."""
+
+    def good(folder: Path) -> Path:
+        np.save(folder / "v.npy", np.ones((6, 4), np.float32))
+        lines = "".join(f"key-{n}\tidentity\n" for n in range(6))
+        (folder / "v.ids.tsv").write_text("key\tidentity\n" + lines, encoding="utf-8")
+        (folder / "v.json").write_text('{"model": "model", "rows": 6}', encoding="utf-8")
+        return folder / f"v{ending}"
+
+    return good
+
+
+def search(folder: Path) -> None:
+    """Compares a query with all of them."""
+    Stored.open(folder / "v.npy").nearest(np.ones((1, 4), np.float32), 3)
+
+
 def graph(folder: Path) -> Path:
     """A network of one layer as ONNX."""
     weight = numpy_helper.from_array(np.ones((12, 4), np.float32), "W")
@@ -278,4 +297,7 @@ TARGETS: dict[str, Target] = {
     "answers": Target(answers, read_answers),
     "embeddings": Target(embeddings, lambda at: read_embeddings(at / "e.safetensors", "model")),
     "gallery": Target(gallery, lambda at: Gallery.open(at)),
+    "vectors": Target(vectors_with(".npy"), search),
+    "vectors-ids": Target(vectors_with(".ids.tsv"), search),
+    "vectors-card": Target(vectors_with(".json"), search),
 }

@@ -22,7 +22,7 @@ def execute(notebook: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(cells(notebook)):
         if cell.startswith("!"):
-            for line in cell.splitlines():
+            for line in cell.replace("\\\n", " ").splitlines():
                 subprocess.run(["bash", "-c", line.removeprefix("!")], check=True)
         else:
             exec(compile(cell, f"cell {number}", "exec"), names)
