@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from data_shards.settings import InputError
-from launch.models.embed import FLAT
+from launch.models.sinks.registry import FILES
 from trainer.arrays import read_arrays, stored_model
 from trainer.evaluation.compatibility.vectors import comparable
 from trainer.gallery import Gallery
@@ -22,6 +22,7 @@ Vectors = NDArray[np.float32]
 _BLOCK = 1 << 16
 """Stored vectors that are compared with all queries at once."""
 _CARD_BYTES = 1 << 20
+_READ = (".npy", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,12 @@ class Stored:
     @classmethod
     def open(cls, path: Path) -> "Stored":
         """What `perennial embed` wrote to `path`. Raises InputError."""
-        if path.suffix in FLAT:
+        if path.suffix in FILES and path.suffix not in _READ:
+            raise InputError(
+                f"{path}: a {path.suffix} is searched by other programs: embed into a folder, or "
+                f"into a file that ends in {' or '.join(_READ)}"
+            )
+        if path.suffix in _READ:
             keys, identities = _ids(path.with_suffix(".ids.tsv"))
             model, vectors = _flat(path)
             if len(vectors) != len(keys):
