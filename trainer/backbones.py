@@ -8,24 +8,32 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_shards.counter_rng import stream_key
-from data_shards.settings import Settings
-from trainer.resnet32 import FEATURES, resnet32
+from data_shards.settings import InputError, Settings
+from trainer.networks import NETWORKS
+from trainer.networks.ibn import with_instance_norms
+from trainer.networks.resnet32 import FEATURES, resnet32
 from trainer.weight_transfer import Transfer, transfer_weights
 
 _LATER = ("projection", "last_relu", "convolutions")
 """Settings that fingerprints name only where they are not the default: networks of before had no
 other."""
 
+_IBN = "_ibn_a"
+
 
 class EmbedderSettings(Settings):
     """The network that turns an image into a vector."""
 
     architecture: Literal[
-        "small", "resnet32", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"
+        *("small", "resnet32", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+        *("resnet50_ibn_a", "iresnet18", "iresnet34", "iresnet50", "iresnet100"),
+        *("mobilefacenet", "mobilefacenet_relu6", "osnet", "vit_s8", "vit_s16"),
     ] = "small"
     """A torchvision ResNet; resnet32, that of He et al. for images of 32 pixels, with 64 features
-    and shortcuts without weights (option A); or `small`: a few convolutions, for images of 32
-    pixels on a CPU."""
+    and shortcuts without weights (option A); `small`: a few convolutions, for images of 32 pixels
+    on a CPU; or a network of `trainer/networks`: iresnet and mobilefacenet for faces of 112x112
+    (mobilefacenet_relu6: a variant without PReLU), osnet and resnet50_ibn_a for persons, usually of
+    256x128, vit_s8 and vit_s16 with squares of 8 or 16 pixels, usually for 112x112 and 224x224."""
     dimension: int = Field(default=128, ge=1)
     """d, length of the embedding."""
     width: int = Field(default=16, ge=1)
@@ -49,6 +57,13 @@ class EmbedderSettings(Settings):
     weights stay. A method's `weight_transfer` sets it from step 1 on."""
 
     @model_validator(mode="after")
+    def _has_what_is_set(self) -> "EmbedderSettings":
+        if self.architecture in NETWORKS and (not self.last_relu or self.stem != "standard"):
+            key = "stem" if self.last_relu else "last_relu"
+            raise ValueError(f"{key} is not for {self.architecture}: leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _embedding_fits(self) -> "EmbedderSettings":
         if self.projection == "none" and self.dimension != self.features:
             raise ValueError(
@@ -70,6 +85,8 @@ class EmbedderSettings(Settings):
         """How many numbers the network makes of an image, before any projection."""
         if self.architecture == "small":
             return 128 * self.width
+        if self.architecture in NETWORKS:
+            return NETWORKS[self.architecture].features
         few = {"resnet32": FEATURES, "resnet18": 512, "resnet34": 512}
         return few.get(self.architecture, 2048)
 
@@ -82,6 +99,8 @@ class EmbedderSettings(Settings):
         projected = self.features * self.dimension if self.projection == "linear" else 0
         if self.architecture == "small":
             return projected + 9 * self.width * self.width * self.depth
+        if self.architecture in NETWORKS:
+            return projected + NETWORKS[self.architecture].weights
         return projected + (460_000 if self.architecture == "resnet32" else 11_000_000)
 
 
@@ -165,8 +184,10 @@ class _WithoutLastReLU(nn.Module):
 def _resnet(name: str, stem: str, last_relu: bool) -> nn.Module:
     import torchvision  # a second and a half, which most commands need not wait for
 
-    network = torchvision.models.get_model(name, weights=None)
+    network = torchvision.models.get_model(name.removesuffix(_IBN), weights=None)
     network.fc = nn.Identity()
+    if name.endswith(_IBN):
+        with_instance_norms(network)
     if not last_relu:
         network.layer4[-1] = _WithoutLastReLU(network.layer4[-1])
     if stem == "small":
@@ -183,8 +204,15 @@ def build_embedder(settings: EmbedderSettings, seed: int = 0) -> Embedder:
             trunk = _small(settings.width, settings.depth, settings.last_relu)
         elif settings.architecture == "resnet32":
             trunk = resnet32(settings.last_relu)
+        elif settings.architecture in NETWORKS:
+            trunk = NETWORKS[settings.architecture].build()
         else:
             trunk = _resnet(settings.architecture, settings.stem, settings.last_relu)
+        if settings.convolutions != "trained" and settings.architecture.startswith("vit"):
+            raise InputError(
+                f"{settings.architecture} has one convolution: weight_transfer is for networks of "
+                "convolutions, such as resnet50"
+            )
         embedder = Embedder(trunk, settings)
         transfer_weights(embedder.trunk, settings.convolutions)
         return embedder

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from trainer.backbones import Embedder
+from trainer.networks.vit import Layers
 
 
 def blocks(embedder: Embedder, image_size: tuple[int, int]) -> dict[str, nn.Module]:
@@ -15,12 +16,13 @@ def blocks(embedder: Embedder, image_size: tuple[int, int]) -> dict[str, nn.Modu
 
     A block is what happens at one resolution and width: a longest run of the trunk's parts whose
     outputs have one shape on images of `image_size`. Of torchvision's ResNets these are layer1 to
-    layer4, of resnet32 its three stages, of `small` the places between its strides. What lies
+    layer4, of resnet32 its three stages, of `small` the places between its strides, of osnet its
+    first convolution, too; a ViT, whose maps keep their shape, has its layers by three. What lies
     before the first part that has layers of its own (a stem), or has no weights (a pooling), is
     none. They are named block 1, block 2, ...
     """
     made = shapes(embedder, image_size)
-    runs = ([part for part, _ in run] for _, run in groupby(made, key=lambda one: one[1]))
+    runs = ([part for part, _ in run] for _, run in groupby(made, key=_block_of))
     found = [run[-1] for run in runs if any(_has_layers(part) for part in run)]
     return {f"block {number}": part for number, part in enumerate(found, 1)}
 
@@ -50,6 +52,12 @@ def shapes(
         for hook in hooks:
             hook.remove()
     return shapes
+
+
+def _block_of(one: tuple[nn.Module, torch.Size]) -> tuple[torch.Size, int]:
+    """What is equal for parts of one block that follow each other: the shape, and a ViT's block."""
+    part, shape = one
+    return shape, id(part) if isinstance(part, Layers) else 0
 
 
 def _has_layers(part: nn.Module) -> bool:
