@@ -7,11 +7,29 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from untrusted.errors import InputError
+
 
 def sha256(path: Path) -> str:
     """The sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def pinned_sha256(key: str, file: Path, expected: str | None, remedy: str) -> str:
+    """The sha256 of the `file` that a configuration names by `key`.
+
+    Raises InputError when it is missing, or when another hash is `expected`.
+    """
+    if not file.exists():
+        raise InputError(f"{key} {file} does not exist: {remedy}")
+    found = sha256(file)
+    if expected not in (None, found):
+        raise InputError(
+            f"{file} has sha256 {found}, not {key.rpartition('.')[0]}.sha256 = {expected}: restore "
+            "the file, or change the key"
+        )
+    return found
 
 
 def fingerprint(value: Any) -> str:

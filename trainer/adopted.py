@@ -12,20 +12,18 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
 from torch.nn.functional import interpolate
 
 from data_shards.settings import InputError, Settings
 from trainer.conversion import Kind, converted
 from trainer.onnx_graphs import Program, checked, first_line, load_graph
+from trainer.weights import read_state_dict, without_prefix
 from untrusted.files import read_bytes
 
 PROGRAMS: dict[str, Kind] = {".pt": "torchscript", ".ts": "torchscript", ".pt2": "exported"}
-_FILE_BYTES = 1 << 34
-"""The largest file of weights, 16 GiB; of a graph, protobuf reads 2 GiB."""
 _GRAPH_BYTES = (1 << 31) - 1
+"""The largest graph, as protobuf reads."""
 Side = Annotated[int, Field(ge=1, le=4096)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -207,28 +205,12 @@ def read_weights(
         layer = None
     else:
         _check_layer(layer, network, architecture)
-    try:
-        tensors = load(_read(file, _FILE_BYTES))
-    except SafetensorError as error:
-        raise InputError(f"{file} is no safetensors file, or is damaged: {error}") from error
-    tensors = _without_prefix(tensors, set(network.state_dict()))
+    tensors = without_prefix(read_state_dict(file), set(network.state_dict()))
     kept = {k: t for k, t in tensors.items() if layer is None or not k.startswith(f"{layer}.")}
     settings = AdoptedSettings(
         source="torchvision", architecture=architecture, layer=layer, pixels=pixels
     )
     return settings, kept
-
-
-def _without_prefix(tensors: dict[str, torch.Tensor], known: set[str]) -> dict[str, torch.Tensor]:
-    """`tensors` without a prefix that all names share and the network's names lack.
-
-    Such as DistributedDataParallel's ``module.``, or other trainers' ``backbone.`` and ``model.``.
-    """
-    for _ in range(4):  # they may be nested
-        if len({name.partition(".")[0] for name in tensors}) != 1 or known & tensors.keys():
-            break
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def read_graph(
@@ -240,7 +222,7 @@ def read_graph(
     """
     kind = PROGRAMS.get(file.suffix)
     if kind is None:
-        content = _read(file, _GRAPH_BYTES)
+        content = graph_bytes(file)
     elif trust:
         content = converted(kind, file, pixels.size)
     else:
@@ -252,9 +234,10 @@ def read_graph(
     return AdoptedSettings(source="onnx", converted=kind, pixels=pixels), {"graph": held}
 
 
-def _read(file: Path, limit: int) -> bytes:
+def graph_bytes(file: Path) -> bytes:
+    """The content of an ONNX file. Raises InputError."""
     try:
-        return read_bytes(file, limit)
+        return read_bytes(file, _GRAPH_BYTES)
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
 

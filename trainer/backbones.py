@@ -25,9 +25,23 @@ class EmbedderSettings(Settings):
     """The network that turns an image into a vector."""
 
     architecture: Literal[
-        *("small", "resnet32", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-        *("resnet50_ibn_a", "iresnet18", "iresnet34", "iresnet50", "iresnet100"),
-        *("mobilefacenet", "mobilefacenet_relu6", "osnet", "vit_s8", "vit_s16"),
+        "small",
+        "resnet32",
+        "resnet18",
+        "resnet34",
+        "resnet50",
+        "resnet101",
+        "resnet152",
+        "resnet50_ibn_a",
+        "iresnet18",
+        "iresnet34",
+        "iresnet50",
+        "iresnet100",
+        "mobilefacenet",
+        "mobilefacenet_relu6",
+        "osnet",
+        "vit_s8",
+        "vit_s16",
     ] = "small"
     """A torchvision ResNet; resnet32, that of He et al. for images of 32 pixels, with 64 features
     and shortcuts without weights (option A); `small`: a few convolutions, for images of 32 pixels

@@ -3,6 +3,7 @@
 torch's SyncBatchNorm is for GPUs only and needs batches of equal size.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -130,3 +131,38 @@ def hold_batch_norm(module: nn.Module) -> None:
     for own in module.modules():
         if isinstance(own, nn.BatchNorm1d | nn.BatchNorm2d | GlobalBatchNorm):
             own.eval()
+
+
+@torch.no_grad()
+def measure_batch_norm(network: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Makes the running statistics those of what enters each layer for `batches`, of one size.
+
+    Scales and shifts change with them, so that the network in evaluation mode gives what it gave.
+    It is for networks whose statistics are lost, folded into convolutions: in training, which goes
+    by the batch's, they would be another network from the first iteration on.
+    """
+    layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    moments: dict[nn.Module, list[torch.Tensor]] = {layer: [] for layer in layers}
+
+    def note(layer: nn.Module, given: tuple[torch.Tensor]) -> None:
+        values = given[0].transpose(0, 1).flatten(1)  # [C, n]
+        variance, mean = torch.var_mean(values, dim=1, correction=0)
+        moments[layer].append(torch.stack([mean, variance + mean.square()]).double())
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        for images in batches:
+            network.eval()(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for layer in layers:
+        old_mean, old_variance = layer.running_mean, layer.running_var
+        assert old_mean is not None and old_variance is not None
+        mean, square = torch.stack(moments[layer]).mean(dim=0)
+        variance = (square - mean.square()).clamp_min(0)
+        scale = layer.weight.double() / (old_variance.double() + layer.eps).sqrt()
+        layer.bias.add_(scale * (mean - old_mean.double()))
+        layer.weight.copy_(scale * (variance + layer.eps).sqrt())
+        old_mean.copy_(mean)
+        old_variance.copy_(variance)

@@ -74,7 +74,7 @@ class Model:
 
     @property
     def adopted(self) -> bool:
-        """Whether it was trained elsewhere, so that training cannot continue from its embedder."""
+        """Whether its network is none of ours, so that training cannot continue from it."""
         return isinstance(self.settings, AdoptedSettings)
 
     def embedder(self) -> Embedder | AdoptedEmbedder:
@@ -185,13 +185,15 @@ def save_model(
 
 def save_adopted(
     folder: Path,
-    settings: AdoptedSettings,
+    settings: AdoptedSettings | EmbedderSettings,
     tensors: dict[str, torch.Tensor],
     classifier: ClassifierSettings,
     weight: torch.Tensor,
     names: list[str],
+    image_size: tuple[int, int] | None = None,
 ) -> None:
-    """Writes an adopted embedder as a model folder, with the rows `weight` [C, d] of `names`."""
+    """Writes an embedder from elsewhere as a model folder, with the rows `weight` [C, d] of
+    `names`; with its `image_size` (height, width) where its network is one of ours."""
     ranks = Ranks()
     files = {
         "embedder": {name: tensor.contiguous() for name, tensor in tensors.items()},
@@ -202,6 +204,7 @@ def save_adopted(
     card = {
         "kind": "model",
         "embedder": settings.model_dump(mode="json"),
+        **({} if image_size is None else {"image_size": image_size}),
         "classifier": classifier.model_dump(),
         "rows": len(weight),
     }

@@ -24,6 +24,7 @@ from trainer.imprinting import Imprinted
 from trainer.optimizers import make_optimizer
 from trainer.row_layout import RowBlock, row_blocks
 from trainer.training_spec import TrainingSpec, spec_seed
+from trainer.weights import load_weights, read_state_dict
 
 
 @dataclass(kw_only=True)
@@ -68,6 +69,8 @@ def build_state(spec: TrainingSpec, ranks: Ranks, device: torch.device) -> State
             f"convolutions = {spec.embedder.convolutions} would keep random weights: it is for "
             "steps that begin with the model before, by a method's weight_transfer"
         )
+    if begun is None and spec.start is not None:
+        load_weights(embedder, spec.embedder, read_state_dict(spec.start), str(spec.start))
     if begun is not None:
         embedder.load_state_dict(begun.embedder().state_dict())
         classifier.restore(begun.running())

@@ -65,6 +65,8 @@ class TrainingSpec:
     extractor: Model | None = None
     """Whose network the training starts with, where it knows other classes; none: the recipe
     says."""
+    start: Path | None = None
+    """A file of weights that the network begins with, in place of random ones."""
     fence: Fence = unfenced
     """Called before anything is written; raises when this process may not any more."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from data_shards.files import sha256
+from data_shards.files import pinned_sha256
 from data_shards.settings import UNDECIDING, InputError, Settings
 from data_shards.splits.benchmark_file import BenchmarkFile, read_benchmark
 
@@ -86,17 +86,8 @@ class BenchmarkSettings(Settings):
         """
         if self.file is None:
             return self
-        if not self.file.exists():
-            raise InputError(
-                f"benchmark.file {self.file} does not exist: make it with "
-                "`perennial shards benchmark`"
-            )
-        found = sha256(self.file)
-        if self.sha256 not in (None, found):
-            raise InputError(
-                f"{self.file} has sha256 {found}, not benchmark.sha256 = {self.sha256}: restore "
-                "the file, or change the key"
-            )
+        remedy = "make it with `perennial shards benchmark`"
+        found = pinned_sha256("benchmark.file", self.file, self.sha256, remedy)
         return self.model_copy(update={"sha256": found})
 
     def read_file(self) -> tuple[BenchmarkFile, Path] | None:

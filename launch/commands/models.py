@@ -35,7 +35,11 @@ def adopt(
     ] = False,
     bgr: Annotated[bool, typer.Option("--bgr", help="Channels are blue, green, red.")] = False,
     architecture: Annotated[
-        str | None, typer.Option(help="Of .safetensors: a torchvision classifier's name.")
+        str | None,
+        typer.Option(
+            help="Of .safetensors: a torchvision classifier's name. Of these and of .onnx: a "
+            "network that can be trained on, such as iresnet50 (see embedder.architecture)."
+        ),
     ] = None,
     layer: Annotated[
         str | None,
@@ -49,6 +53,17 @@ def adopt(
     ] = None,
     names: Annotated[
         Path | None, typer.Option(help="The identities of these rows: text, one name a line.")
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="A folder of its vectors: their means by identity are its classifier."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(
+            help="Shards of images it is for: to be trained on, a network whose batch "
+            "normalisation was folded has its statistics measured."
+        ),
     ] = None,
     trust: Annotated[
         bool,
@@ -65,7 +80,13 @@ def adopt(
     from launch.models.adopt import Outside, run_adopt
 
     given = Outside(
-        file=file, architecture=architecture, layer=layer, classifier=classifier, names=names
+        file=file,
+        architecture=architecture,
+        layer=layer,
+        classifier=classifier,
+        names=names,
+        gallery=gallery,
+        images=images,
     )
     run_adopt(
         given=given,

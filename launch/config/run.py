@@ -21,6 +21,7 @@ from trainer.methods import METHODS, Method
 from trainer.methods.wants import Answers
 from trainer.optimizers import TrainingSettings
 from trainer.teacher import TeacherSettings
+from trainer.weights import StartSettings
 
 
 class RunConfig(Settings):
@@ -42,6 +43,10 @@ class RunConfig(Settings):
     """Folder of a finished run: every method and seed begins with its last model there, as step 0,
     and learns the identities of `dataset` that this model does not know, in `benchmark.steps`
     further steps."""
+    start: StartSettings | None = None
+    """A file of weights, that every training begins with which would begin with random ones: that
+    of step 0, and later ones of methods that start from scratch, such as bct. A path alone stands
+    for `file`."""
     embedder: EmbedderSettings = EmbedderSettings()
     """The network."""
     classifier: ClassifierSettings = ClassifierSettings()
@@ -83,6 +88,11 @@ class RunConfig(Settings):
 
         methods = {name: filled(method) for name, method in values["methods"].items()}
         return {**values, "methods": methods}
+
+    @field_validator("start", mode="before")
+    @classmethod
+    def _path_alone(cls, start: Any) -> Any:
+        return {"file": start} if isinstance(start, str) else start
 
     @field_validator("dataset")
     @classmethod

@@ -12,7 +12,6 @@ from launch.phases.kind import Kind, Output, Phase, Step
 from launch.runs.links import link
 from launch.runs.run import Chain, Run
 from monitoring.run_folder import MODEL_FOLDER
-from trainer.adopted import AdoptedSettings
 from trainer.checkpoint import Folder
 from trainer.heads.collectives import Ranks
 from trainer.methods.wants import Answers, ClassMeans, FrozenRows
@@ -55,13 +54,8 @@ class Adopt(Kind[None]):
 def check_given(run: Run) -> None:
     """Raises InputError when a chain cannot begin with the model that it is given."""
     adopted, teacher = run.adopted, run.config.teacher
-    if adopted is not None:
-        if not adopted.adopted:
-            raise InputError(
-                f"adopted: {adopted.folder} was trained here: give its run to `continues`"
-            )
-        if adopted.rows:
-            _row_order(run, adopted)
+    if adopted is not None and adopted.rows:
+        _row_order(run, adopted)
     names = next(iter(run.given.values())).names() if run.config.continues else []
     for chain, model in run.given.items():
         if run.config.continues and model.names() != names:
@@ -83,8 +77,9 @@ def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
     going_on = recipe.start.embedder == "previous"
     if going_on and model.adopted:
         raise InputError(
-            f"methods.{name} goes on training the model before, and an adopted one cannot be "
-            "trained: use a method that starts from scratch, such as bct-sys"
+            f"methods.{name} goes on training the model before, and {model.folder} is a graph or a "
+            "network of torchvision's, which cannot be trained: adopt it with an --architecture of "
+            "this product, or use a method that starts from scratch, such as bct-sys"
         )
     frozen_only = recipe.want(FrozenRows) and not recipe.want(ClassMeans)
     if not model.rows and (recipe.want(Answers) or frozen_only):
@@ -95,6 +90,8 @@ def _check_recipe(run: Run, chain: Chain, model: Model) -> None:
     if going_on:
         ours = {"embedder": run.embedder(chain, 1), "classifier": run.classifier(chain, 1)}
         theirs = {"embedder": model.settings, "classifier": model.classifier}
+        if not model.rows:  # its margin was of rows that it came without
+            del ours["classifier"], theirs["classifier"]
         old, new = (
             {k: v.model_dump(exclude={"memory"}) for k, v in of.items()} for of in (theirs, ours)
         )
@@ -138,7 +135,7 @@ def _row_order(run: Run, model: Model) -> list[int]:
 def take_adopted(run: Run, out: Path) -> Model:
     """Makes the adopted model that of step 0, in `out`: its rows in the benchmark's order."""
     model = run.adopted
-    assert model is not None and isinstance(model.settings, AdoptedSettings)
+    assert model is not None
     order = _row_order(run, model) if model.rows else []
     weight = model.sharded_rows(Ranks()).weight.detach()[order]
     names = model.names()
@@ -151,5 +148,6 @@ def take_adopted(run: Run, out: Path) -> Model:
         classifier=model.classifier,
         weight=weight,
         names=[names[row] for row in order],
+        image_size=model.image_size,
     )
     return Model.open(out)

@@ -23,7 +23,7 @@ from launch.phases.planning import pending, phases
 from launch.phases.publishing import gated, update_published
 from launch.runs.lease import Fence, holding
 from launch.runs.ledger import Ledger
-from launch.runs.places import check_places
+from launch.runs.places import check_networks, check_places
 from launch.runs.records import append
 from launch.runs.remembered import remember
 from launch.runs.run import Run, check_memory, check_steps
@@ -113,6 +113,7 @@ def _opened(config: RunConfig, folder: Path, fence: Fence) -> Run:
     check_steps(run.benchmark.row_ends, samples, config.cluster.workers, bool(run.given))
     check_memory(run)
     check_given(run)
+    check_networks(run)
     check_places(run)
     if config.evaluation.compatibility is not None:
         trials_of(run)

@@ -54,7 +54,9 @@ class Train(Kind[None]):
         common = [deciding["benchmark"], deciding["data"], run.lessons(chain).deciding()]
         model = [run.embedder(chain, step).deciding(), run.classifier(chain, step).deciding()]
         teacher = deciding["teacher"] if recipe.wants else None
-        return [common, model, recipe.fingerprint(), teacher, chain.seed, step]
+        start = run.start(chain, step)
+        begins = [] if start is None else [start.deciding()]
+        return [common, model, recipe.fingerprint(), teacher, chain.seed, step, *begins]
 
     def identity(self, at: Step, want: None) -> Any:
         # fingerprints of before phases had kinds: the past is the model before, or the dataset

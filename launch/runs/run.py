@@ -38,6 +38,7 @@ from trainer.methods.recipe import Recipe
 from trainer.model import Model
 from trainer.optimizers import TrainingSettings, schedule
 from trainer.training_spec import TrainingSpec
+from trainer.weights import StartSettings
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ class Run:
 
         `count` hears what the cache of a remote dataset does.
         """
-        config = config.model_copy(update={"benchmark": config.benchmark.pinned()})
+        start = config.start and config.start.pinned()
+        pinned = {"benchmark": config.benchmark.pinned(), "start": start}
+        config = config.model_copy(update=pinned)
         tests = open_tests(config.evaluation, config.data.cache, count)
         dataset = ShardDataset.open(config.dataset, config.data.cache, count)
         known = known_names(config, folder)
@@ -203,6 +206,11 @@ class Run:
         """The loss of a learning step."""
         return self.config.methods[chain.method].loss(self.config.classifier, step)
 
+    def start(self, chain: Chain, step: int) -> StartSettings | None:
+        """The weights that the main training of a step begins with in place of random ones."""
+        fresh = self.recipe(chain, step).start.embedder == "scratch"
+        return self.config.start if fresh else None
+
     def training_spec(self, chain: Chain, step: int, phase: str = "") -> TrainingSpec:
         """The main training of one step, or a further one. The step before must be finished.
 
@@ -229,6 +237,7 @@ class Run:
             folder=self.training_folder(chain, step, phase),
             checkpoints=self.checkpoints(chain, step, phase),
             phase=phase,
+            start=None if phase or (start := self.start(chain, step)) is None else start.file,
             fence=self.fence.check,
         )
 

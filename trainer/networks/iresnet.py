@@ -56,7 +56,9 @@ def iresnet(name: str) -> nn.Sequential:
     channels = 64
     for number, count in enumerate(BLOCKS[name], 1):
         outputs = 32 << number
-        stage = [_Block(channels if n == 0 else outputs, outputs, 1 + (n == 0)) for n in range(count)]
+        stage = [
+            _Block(channels if n == 0 else outputs, outputs, 1 + (n == 0)) for n in range(count)
+        ]
         network.add_module(f"layer{number}", nn.Sequential(*stage))
         channels = outputs
     network.add_module("bn2", nn.BatchNorm2d(channels))

@@ -67,7 +67,7 @@ class _Squares(nn.Conv2d):
                 f"{height}x{width} some would be left: set data.image_size to multiples"
             )
         made = super().forward(x)
-        places = self.places
+        places: torch.Tensor = self.places
         if made.shape[2:] != places.shape[2:]:
             places = F.interpolate(places, made.shape[2:], mode="bilinear", align_corners=False)
         return made + places
