@@ -20,7 +20,13 @@ if TYPE_CHECKING:
     pass
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.PReLU)
-_KINDS = {"Conv": "conv", "Gemm": "conv", "BatchNormalization": "norm", "PRelu": "slope"}
+_KINDS = {
+    "Conv": "conv",
+    "Gemm": "conv",
+    "MatMul": "conv",
+    "BatchNormalization": "norm",
+    "PRelu": "slope",
+}
 
 
 @dataclass(frozen=True)
@@ -127,16 +133,15 @@ def _nodes(content: bytes, source: str) -> Iterator[_Node]:
     for node in model.graph.node:
         if node.op_type == "Identity" and node.input[0] in held:  # of weights that are alike
             held[node.output[0]] = held[node.input[0]]
-        if node.op_type == "MatMul" and node.input[1] in held:
-            raise _other(source, "it has a MatMul with weights")
-        if node.op_type not in _KINDS:
+        between = node.op_type == "MatMul" and node.input[1] not in held
+        if node.op_type not in _KINDS or between:  # a product of two inputs has no weights
             continue
         try:
             weights = [numpy_helper.to_array(held[name]) for name in node.input[1:] if name]
         except KeyError as error:
             raise _other(source, f"a {node.op_type} computes its weights") from error
         given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type == "Gemm" and not given.get("transB"):
+        if node.op_type in ("Gemm", "MatMul") and not given.get("transB"):
             weights[0] = weights[0].T
         if given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
             raise _other(source, "a Gemm has factors")

@@ -5,8 +5,9 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from data_shards.files import sha256
 from data_shards.pipeline import PipelineSettings
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
@@ -20,7 +21,10 @@ from launch.planning.split import split_of
 from launch.runs.ledger import Ledger
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
+from trainer.arrays import write_embeddings
+from trainer.backbones import EmbedderSettings, build_embedder
 from trainer.class_means import read_class_means
+from trainer.gallery import Gallery, Part
 from trainer.heads.collectives import Ranks
 from trainer.model import Model
 
@@ -158,3 +162,97 @@ def test_the_plan_begins_with_what_is_trained(small_folder, program, tmp_path):
         config = configured(small_folder, tmp_path, {"bct-sys": {}}, tmp_path / "model", **changes)
         with pytest.raises(InputError, match=words):
             planned(config)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """The weights of an osnet, as a file."""
+    file = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    network = build_embedder(EmbedderSettings(architecture="osnet", dimension=8), seed=5)
+    save_file(network.state_dict(), file)
+    return file
+
+
+OSNET = {"embedder": {"architecture": "osnet", "dimension": 8}}
+HARDLY = {"training": {"iterations": 1, "batch": 20, "learning_rate": 1e-12}}
+
+
+def same_weights(model, file):
+    own, given = model.embedder().state_dict(), load_file(file)
+    return all(torch.allclose(own[n], given[n]) for n in given if n.endswith("weight"))
+
+
+def test_trainings_begin_with_given_weights_and_go_on_from_an_adopted_model(
+    small_folder, weights, tmp_path
+):
+    """Step 0 is the adopted model with a classifier of its gallery; finetune goes on training it,
+    and bct-lwf, from scratch otherwise, begins with the same weights."""
+    options = {"start": str(weights), **OSNET, **HARDLY}
+    bare = configured(small_folder, tmp_path, {"finetune": {}}, None, **options)
+    run = Run.open(tmp_path / "none", bare)
+    dataset = run.dataset
+    samples = run.benchmark.step_samples(0, all_so_far=True)
+    old = sorted({str(dataset.names[i]) for i in dataset.identity[samples]})
+    vectors = np.random.default_rng(0).normal(size=(len(samples), 8)).astype(np.float32)
+    (tmp_path / "vectors").mkdir()
+    write_embeddings(tmp_path / "vectors" / "v.safetensors", samples, vectors, "m")
+    part = Part("v.safetensors", 0, "m", len(samples), sha256(tmp_path / "vectors/v.safetensors"))
+    Gallery(tmp_path / "vectors", dataset.fingerprint, {"m": 8}, (part,)).save()
+    owners = dataset.names[dataset.identity]
+    (tmp_path / "vectors" / "ids.tsv").write_text(
+        "key\tidentity\n" + "".join(f"k\t{name}\n" for name in owners)
+    )
+    margin = "kind=cosface,scale=16,margin=0.1"
+    given = Outside(weights, "osnet", None, None, None, tmp_path / "vectors")
+    run_adopt(given, tmp_path / "m", "32x32", ("127.5", "127.5"), False, False, margin, QUIET)
+    model = Model.open(tmp_path / "m")
+    assert model.names() == old
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    for row, name in enumerate(old):
+        mean = unit[owners[samples] == name].mean(axis=0)
+        found = model.sharded_rows(Ranks()).weight[row].detach().numpy()
+        np.testing.assert_allclose(found, mean / np.linalg.norm(mean), atol=1e-5)
+
+    settings = {"margin": {"kind": "cosface", "scale": 16, "margin": 0.1}}
+    methods = {"finetune": {}, "fkd": {"neighbours": 5}, "bct-lwf": {}}
+    options |= {"classifier": settings}
+    config = configured(small_folder, tmp_path, methods, tmp_path / "m", **options)
+    execute_alone(config, tmp_path / "run")
+    run = Run.open(tmp_path / "run", config)
+    for chain in run.chains():
+        assert same_weights(Model.open(run.step_folder(chain, 1) / "model"), weights), chain
+    without = configured(
+        small_folder, tmp_path, methods, tmp_path / "m", **options | {"start": None}
+    )
+    prints = [
+        {p.name: p.fingerprint for p in phases(Run.open(tmp_path / "none", c))}
+        for c in (config, without)
+    ]
+    changed = {name for name in prints[0] if prints[0][name] != prints[1][name]}
+    assert changed == {f"bct-lwf/seed-0/step-1/{kind}" for kind in ("train", "evaluate")}
+
+
+def test_step_0_begins_with_given_weights(small_folder, weights, tmp_path):
+    options = {"start": str(weights), "benchmark": {**STEPS, "steps": 1}, **OSNET, **HARDLY}
+    config = configured(small_folder, tmp_path, {"finetune": {}}, None, **options)
+    execute_alone(config, tmp_path / "run")
+    model = Run.open(tmp_path / "run", config).step_folder(Chain("finetune", 0), 0) / "model"
+    assert same_weights(Model.open(model), weights)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"embedder": {"architecture": "osnet", "dimension": 4}}, "set embedder.dimension"),
+        ({"embedder": {"width": 4}}, "does not fit embedder.architecture = small"),
+        ({"start": "missing.safetensors"}, "does not exist"),
+        ({"start": None, "embedder": {"architecture": "iresnet18"}}, "data.image_size=112x112"),
+    ],
+)
+def test_weights_and_networks_that_do_not_fit_are_refused_before_anything_is_trained(
+    options, words, small_folder, weights, tmp_path
+):
+    options = {"start": str(weights), **OSNET, **options}
+    config = configured(small_folder, tmp_path, {"finetune": {}}, None, **options)
+    with pytest.raises(InputError, match=words):
+        execute_alone(config, tmp_path / "run")
