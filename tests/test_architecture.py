@@ -115,6 +115,7 @@ def test_rooms_have_no_circles(package):
 
 
 OTHER_MEANINGS = {
+    "benchmarks/embedding.py",  # the command, not the phase of a run
     "launch/commands/benchmark_files.py",  # the parts of a dataset that is split
     "launch/commands/importing.py",  # folders that are called as parts of a split
     "launch/commands/runs.py",  # a key of compare --json

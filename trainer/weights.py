@@ -5,8 +5,6 @@ IBN-a ones (whose classifier ``fc`` is left out), InsightFace's iresnets and Tor
 known. Prefixes that all names share (``module.``, ``backbone.``) are left out.
 """
 
-import io
-import pickle
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +18,6 @@ from trainer.backbones import Embedder, EmbedderSettings
 from trainer.networks import NETWORKS
 from untrusted.files import read_bytes
 
-STATE_DICTS = (".safetensors", ".pt", ".pth")
 _FILE_BYTES = 1 << 34
 """The largest file of weights, 16 GiB."""
 _OWN = ("trunk.", "project.", "norm.")
@@ -33,8 +30,8 @@ class StartSettings(Settings):
     """Weights that trainings begin with."""
 
     file: Annotated[Path, UNDECIDING]
-    """A state dict: .safetensors, or .pt or .pth with nothing but tensors. It counts by its
-    content, wherever it lies, and every machine of the run must find it."""
+    """A state dict, .safetensors. It counts by its content, wherever it lies, and every machine of
+    the run must find it."""
     sha256: str | None = None
     """Of `file`; a file with another content is refused. None: filled in when the run begins."""
 
@@ -46,31 +43,18 @@ class StartSettings(Settings):
 
 
 def read_state_dict(file: Path) -> Tensors:
-    """The tensors of a .safetensors file, or of a .pt or .pth one that holds nothing else.
-
-    Raises InputError; of a pickle nothing but tensors is read (torch's `weights_only`).
-    """
+    """The tensors of a .safetensors file. Raises InputError; pickles are not read."""
+    if file.suffix != ".safetensors":
+        raise InputError(
+            f"{file} is no .safetensors file: save the weights as one, by "
+            'safetensors.torch.save_file(network.state_dict(), "weights.safetensors")'
+        )
     try:
-        content = read_bytes(file, _FILE_BYTES)
-        if file.suffix == ".safetensors":
-            return load(content)
-        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return load(read_bytes(file, _FILE_BYTES))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise InputError(f"{file} is no safetensors file, or is damaged: {error}") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise InputError(
-            f"{file} holds more than tensors, or is damaged: save the weights alone, by "
-            'safetensors.torch.save_file(network.state_dict(), "weights.safetensors")'
-        ) from error
-    if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
-        found = found["state_dict"]
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
-    ):
-        raise InputError(f"{file} is no state dict: save network.state_dict() alone")
-    return found
 
 
 def without_prefix(tensors: Tensors, known: set[str]) -> Tensors:

@@ -73,8 +73,8 @@ def test_weights_by_insightfaces_names_give_what_they_gave(prefix, tmp_path):
     settings = EmbedderSettings(architecture="iresnet18", dimension=16)
     network, other = learned(settings), build_embedder(settings)
     given = {prefix + name: tensor for name, tensor in theirs(network).items()}
-    torch.save({"state_dict": given, "epoch": 3}, tmp_path / "w.pt")
-    load_weights(other, settings, read_state_dict(tmp_path / "w.pt"), "w.pt")
+    save_file(given, tmp_path / "w.safetensors")
+    load_weights(other, settings, read_state_dict(tmp_path / "w.safetensors"), "w")
     with torch.inference_mode():
         found, expected = other.eval()(images()), network(images())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -110,13 +110,13 @@ def test_weights_that_do_not_fit_are_refused(change, words):
         load_weights(embedder, FACES, given, "w")
 
 
-def test_a_pickle_with_more_than_tensors_is_refused(tmp_path):
-    torch.save({"a": Path("x")}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="more than tensors"):
+def test_pickles_and_damaged_files_are_refused(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "w.pth")
+    with pytest.raises(InputError, match="save_file"):
         read_state_dict(tmp_path / "w.pth")
-    torch.save({"a": 3}, tmp_path / "w.pth")
-    with pytest.raises(InputError, match="no state dict"):
-        read_state_dict(tmp_path / "w.pth")
+    (tmp_path / "w.pth").rename(tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match="no safetensors file, or is damaged"):
+        read_state_dict(tmp_path / "w.safetensors")
 
 
 def test_a_start_counts_by_its_content(tmp_path):
