@@ -48,7 +48,7 @@ def addition_charts(
             points = [(float(step), one.mean) for step, one in steps.items()]
             bands = [one.half_width or 0.0 for one in steps.values()]
             lines.append(Line(f"{method} - {host}", looks.get(method, 0), points, bands))
-        chart = line_chart(lines, "learning step", "points", whole_x=True)
+        chart = line_chart(lines, "after learning step", "points", whole_x=True)
         if chart:
             charts.append((METRICS.get(metric, titles[metric]), Markup(chart)))
     legend = [

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 520, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 12, 34
+from monitoring.chart_data import figure
+
+WIDTH, HEIGHT = 420, 270
+_RIGHT, _TOP, _BOTTOM = 18, 12, 42
+_LETTER = 7.6
+"""Width of a character of a label, at most, at the size that phones show it in."""
 _COLOURS = 10
 """CSS variables --c0, --c1, ... that can be told apart in one chart."""
+_BOUNDS = 30
+"""Learning steps between which a chart of their training has lines, at most."""
 _DASHES = ("", "7 4", "2 3", "9 3 2 3")
 """Where colours come again, lines are drawn in other ways, and points as other shapes."""
 _SHAPES = (
@@ -86,16 +92,36 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [tick for tick in every if first <= tick <= last]
 
 
-def _limits(low: float, high: float, found: Sequence[float]) -> tuple[float, float]:
+def _limits(
+    low: float, high: float, found: Sequence[float], within: tuple[float, float]
+) -> tuple[float, float]:
     """The ends of an axis for values in [low, high], whose ticks `found` cover them.
 
     Just beyond the values: up to the next tick there might be nothing for half of the chart, such
-    as shares below 0.
+    as shares below 0. Not beyond `within`, such as 100 %, unless values are.
     """
-    if _alike(low, high):
-        return found[0], found[-1]
     room = 0.03 * (high - low)
-    return max(found[0], low - room), min(found[-1], high + room)
+    ends = found[0], found[-1]
+    if not _alike(low, high):
+        ends = max(found[0], low - room), min(found[-1], high + room)
+    return max(ends[0], min(low, within[0])), min(ends[1], max(high, within[1]))
+
+
+def margin_of(labels: Sequence[str]) -> float:
+    """The room that labels need at the left of a chart."""
+    return 14 + _LETTER * max(map(len, labels), default=0)
+
+
+def _apart(labels: Sequence[tuple[float, str]]) -> list[tuple[float, str]]:
+    """Those of the labels (their middle, text), from the left, that overlap none before them."""
+    shown: list[tuple[float, str]] = []
+    end = -math.inf
+    for middle, text in labels:
+        half = _LETTER * len(text) / 2
+        if middle - half > end:
+            shown.append((middle, text))
+            end = middle + half + 4
+    return shown
 
 
 def _same(value: float) -> float:
@@ -111,11 +137,13 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     within: tuple[float, float] = (-math.inf, math.inf),
+    spans: bool = False,
 ) -> str:
-    """An SVG of `lines` with axes; hovering a point or line names it.
+    """A figure of `lines` with axes and their data as CSV; hovering a point or line names it.
 
-    On a logarithmic axis, points at or below 0 are left out. Bands end where `within` does, such as
-    0 and 100 for shares in percent.
+    On a logarithmic axis, points at or below 0 are left out. The y axis and bands end where
+    `within` does, such as 0 and 100 for shares in percent. With `spans`, x from n to n + 1 is what
+    happens during n, which is written in its middle.
     """
     if log_x or log_y:
         shown = [[(x, y) for x, y in n.points if x > 0 or not log_x] for n in lines]
@@ -129,47 +157,64 @@ def line_chart(
     lows = [low for own in ends for low, _ in own]
     highs = [high for own in ends for _, high in own]
     y_ticks = log_ticks(min(lows), max(highs)) if log_y else ticks(min(lows), max(highs), 6)
-    x_ticks = log_ticks(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs), 6)
-    x_ticks = sorted(set(xs)) if whole_x else x_ticks
     along, upward = math.log10 if log_x else _same, math.log10 if log_y else _same
     x_low, x_high = min(xs), max(max(xs), min(xs) + 1e-9)
+    if spans:
+        x_low, x_high = math.floor(x_low), max(math.ceil(x_high), math.floor(x_low) + 1)
     y_low, y_high = y_ticks[0], y_ticks[-1]
     if not log_y:
-        y_low, y_high = _limits(min(lows), max(highs), y_ticks)
+        y_low, y_high = _limits(min(lows), max(highs), y_ticks, within)
     y_high = max(y_high, y_low + 1e-9)
+    y_ticks = [y for y in y_ticks if y_low <= y <= y_high]
+    left = margin_of([f"{y:g}" for y in y_ticks])
 
     def at(x: float, y: float) -> tuple[float, float]:
         across = (along(x) - along(x_low)) / (along(x_high) - along(x_low))
         up = (upward(y) - upward(y_low)) / (upward(y_high) - upward(y_low))
         return (
-            _LEFT + across * (WIDTH - _LEFT - _RIGHT),
+            left + across * (WIDTH - left - _RIGHT),
             HEIGHT - _BOTTOM - up * (HEIGHT - _TOP - _BOTTOM),
         )
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(y_label)}">']
-    for y in (y for y in y_ticks if y_low <= y <= y_high):
+    for y in y_ticks:
         _, v = at(x_low, y)
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{v:.1f}" y2="{v:.1f}"/>'
+            f'<line class="grid" x1="{left:.1f}" x2="{WIDTH - _RIGHT}" y1="{v:.1f}" y2="{v:.1f}"/>'
         )
         parts.append(
-            f'<text class="tick" x="{_LEFT - 8}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>'
+            f'<text class="tick" x="{left - 8:.1f}" y="{v + 4:.1f}" text-anchor="end">{y:g}</text>'
         )
-    for x in x_ticks:
-        if not x_low <= x <= x_high:
-            continue
-        u, _ = at(x, y_low)
-        parts.append(
-            f'<text class="tick" x="{u:.1f}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>'
-        )
-    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    if spans:
+        x_ticks = [float(x) for x in range(int(x_low), int(x_high))]
+        bounds = [at(x, y_low)[0] for x in x_ticks[1:]] if len(x_ticks) <= _BOUNDS else []
+        parts += [
+            f'<line class="grid" x1="{u:.1f}" x2="{u:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>'
+            for u in bounds
+        ]
+    elif whole_x:
+        x_ticks = sorted(set(xs))
+    else:
+        x_ticks = log_ticks(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs), 6)
+    middles = [(at(x + 0.5 * spans, y_low)[0], f"{x:g}") for x in x_ticks if x_low <= x <= x_high]
+    parts += [
+        f'<text class="tick" x="{u:.1f}" y="{HEIGHT - 25}" text-anchor="middle">{text}</text>'
+        for u, text in _apart(middles)
+    ]
+    middle = (left + WIDTH - _RIGHT) / 2
     parts.append(
-        f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 2}" text-anchor="middle">'
+        f'<text class="tick" x="{middle:.0f}" y="{HEIGHT - 6}" text-anchor="middle">'
         f"{escape(x_label)}</text>"
     )
     for line, own in zip(lines, ends, strict=True):
         parts.append(_drawn(line, own, at, points))
-    return "".join([*parts, "</svg>"])
+    rows = [
+        (line.name, x, y, b)
+        for line in lines
+        for (x, y), b in zip(line.points, _bands(line), strict=True)
+    ]
+    heads = ("line", x_label, y_label, "half of the band")
+    return figure("".join([*parts, "</svg>"]), y_label, heads, rows)
 
 
 def _bands(line: Line) -> Sequence[float]:
@@ -225,17 +270,18 @@ class Span:
 
 
 def timeline(spans: Sequence[Span]) -> str:
-    """An SVG with a row for each `row` and a bar for each span, over minutes."""
+    """A figure with a row for each `row` and a bar for each span, over minutes."""
     if not spans:
         return ""
     rows: dict[str, list[Span]] = {}
     for span in spans:
         rows.setdefault(span.row, []).append(span)
-    left, pitch, width = 150, 22, 1080
+    left, pitch, width = margin_of(list(rows)), 22, 1080
+    left = min(left, width / 2)
     height = pitch * len(rows) + 36
     start, end = min(s.start for s in spans), max(s.end for s in spans)
     scale = (width - left - 16) / max(end - start, 1e-9)
-    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="timeline">']
+    parts = [f'<svg class="long" viewBox="0 0 {width} {height}" role="img" aria-label="timeline">']
     for minute in ticks(0, (end - start) / 60, 8):
         u = left + minute * 60 * scale
         if u > width - 16:
@@ -248,7 +294,8 @@ def timeline(spans: Sequence[Span]) -> str:
     for number, (row, own) in enumerate(rows.items()):
         v = number * pitch + 4
         parts.append(
-            f'<text class="tick" x="{left - 8}" y="{v + 12}" text-anchor="end">{escape(row)}</text>'
+            f'<text class="tick" x="{left - 8:.1f}" y="{v + 12}" text-anchor="end">'
+            f"{escape(row)}</text>"
         )
         for span in own:
             u, w = left + (span.start - start) * scale, max(1.5, (span.end - span.start) * scale)
@@ -257,4 +304,6 @@ def timeline(spans: Sequence[Span]) -> str:
                 f'fill="var(--c{span.colour})"><title>{escape(span.name)}: '
                 f"{span.end - span.start:.1f} s</title></rect>"
             )
-    return "".join([*parts, "</svg>"])
+    told = [(one.row, one.name, one.start, one.end) for one in spans]
+    heads = ("chain", "phase", "started, seconds", "finished, seconds")
+    return figure("".join([*parts, "</svg>"]), "phases", heads, told)

@@ -4,7 +4,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from monitoring.charts import WIDTH, Line, colour_of, line_chart, ticks
+from monitoring.chart_data import figure
+from monitoring.charts import WIDTH, Line, colour_of, line_chart, margin_of, ticks
 from monitoring.compatibility import in_words
 from monitoring.heat_maps import Axes, heat_map
 
@@ -57,7 +58,7 @@ def gain_charts(found: Comparisons, looks: dict[str, int]) -> list[tuple[str, st
 
 
 def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], looks: dict[str, int]) -> str:
-    """An SVG of gains (method, learning step, comparison at a point) with intervals, around 0.
+    """A figure of gains (method, learning step, comparison at a point) with intervals, around 0.
 
     Losses far beyond the gains (models that are not compatible at all) are written, not drawn.
     """
@@ -65,7 +66,8 @@ def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], looks: dict[str, 
     best = max(0.0, *values)
     scale = ticks(max(min(0.0, *values), -max(10.0, 2 * best)), best)
     low, high = scale[0], scale[-1]
-    left, right, pitch = 150, 14, 24
+    names = [f"{method}, {step} on {step - 1}" for method, step, _ in marks]
+    left, right, pitch = min(margin_of(names), WIDTH / 2), 22, 24
     height = pitch * len(marks) + 40
 
     def at(value: float) -> float:
@@ -79,16 +81,21 @@ def whiskers(marks: Sequence[tuple[str, int, dict[str, Any]]], looks: dict[str, 
             f'y2="{height - 28}"/><text class="tick" x="{at(tick):.1f}" y="{height - 12}" '
             f'text-anchor="middle">{tick:+g}</text>'
         )
-    for number, mark in enumerate(marks):
+    for number, (name, mark) in enumerate(zip(names, marks, strict=True)):
         y = pitch * number + 18
         parts.append(
-            f'<text class="tick" x="{left - 8}" y="{y + 4}" text-anchor="end">'
-            f"{escape(mark[0])}, {mark[1]} on {mark[1] - 1}</text>"
+            f'<text class="tick" x="{left - 8:.1f}" y="{y + 4}" text-anchor="end">'
+            f"{escape(name)}</text>"
         )
         parts.append(
             _whisker(mark=mark, y=y, at=at, low=low, colour=colour_of(looks.get(mark[0], 0)))
         )
-    return "".join([*parts, "</svg>"])
+    rows = [
+        (name, *(100 * point["gain"][key] for key in ("value", "low", "high")), str(point["holds"]))
+        for name, (_, _, point) in zip(names, marks, strict=True)
+    ]
+    heads = ("steps", "gain, points", "low", "high", "holds")
+    return figure("".join([*parts, "</svg>"]), "gains", heads, rows)
 
 
 def _whisker(
@@ -134,7 +141,8 @@ def backfill_charts(found: Comparisons) -> list[tuple[str, str]]:
             ]
             name = in_words(curve["point"])
             label = f"{method}, {newest['step']} on {newest['against']}: {name}, %"
-            charts.append((label, line_chart(lines, "re-embedded, %", name, points=False)))
+            chart = line_chart(lines, "re-embedded, %", name, points=False, within=(0, 100))
+            charts.append((label, chart))
     return charts
 
 

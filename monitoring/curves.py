@@ -43,7 +43,9 @@ def _charts(tests: dict[str, dict[str, Any]], looks: dict[str, int]) -> dict[str
         return [Line(m, looks[m], how(test[key])) for m, test in tests.items() if key in test]
 
     def of_rates(key: str, how: Callable[[Any], _Points], x: str, y: str, log: bool = False) -> str:
-        return line_chart(lines(key, how), x, y, points=False, log_x=True, log_y=log)
+        return line_chart(
+            lines(key, how), x, y, points=False, log_x=True, log_y=log, within=(0, 100)
+        )
 
     far, fpir = "false accept rate", "false positive identification rate"
     found = lines("cmc", lambda shares: _percent(list(enumerate(shares, start=1))))
@@ -51,5 +53,7 @@ def _charts(tests: dict[str, dict[str, Any]], looks: dict[str, int]) -> dict[str
         "ROC": of_rates("roc", _percent, far, "true accept rate, %"),
         "DET": of_rates("roc", _misses, far, "false reject rate", log=True),
         "open set": of_rates("open_set", _percent, fpir, "true positive identification rate, %"),
-        "CMC": line_chart(found, "rank", "found among the first, %", points=False, log_x=True),
+        "CMC": line_chart(
+            found, "rank", "found among the first, %", points=False, log_x=True, within=(0, 100)
+        ),
     }

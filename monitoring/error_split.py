@@ -126,7 +126,7 @@ def split_charts(
             lines.append(Line(method, looks[method], points, bands))
         chart = line_chart(
             lines,
-            "learning step",
+            "after learning step",
             f"{part}, % of test images",
             whole_x=True,
             within=(0, 100),

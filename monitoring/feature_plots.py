@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from monitoring.analysis_schemas import FEATURES, MOST_CLASSES
+from monitoring.chart_data import figure
 from monitoring.records import Damage, Record, read_value
 from monitoring.run_folder import ANALYSES_FOLDER, FEATURES_FOLDER
 
@@ -54,8 +55,8 @@ def feature_plots(found: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def scatter(groups: Sequence[Record], colours: dict[str, int]) -> str:
-    """An SVG of groups' points; those of images below, then exemplars, then generated ones. A line
-    leads from what an exemplar began as to the exemplar."""
+    """A figure of groups' points; those of images below, then exemplars, then generated ones. A
+    line leads from what an exemplar began as to the exemplar."""
     every = [point for group in groups for point in group["points"]]
     if not every:
         return ""
@@ -83,7 +84,8 @@ def scatter(groups: Sequence[Record], colours: dict[str, int]) -> str:
             pairs = zip(group["points"], ends.get(group["label"], ()), strict=False)
             marks += "".join(_way(place(start), place(end)) for start, end in pairs)
         parts.append(f'<g style="--own:{colour}"><title>{told}</title>{marks}</g>')
-    return "".join([*parts, "</svg>"])
+    rows = [(g["label"], g["origin"], *point[:2]) for g in groups for point in g["points"]]
+    return figure("".join([*parts, "</svg>"]), "plane", ("class", "origin", "x", "y"), rows)
 
 
 def _mark(origin: str, x: float, y: float) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from monitoring.chart_data import figure
+
 _MARGIN, _WRITTEN = 56, 13
 _SIDES = {6: 64, _WRITTEN: 44}
 """Side of a cell by the most learning steps that it is for; more have cells without numbers."""
@@ -23,11 +25,11 @@ def heat_map(
     holds: Mapping[tuple[int, int], bool] | None = None,
     scale: tuple[float, float] | None = None,
 ) -> str:
-    """An SVG of shares by (row: a learning step, column: a learning step), in percent.
+    """A figure of shares by (row: a learning step, column: a learning step), in percent.
 
     The deepest colour is for the last value of `scale`, the palest for the first; none: for the
-    largest and smallest of `cells`. Cells in `holds` have a green frame where it is true, and a red
-    one where not.
+    largest and smallest of `cells`. Cells in `holds` have a green frame and a tick where it is
+    true, a red, dashed one and a cross where not.
     """
     size = 1 + max(max(cell) for cell in cells)
     low, high = scale or (min(cells.values()), max(cells.values()))
@@ -49,20 +51,30 @@ def heat_map(
     for (row, column), value in sorted(cells.items()):
         strength = (value - low) / max(high - low, 1e-9)
         x, y = _MARGIN + column * pitch, _MARGIN + row * pitch
-        frame = ""
+        frame, verdict = "", ""
         if holds is not None and (row, column) in holds:
             frame = "holds" if holds[row, column] else "fails"
+            verdict = f", the criterion {'holds' if frame == 'holds' else 'does not hold'}"
         gap = 3 if pitch > _SMALL else 1
         parts.append(
             f'<rect class="cell {frame}" x="{x + gap}" y="{y + gap}" width="{pitch - 2 * gap}" '
             f'height="{pitch - 2 * gap}" rx="{gap + 2}" '
             f'style="fill-opacity:{0.08 + 0.62 * strength:.3f}"><title>'
-            f"{axes.row} {row}, {axes.column} {column}: {100 * value:.2f} %</title></rect>"
+            f"{axes.row} {row}, {axes.column} {column}: {100 * value:.2f} %{verdict}"
+            "</title></rect>"
         )
         if size <= _WRITTEN:
             digits = 1 if pitch == _SIDES[6] else 0
+            if frame:
+                mark = "✓" if frame == "holds" else "✗"
+                parts.append(
+                    f'<text class="mark {frame}" x="{x + pitch - gap - 4}" y="{y + gap + 13}" '
+                    f'text-anchor="end">{mark}</text>'
+                )
             parts.append(
                 f'<text class="value" x="{x + pitch / 2}" y="{y + pitch / 2 + 5}" '
                 f'text-anchor="middle">{100 * value:.{digits}f}</text>'
             )
-    return "".join([*parts, "</svg>"])
+    rows = [(row, column, 100 * value) for (row, column), value in sorted(cells.items())]
+    heads = (axes.row, axes.column, "%")
+    return figure("".join([*parts, "</svg>"]), f"{axes.row} {axes.column}", heads, rows)

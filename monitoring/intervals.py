@@ -44,6 +44,16 @@ def half_width(values: Sequence[float]) -> float | None:
     return student_t(count - 1) * statistics.stdev(values) / math.sqrt(count)
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Where the share is of what `count` independent trials are drawn from, at a confidence of
+    95 %, if `share` of them succeeded (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    half /= 1 + z * z / count
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 class Difference(NamedTuple):
     """One thing minus another, of the same seeds."""
 

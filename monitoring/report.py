@@ -37,7 +37,14 @@ from monitoring.records import (
     told,
 )
 from monitoring.records import metrics as training
-from monitoring.results import LOWER_IS_BETTER, compare, metrics, ordered_methods
+from monitoring.results import (
+    LOWER_IS_BETTER,
+    compare,
+    counted,
+    interval,
+    metrics,
+    ordered_methods,
+)
 from monitoring.run_folder import EXAMPLES_FILE, LEDGER_FILE, NEIGHBOUR_EXAMPLES_FILE, REPORT_FILE
 from monitoring.schemas import phase_of
 from monitoring.similarity_maps import similarity_maps
@@ -65,8 +72,9 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
     except Damaged as error:
         raise InputError(f"{folder}: {error}: restore it from a copy") from error
     rows = compare([folder], damage)
-    methods = [method for _, method in ordered_methods(rows)][::-1]
-    looks = {method: number for number, method in enumerate(sorted(methods))}
+    methods = [method for _, method in ordered_methods(rows)]
+    # a method looks the same before the others have finished anything, and on the live page
+    looks = {m: n for n, m in enumerate(dict.fromkeys([*asked.methods, *methods]))}
     done = ledger(folder, damage)
     kinds = {kind: n for n, kind in enumerate(dict.fromkeys(r["kind"] for r in done))}
     spans = _spans(done, kinds, damage)
@@ -129,14 +137,24 @@ def _tables(rows: list[dict[str, Any]], methods: list[str]) -> list[dict[str, An
         }
         lines = []
         for method in methods:
-            cells = []
-            for step in steps:
-                row = found.get((method, step))
-                value = row.get(metric) if row else None
-                cells.append({"value": value, "best": bool(value and value["mean"] == best[step])})
+            cells = [_cell(metric, found.get((method, step), {}), best[step]) for step in steps]
             lines.append({"method": method, "cells": cells})
-        tables.append({"title": title, "lines": lines})
+        tables.append({"title": title, "lines": lines, "of": counted(rows, metric)})
     return tables
+
+
+def _cell(metric: str, row: dict[str, Any], best: float) -> dict[str, Any]:
+    """A cell of a table: percents as text, and whether it is the best of its step."""
+    value = row.get(metric)
+    if not value:
+        return {}
+    seeds, limits = row["seeds"], interval(metric, value, row["seeds"])
+    return {
+        "mean": f"{100 * value['mean']:.1f}",
+        "spread": f"± {100 * value['std']:.1f}" if seeds > 1 else "",
+        "interval": "{:.1f} … {:.1f}".format(*(100 * end for end in limits)) if limits else "",
+        "best": value["mean"] == best,
+    }
 
 
 def _curves(
@@ -152,8 +170,10 @@ def _curves(
             points = [(float(r["step"]), 100 * r[metric]["mean"]) for r in own]
             band = [100 * r[metric]["half_width"] for r in own]
             lines.append(Line(method, looks[method], points, band))
-        chart = line_chart(lines, "learning step", f"{title}, %", whole_x=True, within=(0, 100))
-        charts.append((title, chart))
+        chart = line_chart(
+            lines, "after learning step", f"{title}, %", whole_x=True, within=(0, 100)
+        )
+        charts.append((f"{title}, %{counted(rows, metric)}", chart))
     return charts
 
 
@@ -169,7 +189,7 @@ def _errors(
 
 def _compatibility(folder: Path, looks: dict[str, int], damage: Damage) -> dict[str, Any] | None:
     """The page's part on compatibility; none where the run does not compare its models."""
-    found = comparisons(folder, damage)
+    found = _in_order(comparisons(folder, damage), looks)
     if not found:
         return None
     charts = {
@@ -181,12 +201,17 @@ def _compatibility(folder: Path, looks: dict[str, int], damage: Damage) -> dict[
         "heads": SUMMARY_HEADS,
         "tables": [
             (in_words(point), [summary_cells(row) for row in rows])
-            for point, rows in by_point(summary([folder])).items()
+            for point, rows in by_point(_in_order(summary([folder]), looks)).items()
         ],
         "confidence": found[0]["confidence"],
         "flips": flip_rows(found),
         **{key: [(name, Markup(svg)) for name, svg in drawn] for key, drawn in charts.items()},
     }
+
+
+def _in_order(rows: list[dict[str, Any]], looks: dict[str, int]) -> list[dict[str, Any]]:
+    """Rows of methods, or comparisons, in the order of the methods."""
+    return sorted(rows, key=lambda row: looks.get(row["method"], len(looks)))
 
 
 def _losses(folder: Path, looks: dict[str, int], damage: Damage) -> list[tuple[str, str]]:
@@ -205,13 +230,15 @@ def _losses(folder: Path, looks: dict[str, int], damage: Damage) -> list[tuple[s
     charts = []
     for key, title in (("classify", "Classification loss"), ("images_per_second", "Images/s")):
         lines = []
-        for method, found in of_method.items():
+        for method, found in sorted(of_method.items(), key=lambda own: looks.get(own[0], 0)):
             points = []
             for (step, iteration), record in sorted(found.items()):
                 if abs(record.get(key, math.inf)) < _DRAWABLE:  # a loss may be infinite or NaN
                     points.append((step + min(1.0, iteration / record["of"]), float(record[key])))
             lines.append(Line(method, looks.get(method, 0), points))
-        charts.append((title, line_chart(lines, "learning step", title, points=False)))
+        charts.append(
+            (title, line_chart(lines, "during learning step", title, points=False, spans=True))
+        )
     return [(title, chart) for title, chart in charts if chart]
 
 

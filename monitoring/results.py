@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from monitoring.intervals import half_width
+from monitoring.intervals import half_width, wilson
+from monitoring.live.extent import Damaged, extent
 from monitoring.memory import memory, memory_table
 from monitoring.records import Damage, evaluations
 from untrusted.text import printable
@@ -38,6 +39,7 @@ _OF_TESTS = {
     "tar": "TAR at FAR",
     "tpir": "TPIR at FPIR",
 }
+_OF_QUERIES = ("top1", "map")
 SPREAD = "± is the standard deviation over seeds of the training, at one split (benchmark.seed)"
 _RATES = {"tar": "0.0001", "tpir": "0.01"}  # shown, where the test is large enough to tell
 
@@ -86,7 +88,14 @@ def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[
             groups[folder.name, evaluation["method"], evaluation["step"]].append(evaluation)
     rows = []
     order = {folder.name: number for number, folder in enumerate(folders)}
-    for run, method, step in sorted(groups, key=lambda key: (order[key[0]], *key[1:])):
+    places = {folder.name: _asked(folder) for folder in folders}
+
+    def place(key: tuple[str, str, int]) -> tuple[int, int, str, int]:
+        run, method, step = key
+        own = places[run]
+        return order[run], own.get(method, len(own)), method, step
+
+    for run, method, step in sorted(groups, key=place):
         found = groups[run, method, step]
         row: dict[str, Any] = {"run": run, "method": method, "step": step, "seeds": len(found)}
         of_seeds = [figures(evaluation) for evaluation in found]
@@ -96,6 +105,8 @@ def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
             mean, half = statistics.fmean(values), half_width(values) or 0.0
             row[metric] = {"title": title, "mean": mean, "std": deviation, "half_width": half}
+            if metric in _OF_QUERIES and (count := _queries(found)):
+                row[metric]["queries"] = count
         for key in ("tasks", "confusion"):
             lists = [evaluation[key] for evaluation in found if key in evaluation]
             if len({len(own) for own in lists}) == 1:  # a damaged file may be of another length
@@ -106,6 +117,32 @@ def compare(folders: Iterable[Path], damage: Damage | None = None) -> list[dict[
         if (own := kept.get((row["run"], row["method"], row["step"]))) is not None:
             row["memory"] = own
     return rows
+
+
+def _queries(found: list[dict[str, Any]]) -> int | None:
+    """How many queries with a match every seed's figures are of; None where that is not said."""
+    counts = {e.get("queries", 0) - e.get("queries_without_match", 0) for e in found}
+    count = max(counts)
+    return count if len(counts) == 1 and count > 0 else None
+
+
+def counted(rows: list[dict[str, Any]], metric: str) -> str:
+    """How many queries a metric is of, to stand behind its title; empty where that is not said."""
+    counts = sorted({row[metric]["queries"] for row in rows if "queries" in row.get(metric, {})})
+    least, *more = [f"{count:,}" for count in (counts[:1] + counts[1:][-1:])] or [""]
+    return f", {' to '.join([least, *more])} queries" if least else ""
+
+
+def interval(metric: str, value: dict[str, Any], seeds: int) -> tuple[float, float] | None:
+    """The 95 % interval of a metric of one of `compare`'s rows: over seeds by Student's t; of a
+    single seed's top-1 that of so many independent queries (Wilson). None where neither is known.
+    """
+    if seeds > 1:
+        low, high = (value["mean"] + sign * value["half_width"] for sign in (-1, 1))
+        return max(min(0.0, value["mean"]), low), min(max(1.0, value["mean"]), high)
+    if metric == "top1" and "queries" in value and 0 <= value["mean"] <= 1:
+        return wilson(value["mean"], value["queries"])
+    return None
 
 
 def _mean(values: list[Any]) -> Any:
@@ -127,15 +164,18 @@ def metrics(rows: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def ordered_methods(rows: list[dict[str, Any]], metric: str | None = None) -> list[tuple[str, str]]:
-    """(run, method) pairs from worst to best at the last step; none: by the first metric."""
-    metric = metric or next(iter(metrics(rows)), "top1")
-    last: dict[tuple[str, str], tuple[int, float]] = {}
-    for row in rows:
-        key = (row["run"], row["method"])
-        if metric in row:
-            last[key] = max(last.get(key, (-1, 0.0)), (row["step"], row[metric]["mean"]))
-    worse = -1 if metric in LOWER_IS_BETTER else 1
-    return sorted(last, key=lambda key: (last[key][0], worse * last[key][1]))
+    """(run, method) pairs that have the metric, in the order of `compare`: that of the runs'
+    configurations, which every table, chart and page keeps."""
+    having = (row for row in rows if metric is None or metric in row)
+    return list(dict.fromkeys((row["run"], row["method"]) for row in having))
+
+
+def _asked(folder: Path) -> dict[str, int]:
+    """The place of each method in a run's configuration; empty where that is damaged."""
+    try:
+        return {m: n for n, m in enumerate(extent(folder.resolve(), folder).methods)}
+    except Damaged:
+        return {}
 
 
 def tables(rows: list[dict[str, Any]]) -> list[Table]:
@@ -146,7 +186,9 @@ def tables(rows: list[dict[str, Any]]) -> list[Table]:
     drawn = []
     for metric, title in metrics(rows).items():
         table = Table(
-            title=Text(printable(f"{title} (%)")), title_justify="left", title_style="bold"
+            title=Text(printable(f"{title} (%){counted(rows, metric)}")),
+            title_justify="left",
+            title_style="bold",
         )
         table.add_column("method")
         for step in steps:

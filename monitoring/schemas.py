@@ -193,6 +193,9 @@ class Evaluation(TypedDict):
     map: NotRequired[Share]
     verification: NotRequired[Share]
     seen_top1: NotRequired[Share]
+    queries: NotRequired[Count]
+    queries_without_match: NotRequired[Count]
+    gallery: NotRequired[Count]
     class_accuracy: NotRequired[Share]
     average_accuracy: NotRequired[Share]
     task_accuracy: NotRequired[Share]
@@ -214,6 +217,8 @@ class Picture(TypedDict):
 
     identity: Annotated[str, _cut(200)]
     jpeg: Jpeg
+    score: NotRequired[Share]
+    """Of an image that was found: its cosine similarity with the query."""
 
 
 @with_config(_STRICT)

@@ -57,7 +57,7 @@ def write_run(root: Path, name: str, **given: Any) -> Path:
     """A run folder that has done nothing."""
     folder = root / name
     folder.mkdir(parents=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump(configuration(**given)))
+    (folder / "run.yaml").write_text(yaml.safe_dump(configuration(**given), sort_keys=False))
     return folder
 
 

@@ -127,7 +127,8 @@ def search_examples(
     embeddings: NDArray[np.float32],
     settings: EvaluationSettings,
 ) -> list[dict[str, Any]]:
-    """Some queries, evenly spaced, with their nearest gallery images, for the report.
+    """Some queries, evenly spaced, with their nearest gallery images and the cosine similarity of
+    each (``score``), for the report.
 
     They are the benchmark's queries, or the held-out images of step 0 where it has none.
     """
@@ -141,13 +142,21 @@ def search_examples(
     queries = queries[spaced]
     count = min(8, len(gallery))
     near = nearest(embedded.of(queries), embedded.of(gallery), count)
-    return [
-        {
-            "query": picture(dataset, query),
-            "found": [picture(dataset, sample) for sample in gallery[row].tolist()],
-        }
-        for query, row in zip(queries.tolist(), near, strict=True)
-    ]
+    shown = []
+    for query, row in zip(queries.tolist(), near, strict=True):
+        found = gallery[row]
+        vectors = embedded.of(np.array([query])), embedded.of(found)
+        scores = torch.nn.functional.cosine_similarity(*vectors).tolist()
+        shown.append(
+            {
+                "query": picture(dataset, query),
+                "found": [
+                    {**picture(dataset, sample), "score": round(score, 4)}
+                    for sample, score in zip(found.tolist(), scores, strict=True)
+                ],
+            }
+        )
+    return shown
 
 
 def picture(dataset: ShardDataset, sample: int) -> dict[str, str]:
