@@ -287,8 +287,9 @@ def timeline(spans: Sequence[Span]) -> str:
         if u > width - 16:
             continue
         parts.append(f'<line class="grid" x1="{u:.1f}" x2="{u:.1f}" y1="0" y2="{height - 30}"/>')
+        anchor = "end" if u > width - 60 else "middle"
         parts.append(
-            f'<text class="tick" x="{u:.1f}" y="{height - 14}" text-anchor="middle">'
+            f'<text class="tick" x="{u:.1f}" y="{height - 14}" text-anchor="{anchor}">'
             f"{minute:g} min</text>"
         )
     for number, (row, own) in enumerate(rows.items()):

@@ -32,6 +32,8 @@ class Counted:
     attempt: float
     phases: int
     left: int
+    begun: float | None = None
+    """When the attempt began, in Unix seconds."""
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> "Counted | None":
@@ -40,4 +42,4 @@ class Counted:
         phases, left = given
         if attempt is None or phases is None or left is None or not 0 <= left <= phases:
             return None
-        return cls(attempt, int(phases), int(left))
+        return cls(attempt, int(phases), int(left), moment(event.get("time")))

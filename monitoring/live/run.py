@@ -11,6 +11,8 @@ from monitoring.live.classes import Classes
 from monitoring.live.endpoints import Answer, Target, read_targets
 from monitoring.live.extent import Damaged, Extent, extent
 from monitoring.live.files import Records, Stamp, last_record, stamp
+from monitoring.live.headline import newest_accuracy, seconds_left
+from monitoring.live.logs import newest_lines
 from monitoring.live.phases import Counted, Finished
 from monitoring.live.state import judge
 from monitoring.live.thinning import Curve
@@ -33,6 +35,7 @@ from monitoring.run_folder import (
 from monitoring.schemas import EVALUATION, Phase, phase_of
 from untrusted.files import read_bytes
 from untrusted.json_text import parse_json
+from untrusted.text import printable as clean
 
 _EVALUATION_BYTES, _STUDIED, _REPORT_BYTES = 1 << 24, 1 << 26, 1 << 27
 _MOST_PHASES, _MOST_CURVES, _MOST_SPANS, _MOST_FIGURES = 100_000, 2000, 5000, 200_000
@@ -55,6 +58,8 @@ class LiveRun:
         self.finished: dict[str, Finished] = {}
         self._files: set[tuple[Chain, int, str]] = set()
         """Files that finished phases left in their steps' folders."""
+        self._evaluated: Path | None = None
+        self.accuracy: dict[str, Any] | None = None
         self.newest: dict[str, Any] | None = None
         self.driver: Target | None = None
         self._metrics = Records(root, folder / METRICS_FILE)
@@ -90,6 +95,8 @@ class LiveRun:
                 self._files.clear()
             for record in records:
                 self._finish(record)
+            if self._evaluated is not None:
+                self.accuracy = newest_accuracy(self._root, self._evaluated)
         if self._changed(EVENTS_FILE) or self._events.behind:
             records, anew = self._events.read()
             if anew:
@@ -136,6 +143,8 @@ class LiveRun:
         self.finished[record["phase"]] = Finished.of(record, phase[3])
         if step_of(output) == phase[:3]:
             self._files.add((phase[:2], phase[2], output.name))
+            if output.name == EVALUATION_FILE:
+                self._evaluated = self.folder / output
 
     def _plot(self, record: dict[str, Any]) -> None:
         phase, iteration = phase_of(record.get("phase")), finite(record.get("iteration"))
@@ -207,8 +216,12 @@ class LiveRun:
         broken = loss is not None and not math.isfinite(loss)
         state, trouble = judge(self.damage, self.complete(), broken, self.driver, driver, now)
         (done, of), (phases_done, phases) = self.done(), self.phases() or (None, None)
-        newest = self.newest or {}
+        newest, share = self.newest or {}, self._share()
         values = driver.values if driver else {}
+        counted = self._counted if state == "running" else None
+        heard_at = moment(newest.get("time"))
+        if driver and driver.phase not in (None, text(newest.get("phase"))):
+            newest = {}  # of the phase before: its loss is not that of the one at work
         return {
             "name": printable(self.folder.name),
             "link": printable(self.folder.name) == self.folder.name,
@@ -218,7 +231,9 @@ class LiveRun:
             "of": of,
             "phases_done": phases_done,
             "phases": phases,
-            "share": self._share(),
+            "share": share,
+            "left_seconds": seconds_left(counted, counted.begun if counted else None, share, now),
+            "accuracy": self.accuracy,
             "phase": driver.phase if driver and driver.phase else text(newest.get("phase")),
             "iteration": finite(newest.get("iteration")),
             "iterations": finite(newest.get("of")),
@@ -228,7 +243,7 @@ class LiveRun:
             "skipped": finite(newest.get("skipped")),
             "rewinds": finite(newest.get("rewinds")),
             "restarts": finite(newest.get("restarts")),
-            "record_time": moment(newest.get("time")),
+            "record_time": heard_at,
             "changed": self._changed_at(),
             "ranks_heard": values.get("perennial_ranks_heard"),
             "ranks_expected": values.get("perennial_ranks_expected"),
@@ -309,16 +324,29 @@ class LiveRun:
         """What one seed's models make of each learning step's classes."""
         return self._classes.of(seed, self.extent.methods if self.extent else [])
 
+    def configuration(self) -> dict[str, Any]:
+        """The run's configuration as it was written."""
+        return {"text": clean(self.extent.text, keep="\n") if self.extent else self.damage}
+
+    def logs(self, process: str | None) -> dict[str, Any]:
+        """The newest lines of the logs of one process, or of all."""
+        return newest_lines(self._root, self.folder, process)
+
     def curves(self, seed: int) -> dict[str, Any]:
         """Loss, speed and accuracy of one seed's chains, each a line of at most 500 points."""
         charts: dict[str, dict[str, Any]] = {}
         chains = self.extent.chains if self.extent else set()
-        for (key, (method, own)), curve in self._curves.items():
+        places = {m: n for n, m in enumerate(self.extent.methods)} if self.extent else {}
+        curves = sorted(self._curves.items(), key=lambda one: places.get(one[0][1][0], 0))
+        for (key, (method, own)), curve in curves:
             if own == seed and (method, own) in chains:
                 line = {"method": method, "points": list(curve.points()), "lost": curve.lost}
                 charts.setdefault(key, {"key": key, "lines": []})["lines"].append(line)
         measures: dict[str, dict[str, Any]] = {}
-        for ((method, own), step), (_, found) in sorted(self._reached.items()):
+        reached = sorted(
+            self._reached.items(), key=lambda one: (places.get(one[0][0][0], 0), one[0])
+        )
+        for ((method, own), step), (_, found) in reached:
             if own != seed or (method, own) not in chains:
                 continue
             for metric, (title, value) in found.items():
@@ -341,9 +369,12 @@ def _event(record: dict[str, Any]) -> dict[str, Any]:
     message, kind = text(record.get("message")), text(record.get("event")) or "event"
     if message is None and kind == "attempt":
         message = f"{finite(record.get('attempt')) or 0:.0f} on {text(record.get('host')) or ''}"
+        if (counted := Counted.of(record)) is not None:
+            message += f": {counted.left} of {counted.phases} phases to do"
     elif message is None:
-        rank = finite(record.get("rank"))
-        message = f"{text(record.get('phase')) or ''}: rank {rank or 0:.0f} starts"
+        rank, phase = finite(record.get("rank")), text(record.get("phase"))
+        who = None if rank is None else f"rank {rank:.0f}"
+        message = ": ".join(filter(None, [phase, who and f"{who} starts"])) or kind
     return {"time": moment(record.get("time")), "event": kind, "message": message}
 
 

@@ -26,7 +26,16 @@ from monitoring.live.run import LiveRun, report_of
 from monitoring.run_folder import CONFIG_FILE
 from untrusted.files import Refused
 
-_SCRIPTS = ("page.js", "list.js", "run.js", "charts.js", "classes.js", "words.js")
+_SCRIPTS = (
+    "page.js",
+    "list.js",
+    "run.js",
+    "charts.js",
+    "classes.js",
+    "compare.js",
+    "logs.js",
+    "words.js",
+)
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),
@@ -124,6 +133,19 @@ class Server:
         async with self._reading:
             run = await self._find(request)
             return answer_json(await asyncio.to_thread(run.classes, seed))
+
+    async def configuration(self, request: web.Request) -> web.StreamResponse:
+        """A run's configuration, as text."""
+        async with self._reading:
+            run = await self._find(request)
+            await asyncio.to_thread(run.look)
+            return answer_json(run.configuration())
+
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        """The newest lines of the logs of all processes of a run, or of ?process=NAME."""
+        async with self._reading:
+            run = await self._find(request)
+            return answer_json(await asyncio.to_thread(run.logs, request.query.get("process")))
 
     async def report(self, request: web.Request) -> web.StreamResponse:
         """A run's final report, unable to run anything."""
@@ -223,6 +245,8 @@ def application(page: Page, port: int, session: aiohttp.ClientSession) -> web.Ap
     app.router.add_get("/api/runs/{name}", server.run)
     app.router.add_get("/api/runs/{name}/curves", server.curves)
     app.router.add_get("/api/runs/{name}/classes", server.classes)
+    app.router.add_get("/api/runs/{name}/configuration", server.configuration)
+    app.router.add_get("/api/runs/{name}/logs", server.logs)
     app.router.add_get("/report/{name}", server.report)
     return app
 

@@ -1,6 +1,6 @@
 // All runs, those that need somebody first.
 
-import { age, make, percent, set, value } from "/words.js";
+import { age, done, duration, make, percent, set, value } from "/words.js";
 
 export const STATES = {
   damaged: ["!", "damaged", "bad"],
@@ -22,16 +22,18 @@ export function pill(state) {
   return make("span", { class: `pill ${tone}` }, make("i", { text: sign }), words);
 }
 
-function line() {
+function line(picked) {
   const cell = (name) => make("span", { class: name });
   const cells = Object.fromEntries(
-    ["state", "name", "done", "phase", "loss", "when", "trouble"].map((n) => [n, cell(n)]),
+    ["state", "name", "done", "phase", "accuracy", "loss", "when", "trouble"].map((n) => [n, cell(n)]),
   );
   const bar = make("i");
   const link = make("a", { class: "name" });
-  const row = make("li", { class: "run" }, cells.state, link,
+  const pick = make("input", { type: "checkbox", class: "pick" });
+  pick.addEventListener("change", () => picked(pick.checked));
+  const row = make("li", { class: "run" }, pick, cells.state, link,
     make("span", { class: "progress" }, make("span", { class: "bar" }, bar), cells.done),
-    cells.phase, cells.loss, cells.when, cells.trouble);
+    cells.phase, cells.accuracy, cells.loss, cells.when, cells.trouble);
   let state = "";
   return {
     row,
@@ -40,8 +42,13 @@ function line() {
       set(link, run.name);
       if (run.link) link.setAttribute("href", `#run=${encodeURIComponent(run.name)}`);
       bar.style.width = percent(run.share).replace(" ", "");
-      set(cells.done, run.of ? `${run.done}/${run.of}` : "–");
-      cells.done.title = "learning steps evaluated";
+      pick.setAttribute("aria-label", `compare ${run.name}`);
+      pick.disabled = !run.link;
+      const left = typeof run.left_seconds === "number" ? `, about ${duration(run.left_seconds)} left` : "";
+      set(cells.done, `${done(run)}${left}`);
+      const best = run.accuracy;
+      set(cells.accuracy, best ? `${(100 * best.value).toFixed(1)} %` : "");
+      cells.accuracy.title = best ? `${best.title}: ${best.method}, after step ${best.step}` : "";
       const busy = ["running", "stalled", "lost"].includes(run.state);
       set(cells.phase, busy && run.phase ? run.phase : "");
       set(cells.loss, run.loss === null ? "" : `loss ${value(run.loss)}`);
@@ -62,7 +69,15 @@ export function showList(main, fetchJson) {
     const box = make("section", { hidden: "" }, make("h2", { text: `${title} ` }, count), list);
     return { box, list, count };
   });
-  const header = make("header", {}, make("h1", { text: "Runs" }), filter);
+  const chosen = new Set();
+  const compare = make("a", { class: "report", hidden: "" });
+  const pickedNow = () => {
+    compare.hidden = chosen.size < 2;
+    set(compare, `Compare ${chosen.size} runs`);
+    compare.setAttribute("href", `#compare=${[...chosen].map(encodeURIComponent).join("&")}`);
+  };
+  const picker = (name) => (on) => { chosen[on ? "add" : "delete"](name); pickedNow(); };
+  const header = make("header", {}, make("h1", { text: "Runs" }), compare, filter);
   main.append(header, summary, alerts, ...groups.map((group) => group.box));
   const rows = new Map();
   let content = null;
@@ -79,7 +94,7 @@ export function showList(main, fetchJson) {
     const parts = groups.map(() => []);
     for (const run of sorted) {
       parts[GROUPS.findIndex(([, belongs]) => belongs(run))].push(run);
-      if (!rows.has(run.name)) rows.set(run.name, line());
+      if (!rows.has(run.name)) rows.set(run.name, line(picker(run.name)));
       rows.get(run.name).update(run, content.now);
     }
     parts.forEach((runs, number) => {
@@ -114,6 +129,7 @@ export function showList(main, fetchJson) {
         if (!content.runs.some((run) => run.name === name)) {
           rows.get(name).row.remove();
           rows.delete(name);
+          if (chosen.delete(name)) pickedNow();
         }
       }
       draw();

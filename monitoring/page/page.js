@@ -1,5 +1,7 @@
-// Two views, chosen by the address: all runs (#), and one run (#run=NAME).
+// Three views, chosen by the address: all runs (#), one run (#run=NAME), and several beside each
+// other (#compare=NAME&NAME).
 
+import { showCompare } from "/compare.js";
 import { showList } from "/list.js";
 import { showRun } from "/run.js";
 
@@ -18,18 +20,19 @@ export async function fetchJson(address) {
 }
 
 function chosen() {
-  const found = location.hash.match(/^#run=(.+)$/);
+  const found = location.hash.match(/^#(run|compare)=(.+)$/);
   try {
-    return found ? decodeURIComponent(found[1]) : null;
+    return found ? [found[1], found[2].split("&").slice(0, 4).map(decodeURIComponent)] : [null];
   } catch {
-    return null;
+    return [null];
   }
 }
 
 function open() {
-  const name = chosen();
+  const [kind, names] = chosen();
   main.replaceChildren();
-  view = name === null ? showList(main, fetchJson) : showRun(main, fetchJson, name);
+  if (kind === "compare") view = showCompare(main, fetchJson, names);
+  else view = kind === "run" ? showRun(main, fetchJson, names[0]) : showList(main, fetchJson);
   window.scrollTo(0, 0);
   return view;
 }

@@ -1,9 +1,10 @@
 // One run: what is wrong, how far it is, its phases, curves, processes and events.
 
-import { chart } from "/charts.js";
+import { chart, look, mark } from "/charts.js";
 import { showClasses } from "/classes.js";
+import { showConfiguration, showLogs } from "/logs.js";
 import { drawAlerts, pill } from "/list.js";
-import { age, bytes, duration, make, moment, percent, set, value } from "/words.js";
+import { age, bytes, done, duration, make, moment, percent, set, value } from "/words.js";
 
 const TITLES = { loss: "Loss", images_per_second: "Images/s" };
 
@@ -36,7 +37,7 @@ export function showRun(main, fetchJson, name) {
   const alerts = make("div");
   const note = make("p", { class: "note dim" });
   const tiles = {
-    progress: tile("Learning steps"), phase: tile("Phase"), loss: tile("Loss"),
+    progress: tile("Phases done"), phase: tile("Phase"), loss: tile("Loss"),
     speed: tile("Images/s"), wait: tile("Data wait"), ranks: tile("Ranks heard"),
     record: tile("Newest record"),
   };
@@ -51,13 +52,16 @@ export function showRun(main, fetchJson, name) {
   const classes = showClasses();
   const ranks = make("div", { class: "scroll" });
   const events = make("ul", { class: "events" });
+  const logs = showLogs(fetchJson, address);
+  const configuration = showConfiguration(fetchJson, address);
   main.append(header, trouble, alerts,
     make("div", { class: "tiles" }, ...Object.values(tiles).map((one) => one.box)), note,
     section("Phases", kinds, make("div", { class: "card" }, timeline)),
     section("Training and accuracy", seeds, legend, training, accuracy),
     classes.box,
     section("Processes", make("div", { class: "card" }, ranks)),
-    section("Events", make("div", { class: "card" }, events)));
+    section("Events", make("div", { class: "card" }, events)),
+    logs.box, configuration.box);
   let seed = null, picked = false, drawn = null, mapped = null, curves = null, run = null;
 
   function drawHead() {
@@ -68,8 +72,8 @@ export function showRun(main, fetchJson, name) {
     const bad = ["damaged", "lost", "stalled"].includes(run.state) ? "bad" : "warn";
     trouble.replaceChildren(...run.trouble.map((text) => make("li", { class: `alert ${bad}`, text })));
     drawAlerts(alerts, run.alerts);
-    tiles.progress.show(run.of ? `${run.done} of ${run.of}` : "–", 
-      run.phases ? `${run.phases_done} of ${run.phases} phases` : `${percent(run.share)} of the run`);
+    const left = typeof run.left_seconds === "number" ? `, about ${duration(run.left_seconds)} left` : "";
+    tiles.progress.show(done(run), `${percent(run.share)} of the run${left}`);
     bar.style.width = percent(run.share).replace(" ", "");
     const [where, label] = run.phase ? [run.phase.replace(/\/[^/]*$/, ""), run.phase.split("/").pop()] : ["", "–"];
     const busy = ["running", "stalled", "lost", "unasked"].includes(run.state);
@@ -134,19 +138,19 @@ export function showRun(main, fetchJson, name) {
   }
 
   function drawCurves() {
-    const colours = new Map([...run.methods].sort().map((method, number) => [method, number % 10]));
-    const colour = (method) => colours.get(method) ?? 8;
+    const looks = new Map(run.methods.map((method, number) => [method, look(number)]));
+    const lookOf = (method) => looks.get(method) ?? look(8);
     const shown = new Set([...curves.training, ...curves.accuracy].flatMap((c) => c.lines.map((l) => l.method)));
-    legend.replaceChildren(...[...shown].sort().map((method) =>
-      make("li", {}, make("i", { class: `b${colour(method)}` }), make("span", { class: "name", text: method }))));
+    legend.replaceChildren(...run.methods.filter((method) => shown.has(method)).map((method) =>
+      make("li", {}, mark(lookOf(method)), make("span", { class: "name", text: method }))));
     const boxes = (all, options, titleOf) => all.map((one) => {
       const box = make("div", { class: "plot" });
-      const lines = one.lines.map((l) => ({ name: l.method, colour: colour(l.method), points: l.points, lost: l.lost }));
+      const lines = one.lines.map((l) => ({ name: l.method, look: lookOf(l.method), points: l.points, lost: l.lost }));
       return { card: make("div", { class: "card" }, make("h3", { text: titleOf(one) }), box),
-        draw: () => chart(box, lines, options) };
+        draw: () => chart(box, lines, { ...options, title: titleOf(one) }) };
     });
-    const first = boxes(curves.training, { xName: "learning step", wholeStart: true }, (one) => TITLES[one.key]);
-    const second = boxes(curves.accuracy, { xName: "learning step", whole: true }, (one) => `${one.title}, %`);
+    const first = boxes(curves.training, { xName: "during learning step", spans: true }, (one) => TITLES[one.key]);
+    const second = boxes(curves.accuracy, { xName: "after learning step", whole: true, most: 100 }, (one) => `${one.title}, %`);
     training.replaceChildren(...first.map((one) => one.card));
     accuracy.replaceChildren(...second.map((one) => one.card));
     if (!first.length && !second.length) training.replaceChildren(make("p", { class: "dim", text: "no record yet" }));
@@ -246,6 +250,7 @@ export function showRun(main, fetchJson, name) {
       drawEvents();
       await loadCurves(current);
       await loadClasses(current);
+      await logs.update(current, run.now);
     },
   };
 }

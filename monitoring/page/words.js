@@ -50,6 +50,12 @@ export function percent(share) {
   return typeof share === "number" ? `${Math.round(100 * share)} %` : "–";
 }
 
+// how much of a run is done: its phases, or models tested where no attempt has counted phases
+export function done(run) {
+  if (run.phases) return `${run.phases_done} of ${run.phases} phases`;
+  return run.of ? `${run.done} of ${run.of} models tested` : "–";
+}
+
 export function bytes(count) {
   if (typeof count !== "number") return "–";
   return count >= 1e9 ? `${(count / 1e9).toFixed(1)} GB` : `${Math.round(count / 1e6)} MB`;

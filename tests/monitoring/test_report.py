@@ -1,12 +1,15 @@
 """The report and its parts: complete, self-contained, and safe against hostile names."""
 
 import base64
+import csv
 import io
 import json
 import re
+import shutil
 import statistics
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 import yaml
@@ -142,6 +145,48 @@ def test_bands_end_where_shares_do_and_points_never_move():
     upper, lower = heights[:3], heights[:2:-1]
     drawn = [(at[1] + 99 * scale - y) / scale for y in (*upper, *lower)]
     assert drawn == pytest.approx([100, 100, -2, 0, 94, -3], abs=0.1)
+
+
+WORDS = st.characters(categories=("L", "N", "P", "S", "Zs"))
+
+
+def data_of(chart: str) -> list[list[str]]:
+    """The rows of the CSV that a figure links to."""
+    address = ET.fromstring(chart).find("a").attrib["href"]
+    kind, _, text = address.partition(",")
+    assert kind == "data:text/csv;charset=utf-8"
+    return list(csv.reader(io.StringIO(unquote(text))))
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=6), st.text(WORDS, max_size=8))
+def test_a_chart_s_data_are_the_values_drawn(values, name):
+    points = [(float(x), y) for x, y in enumerate(values)]
+    _, *rows = data_of(line_chart([Line(name, 0, points)], "x", "y"))
+    assert [(float(x), float(y)) for _, x, y, _ in rows] == points
+    for told in (row[0] for row in rows):
+        assert not told.startswith(("=", "+", "-", "@")), "a spreadsheet would run it"
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=6))
+def test_an_axis_of_shares_ends_at_100(values):
+    points = [(float(x), y) for x, y in enumerate(values)]
+    root = ET.fromstring(line_chart([Line("a", 0, points)], "x", "y", within=(0, 100)))
+    heights = [e for e in root.iter("text") if e.attrib.get("text-anchor") == "end"]
+    assert all(-1e-9 <= float(e.text) <= 100 for e in heights)
+
+
+def test_methods_have_one_order_and_one_colour_each(tmp_path):
+    """That of the configuration, not of names or of who is best; a method that has finished
+    nothing keeps its colour."""
+    write_run(tmp_path, methods=("z", "fkd", "a"))
+    shutil.rmtree(tmp_path / "chains" / "fkd")
+    page = draw(tmp_path).read_text()
+    drawn = re.findall(r'stroke="var\(--(c\d+)\)"[^>]*><title>(\w+)</title>', page)
+    assert {name: colour for colour, name in drawn} == {"z": "c0", "a": "c2", "fkd": "c1"}
+    assert len(set(drawn)) == 3
+    named = re.findall(r"<tr><td>(\w+)</td>", page)
+    assert named[:4] == ["z", "a", "z", "a"]
+    assert [method for _, method in ordered_methods(compare([tmp_path]))] == ["z", "a"]
 
 
 def drawn_kinds(page: str) -> dict[str, set[str]]:

@@ -7,8 +7,10 @@ import time
 import pytest
 
 from monitoring.live.server import Page
+from monitoring.report import draw
 from tests.monitoring.browser import PROGRAM, browsing
 from tests.monitoring.live_runs import add, driver, evaluate, phase, record, served, write_run
+from tests.monitoring.test_compatibility import write_compatibility
 
 pytestmark = pytest.mark.skipif(
     PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"
@@ -85,7 +87,7 @@ def test_the_page_follows_a_run_from_its_first_record_over_a_crash_to_its_report
                 await browser.until("document.querySelectorAll('svg .dot').length > 0")
                 ranks = await browser.ask("document.querySelector('table').innerText")
                 assert "rank 0" in ranks and "250 ms" in ranks and "25 %" in ranks
-                points = "document.querySelector('svg .line').points.length"
+                points = "document.querySelector('polyline.line').points.length"
                 for iteration in range(20, 100, 10):
                     add(folder, "metrics.jsonl", record(PHASE, iteration, loss=5.0))
                 await browser.until("document.body.innerText.includes('iteration 90 of 100')")
@@ -105,7 +107,7 @@ def test_the_page_follows_a_run_from_its_first_record_over_a_crash_to_its_report
                 )
                 process.stdin.close()
                 await browser.until(f"{text('.pill')}.includes('finished')")
-            await browser.until("document.querySelectorAll('svg').length == 3")
+            await browser.until("document.querySelectorAll('.plot svg').length == 3")
             assert await browser.ask("document.querySelectorAll('.alert').length") == 0
             assert browser.complaints == []
             await browser.go(await browser.ask("document.querySelector('.report').href"))
@@ -164,6 +166,58 @@ def test_the_page_says_that_its_server_is_gone_and_comes_back_with_it(tmp_path):
                 await browser.until("document.querySelectorAll('.run').length == 2")
 
     asyncio.run(look())
+
+
+CUT = """[...document.querySelectorAll('svg text')].filter((e) => {
+  const [t, s] = [e.getBoundingClientRect(), e.ownerSVGElement.getBoundingClientRect()];
+  return t.left < s.left - 1 || t.right > s.right + 1 || t.bottom > s.bottom + 1;
+}).map((e) => e.textContent).concat([...document.querySelectorAll('.card:has(table)')]
+  .filter((e) => e.scrollWidth > e.clientWidth).map((e) => e.textContent))"""
+
+
+def test_nothing_of_a_report_is_cut_off(tmp_path):
+    write_compatibility(tmp_path, steps=5)
+
+    async def look():
+        async with browsing(tmp_path / "profile") as browser:
+            for width in (390, 1400):
+                await browser.go("about:blank")
+                await browser.look(tmp_path / "picture.png", width)
+                await browser.go(draw(tmp_path).as_uri())
+                await browser.until("document.querySelector('table.words') !== null")
+                assert await browser.ask(CUT) == []
+                assert await browser.ask("document.documentElement.scrollWidth") == width
+
+    asyncio.run(look())
+
+
+def test_two_runs_stand_side_by_side(tmp_path):
+    root = tmp_path / "runs"
+    for number, name in enumerate(("one", HOSTILE)):
+        folder = write_run(root, name, methods=("fkd", "lwf"))
+        for method in ("fkd", "lwf"):
+            evaluate(folder, method, 0, 0, top1=0.25 + number / 2)
+
+    async def look(port):
+        async with browsing(tmp_path / "profile") as browser:
+            await browser.go(f"http://127.0.0.1:{port}/")
+            await browser.until("document.querySelectorAll('.pick').length == 2")
+            assert await browser.ask("document.querySelector('header .report').hidden")
+            await browser.ask("document.querySelectorAll('.pick').forEach(e => e.click())")
+            await browser.ask("document.querySelector('header .report').click()")
+            await browser.until("document.querySelectorAll('.plot polyline').length == 4")
+            table = await browser.ask("document.querySelector('.sides').innerText")
+            assert all(text in table for text in ("25.0", "75.0", HOSTILE))
+            for width in (390, 1400):
+                await browser.look(tmp_path / "picture.png", width)
+                assert await browser.ask(CUT) == []
+            looks = "[...document.querySelectorAll('.plot polyline')].map(e => e.className.baseVal)"
+            assert len(set(await browser.ask(looks))) == 4, "colour by method, dashes by run"
+            assert await browser.ask("window.hacked") is None
+            assert browser.complaints == []
+
+    with served(Page(root)) as port:
+        asyncio.run(look(port))
 
 
 def test_nothing_is_wider_than_a_phone(tmp_path):

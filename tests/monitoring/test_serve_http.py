@@ -68,7 +68,7 @@ def test_the_report_is_sandboxed(port):
     status, headers, body = ask(port, "/report/one")
     assert status == 200 and b"report" in body
     policy = headers["Content-Security-Policy"].split("; ")
-    assert "sandbox" in policy and "default-src 'none'" in policy
+    assert "sandbox allow-downloads" in policy and "default-src 'none'" in policy
     assert not any(part.startswith("script-src") for part in policy)
 
 
@@ -344,9 +344,30 @@ def test_a_real_prometheus_is_understood(runs, tmp_path):
     assert alerts[0]["summary"] == "The driver of one ended before its run was finished."
 
 
+def test_configuration_and_logs_are_told_and_lead_to_no_other_file(runs, port):
+    secret = {"time": 1.0, "level": "info", "message": "secret"}
+    logs = runs / "one" / "logs"
+    logs.mkdir()
+    (runs.parent / "other.jsonl").write_text(json.dumps(secret) + "\n")
+    (logs / "link.jsonl").symlink_to(runs.parent / "other.jsonl")
+    line = {"time": 2.0, "level": "warning", "message": "<b>\x1b[31m", "rank": 3}
+    (logs / "trainer-3.jsonl").write_text("{torn\n[]\n" + json.dumps(line) + "\n")
+    (logs / "driver.jsonl").write_text(json.dumps({**line, "time": 1.0, "message": "a"}) + "\n")
+    found = ask_json(port, "/api/runs/one/logs")
+    assert found["lines"][0]["message"] == "a"
+    assert [one["process"] for one in found["lines"]] == ["driver", "trainer-3"]
+    assert "\x1b" not in found["lines"][1]["message"]
+    (own,) = ask_json(port, "/api/runs/one/logs?process=trainer-3")["lines"]
+    assert own["level"] == "warning"
+    for name in ("link", "../../../other", "..%2F..%2F..%2Fother", "*", ""):
+        assert ask_json(port, f"/api/runs/one/logs?process={name}")["lines"] == []
+    told = ask_json(port, "/api/runs/one/configuration")["text"]
+    assert told == (runs / "one" / "run.yaml").read_text()
+
+
 def test_the_scripts_set_text_and_never_markup():
     scripts = list((files("monitoring") / "page").iterdir())
-    assert len(scripts) == 8
+    assert len(scripts) == 10
     for script in scripts:
         for word in (
             "innerHTML",

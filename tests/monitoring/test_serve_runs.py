@@ -14,6 +14,8 @@ from prometheus_client import generate_latest
 from monitoring.live.access import bearer, host_is_local, is_local, matches
 from monitoring.live.alerts import read_alerts
 from monitoring.live.endpoints import Answer, Target, may_ask, parse, rates, read_targets
+from monitoring.live.headline import seconds_left
+from monitoring.live.phases import Counted
 from monitoring.live.run import LiveRun
 from monitoring.live.state import judge
 from monitoring.metrics import Metrics
@@ -107,7 +109,9 @@ def test_progress_is_of_phases_where_an_attempt_has_counted_them(tmp_path):
     calibrated(folder, "step-0/calibrate", attempt=1)
     run.look()
     view = run.detail(None, 0.0)
-    assert view["events"] == [{"time": 1.0, "event": "attempt", "message": "1 on a"}]
+    assert view["events"] == [
+        {"time": 1.0, "event": "attempt", "message": "1 on a: 4 of 4 phases to do"}
+    ]
     assert (view["phases_done"], view["phases"], view["state"]) == (1, 4, "stopped")
     assert (view["done"], view["of"], view["share"]) == (1, 1, 0.25)
     add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/distil", 50))
@@ -121,6 +125,30 @@ def test_progress_is_of_phases_where_an_attempt_has_counted_them(tmp_path):
     calibrated(folder, "step-0/distil", attempt=2)
     run.look()
     assert (run.phases(), run.complete()) == ((5, 5), True)
+
+
+def test_the_loss_of_the_phase_before_is_not_that_of_the_one_at_work(tmp_path):
+    folder = write_run(tmp_path, "run", steps=2)
+    add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/train", 100, loss=9.0))
+    run = looked(folder)
+    for name, loss in (("step-0/train", 9.0), ("step-1/train", None)):
+        view = run.overview(Answer(0.0, {}, f"fkd/seed-0/{name}"), 0.0)
+        assert (view["loss"], view["iteration"] is None) == (loss, loss is None)
+
+
+def test_the_list_has_the_newest_accuracy_and_the_time_left(tmp_path):
+    folder = write_run(tmp_path, "run", steps=2)
+    evaluate(folder, "fkd", 0, 0, top1=0.25)
+    run = looked(folder)
+    assert run.overview(None, 0.0)["accuracy"]["value"] == 0.25
+    evaluate(folder, "fkd", 0, 1, top1=0.75)
+    run.look()
+    newest = run.overview(None, 0.0)["accuracy"]
+    assert (newest["value"], newest["method"], newest["step"]) == (0.75, "fkd", 1)
+    counted = Counted(1.0, phases=10, left=8, begun=100.0)  # two were done before this attempt
+    assert seconds_left(counted, 100.0, 0.4, 160.0) == pytest.approx(180.0)
+    assert seconds_left(counted, 100.0, 0.2, 160.0) is None, "nothing is known of its pace"
+    assert seconds_left(None, None, 0.4, 160.0) is None
 
 
 def test_an_attempt_by_a_version_of_before_counts_nothing(tmp_path):
