@@ -168,4 +168,8 @@ def test_what_a_benchmark_has_no_images_for_is_left_out(small):
     found, examples = measured(seen)
     assert found == {"seen_top1": everything["seen_top1"]}
     assert len(examples) == 3
+    for shown in examples:
+        scores = [found["score"] for found in shown["found"]]
+        assert scores == sorted(scores, reverse=True)
+        assert all(-1.001 <= score <= 1.001 for score in scores)
     assert measured(nothing) == ({}, [])
