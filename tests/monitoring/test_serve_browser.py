@@ -186,7 +186,7 @@ def test_nothing_of_a_report_is_cut_off(tmp_path):
                 await browser.go(draw(tmp_path).as_uri())
                 await browser.until("document.querySelector('table.words') !== null")
                 assert await browser.ask(CUT) == []
-                assert await browser.ask("document.documentElement.scrollWidth") == width
+                assert await browser.ask("document.documentElement.scrollWidth") <= width
 
     asyncio.run(look())
 
