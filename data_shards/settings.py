@@ -1,13 +1,24 @@
 """The base of every configuration model, and the error type that is meant for users."""
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, WithJsonSchema
 
 from untrusted.errors import InputError
 
-__all__ = ["UNDECIDING", "InputError", "Settings", "Size", "parse_size"]
+__all__ = [
+    "UNDECIDING",
+    "Bytes",
+    "InputError",
+    "Settings",
+    "Side",
+    "Size",
+    "parse_bytes",
+    "parse_side",
+    "parse_size",
+]
 
 UNDECIDING = object()
 """Marks a field, as in ``Annotated[int, UNDECIDING]``, that changes no result beyond float error.
@@ -43,14 +54,62 @@ def _deciding(value: Any, dumped: Any) -> Any:
     return dumped
 
 
+_PIXELS = r"([1-9]\d{0,5})x([1-9]\d{0,5})"
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS |= {f"{unit}i": 1 << 10 * power for power, unit in enumerate("kMGT", 1)}
+_AMOUNT = r"(\d+(?:\.\d+)?) ?([kKMGT]?i?)B"
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Height and width from HxW. Raises InputError."""
-    if not (found := re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)):
+    if not (found := re.fullmatch(_PIXELS, text)):
         raise InputError(f"size {text!r}: write height x width in pixels, such as 112x112")
     return int(found[1]), int(found[2])
 
 
+def parse_side(text: str) -> int:
+    """The side of a square from HxH, or from one number. Raises InputError."""
+    height, width = parse_size(text if "x" in text else f"{text}x{text}")
+    if height != width:
+        raise InputError(f"size {text!r}: these images are square, write such as 32x32")
+    return height
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from a number with a unit, 20GB or 1.5 GiB. Raises InputError."""
+    found = re.fullmatch(_AMOUNT, text)
+    unit = found[2].replace("K", "k") if found else ""
+    if not found or unit not in _UNITS:
+        raise InputError(f"amount {text!r}: write a number of bytes, or one with a unit: 20GB")
+    return round(float(found[1]) * _UNITS[unit])
+
+
+def _text_by(parse: Callable[[str], Any]) -> BeforeValidator:
+    return BeforeValidator(lambda value: parse(value) if isinstance(value, str) else value)
+
+
 Size = Annotated[
-    tuple[int, int], BeforeValidator(lambda v: parse_size(v) if isinstance(v, str) else v)
+    tuple[int, int],
+    _text_by(parse_size),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": f"^{_PIXELS}$"},
+                {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+            ]
+        }
+    ),
 ]
-"""Height and width, pixels: HxW, as commands take it, or a list of the two."""
+"""Height and width, pixels: HxW, as everywhere, or a list of the two."""
+Side = Annotated[
+    int,
+    _text_by(parse_side),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{_PIXELS}$"}, {"type": "integer"}]}),
+]
+"""The side of square images, pixels: HxH, as sizes are written everywhere, or one number."""
+Bytes = Annotated[
+    int,
+    _text_by(parse_bytes),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": f"^{_AMOUNT}$"}, {"type": "integer"}]}),
+]
+"""An amount of memory or disk: 20GB, 512 MiB, or a number of bytes."""

@@ -85,6 +85,11 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG_FILE).exists()
 
 
+def methods_of(run: Path) -> list[str]:
+    """The methods that have begun in a run folder, by name."""
+    return sorted(path.name for path in run.glob("chains/*"))
+
+
 def chain_name(method: str, seed: int) -> str:
     """Names a method under a seed in folders, the ledger and metrics."""
     return f"{method}/seed-{seed}"

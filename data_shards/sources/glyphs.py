@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 
 from data_shards.counter_rng import stream_key, uniform
 from data_shards.parallel import chunks, ordered, worker_pool
-from data_shards.settings import InputError, Settings
+from data_shards.settings import InputError, Settings, Side
 from data_shards.sources import SourceImage
 from data_shards.sources.fonts import CANVAS, Face, Script, draw, drawable, faces, opened
 
@@ -31,7 +31,7 @@ class GlyphSettings(Settings):
     """Keep only this many characters, the first by code point after a seeded shuffle; none: all."""
     min_fonts: int = 4
     """Leave out characters that fewer fonts than this can draw."""
-    image_size: int = 32
+    image_size: Side = 32
     """Side of the square images, pixels."""
     variants: int = 1
     """Images of each character in each font, each distorted differently."""

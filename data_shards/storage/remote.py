@@ -13,7 +13,7 @@ from fsspec.callbacks import Callback
 from pydantic import Field, field_validator
 
 from data_shards.files import fingerprint, sha256, write_atomically
-from data_shards.settings import InputError, Settings
+from data_shards.settings import Bytes, InputError, Settings
 from data_shards.storage.manifest import MANIFEST_BYTES, parse_manifest
 from untrusted.files import read_bytes
 from untrusted.names import sha256_text
@@ -34,8 +34,8 @@ class CacheSettings(Settings):
         validate_default=True,
     )
     """On a local disk; all processes and runs of a machine share it."""
-    bytes: int = Field(default=20_000_000_000, ge=1)
-    """Most bytes of shards in the folder."""
+    bytes: Bytes = Field(default=20_000_000_000, ge=1)
+    """Most that shards in the folder take: 20GB, or a number of bytes."""
     attempts: int = Field(default=6, ge=1)
     """Tries to fetch a file before the run stops with an error."""
     wait: float = Field(default=0.5, ge=0)

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from data_shards.settings import InputError
 from launch.commands.arguments import RunFolder
+from launch.commands.completion import methods
 from launch.terminal.console import Terminal, console, say_json
 
 analyse = typer.Typer(help="Look into the models of a run.", no_args_is_help=True)
@@ -36,7 +37,7 @@ def analyse_similarity(folder: RunFolder, as_json: AsJson = False) -> None:
 @analyse.command("features")
 def analyse_features(
     folder: RunFolder,
-    method: Annotated[str, typer.Option(help="Whose model.")],
+    method: Annotated[str, typer.Option(help="Whose model.", autocompletion=methods)],
     step: Annotated[
         int | None, typer.Option(help="After which learning step; default: the last finished.")
     ] = None,
@@ -68,7 +69,7 @@ def analyse_features(
 @analyse.command("attention")
 def analyse_attention(
     folder: RunFolder,
-    method: Annotated[str, typer.Option(help="Whose models.")],
+    method: Annotated[str, typer.Option(help="Whose models.", autocompletion=methods)],
     seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
     images: Annotated[
         list[str] | None, typer.Option("--image", help="A test image's key; may be repeated.")
@@ -159,7 +160,9 @@ def analyse_confusion(
 @analyse.command("experts")
 def analyse_experts(
     folder: RunFolder,
-    method: Annotated[str, typer.Option(help="Whose experts, where they were kept.")],
+    method: Annotated[
+        str, typer.Option(help="Whose experts, where they were kept.", autocompletion=methods)
+    ],
     against: Annotated[str | None, typer.Option(help="Its host, to be compared with.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
     as_json: AsJson = False,
@@ -178,7 +181,7 @@ def analyse_experts(
 @analyse.command("exemplars-alone")
 def analyse_exemplars(
     folder: RunFolder,
-    method: Annotated[str, typer.Option(help="Whose exemplars.")],
+    method: Annotated[str, typer.Option(help="Whose exemplars.", autocompletion=methods)],
     seed: Annotated[int | None, typer.Option(help="Default: the lowest.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -144,7 +144,7 @@ def describe(dataset: ShardDataset) -> dict[str, Any]:
         ),
         "cameras": f"{len(cameras):,}",
         "images per camera": ", ".join(f"{name} {n:,}" for n, name in common[:8]) + more,
-        "image size": " × ".join(map(str, manifest["image_size"] or ["varies"])),
+        "image size": "x".join(map(str, manifest["image_size"] or ["varies"])),
         "tables": ", ".join(
             f"{name} ({dataset.table(name).num_rows:,} rows)" for name in manifest.get("tables", [])
         )

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from data_shards.settings import InputError
-from launch.commands.arguments import ConfigFile, JobAddress, Overrides, RunFolder
+from launch.commands.arguments import ConfigFile, JobAddress, Overrides, RunFolder, RunFolders
+from launch.commands.completion import methods
 from launch.terminal.console import console, say, say_json
 from monitoring.run_folder import JOB_FILE, LOGS_FOLDER, REPORT_FILE, is_run
 
@@ -81,11 +81,14 @@ def demo(
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    runs: RunFolders,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, one row a step.")] = False,
     against: Annotated[
         str | None,
-        typer.Option(help="A method: say what the others gain over it, too, of the same seeds."),
+        typer.Option(
+            help="A method: say what the others gain over it, too, of the same seeds.",
+            autocompletion=methods,
+        ),
     ] = None,
 ) -> None:
     """Compare methods over learning steps: mean ± standard deviation over seeds, at one split."""
@@ -247,29 +250,3 @@ def plan(
         return
     for part in plan_tables(planned):
         console.print(part)
-
-
-def config(
-    file: Annotated[
-        Path | None, typer.Argument(help="Print this file's configuration, resolved.")
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Print every configuration key with its default and meaning, or a resolved file."""
-    from launch.config.load import fields, load_config
-
-    if file is not None:
-        from untrusted.yaml_text import dump_yaml
-
-        values = load_config(file, overrides or []).model_dump(mode="json")
-        say(dump_yaml(values), end="")
-        return
-    from trainer.methods import METHODS
-
-    table = Table("key", "default", "meaning", title="configuration keys", title_justify="left")
-    groups = [("", None), *((f"methods.{kind}.", model) for kind, model in METHODS.items())]
-    for prefix, model in groups:
-        for key, default, meaning in fields(model, prefix) if model else fields():
-            if model is None or not key.endswith(".kind"):
-                table.add_row(key, str(default), meaning)
-    console.print(table)

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from data_shards.cores import cores
-from data_shards.settings import InputError, parse_size
+from data_shards.settings import InputError, parse_side, parse_size
 from launch.commands.benchmark_files import Dataset, benchmarks, merge, split
 from launch.terminal.console import console
 
@@ -27,7 +27,9 @@ def shards_glyphs(
     ] = None,
     identities: Annotated[int | None, typer.Option(help="Keep only this many.")] = None,
     min_fonts: Annotated[int, typer.Option(help="Leave out rarer characters.")] = 4,
-    image_size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 32,
+    size: Annotated[
+        str, typer.Option("--size", "--image-size", help="HxH of the images, pixels.")
+    ] = "32x32",
     variants: Annotated[int, typer.Option(help="Images of a character in a font.")] = 1,
     script: Annotated[
         Literal["any", "han"], typer.Option(help="han: Han characters alone.")
@@ -45,7 +47,7 @@ def shards_glyphs(
     settings = GlyphSettings(
         identities=identities,
         min_fonts=min_fonts,
-        image_size=image_size,
+        image_size=parse_side(size),
         variants=variants,
         fonts=tuple(fonts or ()),
         script=script,

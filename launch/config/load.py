@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from data_shards.settings import InputError, Settings
 from data_shards.storage.remote import check_no_secret
+from launch.config.absent import no_config, no_run
 from launch.config.run import RunConfig
 from launch.config.templates import config_file
 from monitoring.run_folder import CONFIG_FILE
@@ -59,7 +60,7 @@ def _nearest_key(unknown: str, parents: tuple[str, ...], kind: str | None) -> st
     }
     near = difflib.get_close_matches(unknown, sorted(siblings), 1, cutoff=0.5)
     if not near:
-        return "; `perennial config` lists every key"
+        return "; `perennial config --all` lists every key"
     return f"; did you mean {'.'.join([*parents, near[0]])}?"
 
 
@@ -117,8 +118,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         values = read_yaml(path)
     except FileNotFoundError as error:
-        known = ", ".join(sorted(p.name for p in path.parent.glob("*.yaml"))) or "none there"
-        raise InputError(f"{path} does not exist (in {path.parent}: {known})") from error
+        raise no_config(path) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     if not isinstance(values, dict):
@@ -139,9 +139,7 @@ def kept_config(folder: Path) -> RunConfig:
     try:
         return RunConfig.model_validate(read_yaml(path))
     except FileNotFoundError as error:
-        raise InputError(
-            f"{folder} is no run folder (no {CONFIG_FILE}): give one, such as runs/demo"
-        ) from error
+        raise no_run(folder) from error
     except (OSError, ValueError) as error:
         why = explain(error, "it") if isinstance(error, ValidationError) else error
         raise InputError(f"{path} is damaged ({why}): restore it or use another --out") from error

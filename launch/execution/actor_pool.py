@@ -10,7 +10,7 @@ from data_shards.storage.remote import CacheSettings
 from launch.config.cluster import ClusterSettings
 from launch.execution.placement import Waiting
 from launch.exits import Preempted
-from launch.inference.worker import ShardWorker, T, Unit
+from launch.inference.worker import ShardWorker, T, Unit, images_of
 from launch.runs.lease import UNFENCED, Fence
 from monitoring.logs import LOG
 from trainer.divergence import Diverged
@@ -30,13 +30,14 @@ class ActorPool:
         cache: CacheSettings,
         targets: Path,
         stop: threading.Event,
-        units: Callable[[int, int], None],
+        units: Callable[[int, int, tuple[int, int]], None],
         fence: Fence = UNFENCED,
         tell: Callable[[str], None] = LOG.warning,
     ) -> None:
         """`dataset` is a location that every machine knows, `targets` the folder for Prometheus'
-        file_sd lists; `stop` ends a map early; `units` hears how many are done, and of how many;
-        nothing is written past `fence`; `tell` hears what a cluster lacks.
+        file_sd lists; `stop` ends a map early; `units` hears how many are done, of how many,
+        and the same of their images; nothing is written past `fence`; `tell` hears what a cluster
+        lacks.
         """
         self._ray, self._cluster, self._dataset, self._cache = ray, cluster, dataset, cache
         self._targets, self._stop, self._units = targets, stop, units
@@ -94,6 +95,7 @@ class ActorPool:
         when asked to stop.
         """
         results: list[Any] = [None] * len(calls)
+        images, so_far = [images_of(call) for call in calls], 0
         idle, waiting, done = list(self._started()), list(enumerate(calls)), 0
         running: dict[Any, tuple[int, Any]] = {}
         each = {"CPU": 1.0, **self._cluster.actor_resources()}
@@ -115,7 +117,8 @@ class ActorPool:
                 results[number] = self._result(reference)
                 idle.append(actor)
                 done += 1
-                self._units(done, len(calls))
+                so_far += images[number]
+                self._units(done, len(calls), (so_far, sum(images)))
         return results
 
     def _result(self, reference: Any) -> Any:

@@ -19,7 +19,7 @@ from launch.execution.failures import last_line
 from launch.execution.heartbeat import Beat, diagnose
 from launch.execution.rank import RankJob, RankJobs, S
 from launch.exits import Preempted
-from launch.inference.worker import ShardWorker, T, Unit
+from launch.inference.worker import ShardWorker, T, Unit, done_of
 from launch.runs.lease import Fence
 from launch.runs.records import Records
 from launch.runs.run import Run
@@ -52,7 +52,8 @@ class InProcess:
             if self._stop.is_set():
                 raise Preempted("a CPU phase")
             results.append(self._shard_worker.run(unit, *call))
-            self._progress.units(len(results), len(calls))
+            images = done_of(calls, range(len(results)))
+            self._progress.units(len(results), len(calls), images)
         return results
 
     def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:

@@ -46,6 +46,9 @@ class RayExecutor:
     def map(self, unit: Unit[T], calls: list[tuple[Any, ...]]) -> list[T]:
         if self._ranks is not None and self._ranks.there and not self._pool.has_room():
             self._ranks.end()
+        compiled = self._run.config.teacher.compile
+        once = "; each compiles the model once, about half a minute" if compiled else ""
+        self._progress.doing(f"waiting for CPU actors{once}")
         return self._pool.map(unit, calls)
 
     def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:

@@ -103,6 +103,7 @@ class RayRanks:
                 self._run.config.cluster.workers,
                 sum(beat.silent < _HEARD_SECONDS for beat in own),
                 sum(beat.doing.turns for beat in own),
+                _doing(own),
             )
             self._end_stuck(beats)
         self._ray.get(finished)
@@ -284,3 +285,11 @@ class RayRanks:
 
 def _ranks(ranks: Sequence[int]) -> str:
     return f"rank{'s'[: len(ranks) != 1]} {', '.join(map(str, ranks))}"
+
+
+def _doing(beats: Sequence[Beat]) -> str:
+    """What the rank is at that got least far, in words."""
+    if not beats:
+        return "starting training processes"
+    slowest = min(beats, key=lambda beat: beat.doing.turns)
+    return f"rank {slowest.rank}: {slowest.doing.what}"

@@ -27,7 +27,7 @@ from launch.execution.in_process import shard_worker
 from launch.execution.rank import RankJob, RankJobs, S
 from launch.execution.ray_cluster import check_gpus
 from launch.exits import Preempted
-from launch.inference.worker import ShardWorker, T, Unit
+from launch.inference.worker import ShardWorker, T, Unit, done_of
 from launch.runs.lease import Fence
 from launch.runs.records import Records
 from launch.runs.run import Run
@@ -166,7 +166,8 @@ class TorchrunExecutor:
                 if error is not None:
                     raise error
                 results.append(found)
-            self._progress.units(len(results), len(calls))
+            images = done_of(calls, range(len(results)))
+            self._progress.units(len(results), len(calls), images)
         return results
 
     def on_ranks(self, phase: str, job: RankJob[S], spec: S) -> None:

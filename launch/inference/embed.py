@@ -75,6 +75,24 @@ def units(dataset: ShardDataset, samples: Ids) -> list[tuple[int, Ids]]:
     return [(int(shard), samples[shards == shard]) for shard in np.unique(shards)]
 
 
+_PART = 512
+"""Images of a unit of work, about: several seconds of a core."""
+
+
+def parts(dataset: ShardDataset, samples: Ids, batch: int) -> list[tuple[int, Ids]]:
+    """`units` in parts, so that all actors have work, and what they do is seen.
+
+    They are cut between batches of `batch`: each image is embedded in the batch that it would be in
+    if its shard were one unit, and to the same bits.
+    """
+    length = batch * -(-_PART // batch)
+    return [
+        (shard, own[first : first + length])
+        for shard, own in units(dataset, samples)
+        for first in range(0, len(own), length)
+    ]
+
+
 def neighbour_examples(
     dataset: ShardDataset, benchmark: Benchmark, cache: TeacherCache, samples: Ids, count: int
 ) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from data_shards.files import write_atomically
 from data_shards.pipeline import PipelineSettings
 from data_shards.storage.remote import anywhere
-from launch.inference.embed import units
+from launch.inference.embed import parts
 from launch.inference.worker import ShardWorker, Unit, without_worker
 from launch.runs.test_sets import TestSet, naming_test
 from trainer.evaluation.vectors import StoredVectors
@@ -34,7 +34,7 @@ Vectors = Callable[[TestSet, str, Ids, Path], None]
 
 @dataclass(frozen=True)
 class Embedding:
-    """`Vectors` that a model gives, a shard a unit of work."""
+    """`Vectors` that a model gives, some hundred images a unit of work."""
 
     model: Path
     """Its folder."""
@@ -46,7 +46,8 @@ class Embedding:
 
     def __call__(self, test: TestSet, part: str, samples: Ids, target: Path) -> None:
         dataset, folder = test.datasets[part], target.with_suffix("")
-        files = {folder / f"{shard:05d}.npy": own for shard, own in units(dataset, samples)}
+        pieces = parts(dataset, samples, self.batch)
+        files = {folder / f"{n:05d}-{s:05d}.npy": own for n, (s, own) in enumerate(pieces)}
         where = self.model.resolve(), anywhere(dataset.location)
         how = test.mirrored, self.data, self.batch
         self.map(

@@ -4,7 +4,7 @@ What it does with them is a unit of work: a function that is given the worker an
 shard (in one view) is a unit; units are cut the same way whatever the number of workers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -117,6 +117,17 @@ class ShardWorker:
         """Embeddings [n, d] of `samples` [n] of a dataset (the worker's own); see `embed`."""
         self._metrics.embedded.inc(len(samples))
         return embed(embedder, dataset or self.dataset, samples, data, batch, flipped)
+
+
+def images_of(call: tuple[Any, ...]) -> int:
+    """How many images a unit's call is about: its samples are the one array of whole numbers."""
+    return sum(len(a) for a in call if isinstance(a, np.ndarray) and a.dtype == np.int64)
+
+
+def done_of(calls: Sequence[tuple[Any, ...]], done: Iterable[int]) -> tuple[int, int]:
+    """How many images the calls with the numbers `done` are about, and how many all are."""
+    each = [images_of(call) for call in calls]
+    return sum(each[number] for number in done), sum(each)
 
 
 def without_worker(_: ShardWorker, function: Callable[..., T], *arguments: Any) -> T:

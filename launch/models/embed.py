@@ -124,7 +124,7 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
                 cache=CacheSettings(),
                 targets=targets,
                 stop=stop,
-                units=lambda more, _: hear(done + more),
+                units=lambda more, of, images: hear(done + more),
             )
             pool.map(embed_part, list(calls))
 

@@ -155,7 +155,7 @@ def _actors(
             cache=CacheSettings(),
             targets=folder.resolve() / TARGETS_FOLDER,
             stop=stop,
-            units=lambda done, _: hear[-1](done),
+            units=lambda done, of, images: hear[-1](done),
         )
 
         def map_(unit: Unit[Any], calls: list[tuple[Any, ...]]) -> list[Any]:

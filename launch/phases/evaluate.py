@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data_shards.files import write_json
 from data_shards.pipeline import image_size
 from launch.execution.executor import Executor
-from launch.inference.embed import units
+from launch.inference.embed import parts
 from launch.inference.test_sets import Embedding, Measurement
 from launch.inference.worker import embed_samples
 from launch.phases.kind import Effort, Kind, Output, Phase, Step
@@ -32,7 +32,7 @@ Ids = NDArray[np.int64]
 
 
 class Evaluate(Kind[None]):
-    """Embeds the test images, a shard a unit, and measures."""
+    """Embeds the test images, some hundred a unit, and measures."""
 
     name = "evaluate"
     where = "actors"
@@ -69,7 +69,7 @@ class Evaluate(Kind[None]):
         samples = samples_to_embed(run.benchmark)
         calls = [
             (model.folder.resolve(), own, config.data, config.teacher.batch)
-            for _, own in units(run.dataset, samples)
+            for _, own in parts(run.dataset, samples, config.teacher.batch)
         ]
         none = np.empty((0, model.settings.dimension), dtype=np.float32)
         embeddings = np.concatenate([none, *executor.map(embed_samples, calls)])

@@ -1,5 +1,6 @@
 """Runs or resumes a configuration, from shards to report."""
 
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from data_shards.files import write_atomically, write_json
 from data_shards.settings import InputError
 from data_shards.splits.benchmark_words import in_words
 from data_shards.writing.destination import destination_at
+from launch.config.cluster import ClusterSettings
 from launch.config.load import differences, kept_config, locations
 from launch.config.run import RunConfig
-from launch.execution.executor import Executors
+from launch.execution.executor import Executors, OpenExecutor
 from launch.execution.ray_cluster import check_gpus
 from launch.execution.ray_executor import on_ray
 from launch.exits import Preempted, Withheld, sigterm
@@ -141,6 +143,15 @@ def _announce(run: Run, every: list[Phase], todo: list[Phase], console: Console)
         tell(line)
 
 
+def _starting(
+    executors: Executors, cluster: ClusterSettings, progress: RunProgress
+) -> AbstractContextManager[OpenExecutor]:
+    """What `executors` makes, told while it is waited for."""
+    if executors is on_ray:
+        progress.doing(f"joining Ray at {cluster.address}" if cluster.address else "starting Ray")
+    return executors(cluster)
+
+
 def _work(
     run: Run,
     every: list[Phase],
@@ -151,12 +162,17 @@ def _work(
 ) -> list[str]:
     """Walks the phases to do, heard by metrics, logs and a progress line; returns what diverged."""
     cluster, folder = run.config.cluster, run.folder
-    iterations = sum(phase.iterations for phase in todo)
+    iterations = [sum(phase.iterations for phase in some) for some in (every, todo)]
     metrics = RunMetrics(folder, len(every), len(every) - len(todo))
     with (
         monitored(metrics, **cluster.driver_endpoint(), superseded=run.fence.lost),
-        executors(cluster) as opened,
-        RunProgress(console, iterations, len(todo), metrics) as progress,
+        RunProgress(
+            console,
+            metrics,
+            phases=(len(every) - len(todo), len(every)),
+            iterations=(iterations[0] - iterations[1], iterations[0]),
+        ) as progress,
+        _starting(executors, cluster, progress) as opened,
         sigterm() as stop,  # after Ray, which has a handler of its own
         logging_to(
             folder=folder,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from launch.config.absent import no_run
 from launch.runs.ledger import Ledger
 from monitoring import planned
 from monitoring.goodput import goodput, goodput_tables
 from monitoring.records import Damage, events, ledger, metrics, told
-from monitoring.run_folder import LEDGER_FILE, chain_name
+from monitoring.run_folder import LEDGER_FILE, chain_name, is_run
 from monitoring.schemas import PlannedPhase, phase_of
 from untrusted.text import printable
 
@@ -36,6 +37,8 @@ def open_run(folder: Path) -> "Run":
 
 def _planned(folder: Path, damage: Damage) -> list[PlannedPhase]:
     """Every phase of a run; worked out anew where its folder does not say them."""
+    if not is_run(folder):
+        raise no_run(folder)
     kept = planned.kept(folder, damage)
     if kept is not None:
         return kept
@@ -79,7 +82,7 @@ def status_table(folder: Path) -> Iterator[Any]:
         yield from goodput_tables(spent)
     happened = [event["message"] for event in events(folder, damage) if "message" in event]
     if happened:
-        yield Text(printable(f"{len(happened)} events, the newest: {happened[-1]}"))
+        yield Text(printable(f"{len(happened)} messages, the newest: {happened[-1]}"))
     records = metrics(folder, damage)
     if records and todo:
         yield Text(printable(_newest(records[-1])))

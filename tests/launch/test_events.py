@@ -20,7 +20,9 @@ def record(iteration):
 @pytest.fixture
 def records(tmp_path):
     metrics = RunMetrics(tmp_path, 1, 0)
-    return Records(tmp_path, RunProgress(Console(quiet=True), 9, 1, metrics))
+    return Records(
+        tmp_path, RunProgress(Console(quiet=True), metrics, phases=(0, 1), iterations=(0, 9))
+    )
 
 
 def test_lines_that_a_full_disk_refuses_are_written_once_it_has_room(records, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from data_shards.settings import UNDECIDING, Settings
+from data_shards.settings import UNDECIDING, Bytes, Settings
 from trainer.heads.cross_entropy import RankRows, Update, cross_entropy
 from trainer.heads.margins import Cosine, Margin, Softmax
 from trainer.heads.row_state import noise
@@ -26,9 +26,9 @@ class ClassifierSettings(Settings):
     """Of the factors of its matrix products; logits, rows and sums stay in fp32."""
     sampled: float = Field(default=1.0, gt=0, le=1)
     """Share of the negative rows that take part in an iteration (Partial FC); 1: all of them."""
-    memory: Annotated[int | None, UNDECIDING] = Field(default=None, ge=1)
-    """Bytes for logits: they are then computed twice, a block at a time. None: one buffer of
-    global batch x own rows keeps them."""
+    memory: Annotated[Bytes | None, UNDECIDING] = Field(default=None, ge=1)
+    """Room for logits, such as 2GB, or a number of bytes: they are then computed twice, a block at
+    a time. None: one buffer of global batch x own rows keeps them."""
 
     @property
     def scale(self) -> float | None:
