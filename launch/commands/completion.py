@@ -32,9 +32,10 @@ def run_folders(incomplete: str) -> list[str]:
 
 def methods(ctx: typer.Context, incomplete: str) -> list[str]:
     """The methods of the run that was named before."""
-    folder = ctx.params.get("folder") or next(iter(ctx.params.get("runs") or ()), None)
-    found = methods_of(Path(folder)) if folder else []
-    return [name for name in found if name.startswith(incomplete)]
+    # an option whose value is still to come leaves the words before it unread, in `args`
+    given = [ctx.params.get("folder"), *(ctx.params.get("runs") or ()), *ctx.args]
+    found = {name for folder in given if folder for name in methods_of(Path(folder))}
+    return sorted(name for name in found if name.startswith(incomplete))
 
 
 def overrides(incomplete: str) -> list[str]:

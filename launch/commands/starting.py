@@ -93,7 +93,7 @@ def _facts(
     from data_shards.sources import ROLES
     from data_shards.splits.benchmark_settings import BenchmarkSettings
     from data_shards.splits.cameras import knows_cameras
-    from data_shards.splits.drawing import testable
+    from data_shards.splits.drawing import testable, with_role
     from data_shards.storage.dataset import ShardDataset
     from data_shards.storage.remote import is_remote
     from data_shards.writing.merging import images_of
@@ -106,7 +106,7 @@ def _facts(
     some = np.linspace(0, len(dataset) - 1, min(len(dataset), _LOOKED_AT)).astype(np.int64)
     sizes = _look(images_of(dataset, some.tolist())).sizes
     height, width = sorted(sizes, key=lambda size: size[0] * size[1])[len(sizes) // 2]
-    trained = dataset.role == ROLES.index("train")
+    trained = with_role(dataset, ROLES[0])
     everyone = np.unique(dataset.identity[trained])
     able, _ = testable(dataset, everyone, BenchmarkSettings())
     facts = Facts(

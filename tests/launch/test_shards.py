@@ -105,7 +105,7 @@ def described(tmp_path):
 def test_info_tells_images_per_identity_cameras_roles_and_tables(described):
     told = " ".join(shards("info", described).split())
     for line in ("train 6, query 5", "2–3: 3, 4–7: 1", "2, 2, 2.8, 5", "gate 5, camera-0 3",
-                 "16 × 16", "pairs (1 rows)"):  # fmt: skip
+                 "16x16", "pairs (1 rows)"):  # fmt: skip
         assert line in told
     assert "files are as written" in " ".join(shards("verify", described).split())
 
