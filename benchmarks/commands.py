@@ -1,4 +1,4 @@
-"""CPU seconds, user and system, of commands that people wait for: medians, each in a new process."""
+"""CPU seconds, user and system, of commands that people wait for: medians of new processes."""
 
 import argparse
 import os
