@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 import typer
 
 from data_shards.settings import InputError, parse_size
-from data_shards.storage.features import file_ending
 from launch.exits import WITHHELD
 from launch.runs.model_names import HELP, model_folder, named
 from launch.terminal.console import Terminal, console, say_json
@@ -187,6 +186,7 @@ def evaluate(
 ) -> None:
     """Put one model, or vectors from elsewhere, to a test set that need not be part of a run."""
     from launch.config.cluster import ClusterSettings
+    from data_shards.storage.features import file_ending
     from launch.models.evaluate import FeatureFiles, results_table, run_evaluate, settings_of_test
     from trainer.model import Model
 
