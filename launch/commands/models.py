@@ -119,6 +119,7 @@ def embed(
     address: Address = None,
 ) -> None:
     """Embed every image of a dataset; given again after a kill, it goes on."""
+    from data_shards.storage.features import file_ending
     from launch.models.embed import run_embed
 
     opened, images, spread = _opened(model, shards, size, actors, address)
@@ -185,8 +186,8 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Write the JSON to this file, too.")] = None,
 ) -> None:
     """Put one model, or vectors from elsewhere, to a test set that need not be part of a run."""
-    from launch.config.cluster import ClusterSettings
     from data_shards.storage.features import file_ending
+    from launch.config.cluster import ClusterSettings
     from launch.models.evaluate import FeatureFiles, results_table, run_evaluate, settings_of_test
     from trainer.model import Model
 

@@ -158,7 +158,7 @@ def test_help_lists_every_command_once_under_a_heading():
     assert CliRunner().invoke(app, ["--version"]).output.startswith("perennial ")
 
 
-HEAVY = {"torch", "ray", "pyarrow", "pandas", "deepspeed", "nvidia", "matplotlib", "scipy"}
+HEAVY = {"torch", "ray", "pyarrow", "pandas", "numpy", "deepspeed", "nvidia", "matplotlib", "scipy"}
 
 
 @pytest.mark.parametrize(
