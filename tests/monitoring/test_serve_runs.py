@@ -29,23 +29,6 @@ def looked(folder):
     return run
 
 
-def test_the_loss_of_the_phase_before_is_not_that_of_the_one_at_work(tmp_path):
-    folder = write_run(tmp_path, "run", methods=("fkd",), steps=2)
-    add(folder, "metrics.jsonl", record("fkd/seed-0/step-0/train", 50, loss=3.0))
-    for at_work, loss in (("fkd/seed-0/step-0/train", 3.0), ("fkd/seed-0/step-1/train", None)):
-        view = looked(folder).overview(Answer(0.0, phase=at_work), 0.0)
-        assert (view["phase"], view["loss"]) == (at_work, loss)
-
-
-def test_events_without_words_get_some(tmp_path):
-    folder = write_run(tmp_path, "run", methods=("fkd",), steps=2)
-    attempt = {"event": "attempt", "attempt": 2, "host": "h", "phases": 9, "left": 5}
-    for event in (attempt, {"event": "start", "phase": "p", "rank": 1}, {"event": "other"}):
-        add(folder, "events.jsonl", {"time": 5.0, **event})
-    told = [event["message"] for event in looked(folder).events]
-    assert told == ["2 on h, 5 of 9 phases to do", "p: rank 1 starts", ""]
-
-
 def test_a_run_is_summed_up(tmp_path):
     folder = write_run(tmp_path, "run", methods=("fkd", "joint"), steps=2, seeds=(0, 1))
     evaluate(folder, "fkd", 0, 0, top1=0.5, map=0.25)
