@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from launch.cli import app
 from launch.clusters.ssh import read_hosts
-from launch.models.adopt import _classifier
+from launch.models.adopt import Outside, _classifier
 from launch.terminal.console import Terminal
 from tests.commands import perennial
 from tests.data_shards.test_folder import put
@@ -181,15 +181,18 @@ def test_lists_of_names_and_hosts(tmp_path):
     from safetensors.torch import save_file
 
     rows, names = tmp_path / "rows.safetensors", tmp_path / "names.txt"
+    given = Outside(
+        file=tmp_path / "m.onnx", architecture=None, layer=None, classifier=rows, names=names
+    )
     save_file({"weight": torch.zeros(3, 4)}, rows)
     names.write_bytes("\ufeffalice\u2028x\r\nbob\x85\r\ncarol\r\n".encode())
-    assert _classifier(rows, names, 4)[1] == ["alice\u2028x", "bob\x85", "carol"]
+    assert _classifier(given, 4)[1] == ["alice\u2028x", "bob\x85", "carol"]
     names.write_bytes("alice\r\nbob\r\ncarol\r\n".encode("utf-16"))
     with pytest.raises(InputError, match=r"names\.txt is UTF-16: save it as UTF-8"):
-        _classifier(rows, names, 4)
+        _classifier(given, 4)
     names.write_bytes(b"alice\nJos\xe9\n")
     with pytest.raises(InputError, match=r"names\.txt, line 2 is not UTF-8"):
-        _classifier(rows, names, 4)
+        _classifier(given, 4)
     hosts = tmp_path / "hosts"
     hosts.write_bytes("\ufeffone address=10.0.0.1\r\ntwo\r\n".encode())
     assert [host.name for host in read_hosts(hosts)] == ["one", "two"]
