@@ -23,7 +23,7 @@ from launch.execution.actor_pool import ActorPool
 from launch.execution.ray_cluster import cluster
 from launch.exits import sigterm
 from launch.inference.test_sets import Embedding, Ids, Map, Measurement, Vectors, new_matrix
-from launch.inference.worker import Unit, without_worker
+from launch.inference.worker import Unit, images_of, without_worker
 from launch.models.embed import Images
 from launch.models.work_folder import locked
 from launch.runs.test_sets import TestSet, open_test
@@ -155,12 +155,14 @@ def _actors(
             cache=CacheSettings(),
             targets=folder.resolve() / TARGETS_FOLDER,
             stop=stop,
-            units=lambda done, of, images: hear[-1](done),
+            units=lambda done, of, images: hear[-1](images[0] if images[1] else done),
         )
 
         def map_(unit: Unit[Any], calls: list[tuple[Any, ...]]) -> list[Any]:
             what = "comparing" if unit is without_worker else "embedding"
-            with progress(console, what, len(calls), "units") as shown:
+            images = sum(images_of(call) for call in calls)
+            counted = (images, "images") if images else (len(calls), "units")
+            with progress(console, what, *counted) as shown:
                 hear.append(shown)
                 return pool.map(unit, calls)
 
