@@ -160,13 +160,17 @@ def _actors(
 
         def map_(unit: Unit[Any], calls: list[tuple[Any, ...]]) -> list[Any]:
             what = "comparing" if unit is without_worker else "embedding"
-            images = sum(images_of(call) for call in calls)
-            counted = (images, "images") if images else (len(calls), "units")
-            with progress(console, what, *counted) as shown:
+            with progress(console, what, *counted(calls)) as shown:
                 hear.append(shown)
                 return pool.map(unit, calls)
 
         yield map_
+
+
+def counted(calls: list[tuple[Any, ...]]) -> tuple[int, str]:
+    """How much the units of work have to do, and of what: of images where they are about any."""
+    images = sum(images_of(call) for call in calls)
+    return (images, "images") if images else (len(calls), "units")
 
 
 def results_table(name: str, found: dict[str, Any]) -> Table:

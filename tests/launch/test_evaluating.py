@@ -23,7 +23,7 @@ from launch.inference.embed import embed
 from launch.inference.test_sets import Measurement
 from launch.models.compare import TwoModelTest
 from launch.models.embed import Images, run_embed
-from launch.models.evaluate import FeatureFiles, settings_of_test
+from launch.models.evaluate import FeatureFiles, counted, settings_of_test
 from launch.runs.test_sets import TestSet, open_test
 from tests.commands import perennial
 from tests.conftest import jpeg
@@ -234,3 +234,9 @@ def test_options_that_contradict_each_other_are_named(words, said):
     done = perennial("evaluate", "x", "--on", "y", "--protocol", "retrieval", *words)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_embedding_is_counted_in_images_and_comparing_in_units():
+    calls = [("model", np.arange(512)), ("model", np.arange(300))]
+    assert counted(calls) == (812, "images")
+    assert counted([(len, "a"), (len, "b"), (len, "c")]) == (3, "units")

@@ -3,13 +3,12 @@
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from data_shards.storage.features import feature_name, write_feature
-from launch.models.sinks.interface import Made
+from launch.models.sinks.interface import Made, OnDisk
 from launch.models.work_folder import check_same_plan
 
 FEATURES = "features.json"
@@ -17,20 +16,11 @@ FEATURES = "features.json"
 
 
 @dataclass(frozen=True)
-class FeatureFolder:
+class FeatureFolder(OnDisk):
     """A `Sink`: a file for each image, in a tree as that of the images."""
 
-    out: Path
     ending: str
     """What files' names append to the image's."""
-
-    @property
-    def place(self) -> str:
-        return str(self.out)
-
-    @property
-    def work(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.embedding")
 
     def _plan(self, plan: dict[str, Any]) -> dict[str, Any]:
         return {**plan, "features": self.ending}

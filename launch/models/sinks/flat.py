@@ -10,23 +10,13 @@ import numpy as np
 
 from data_shards.files import fsync, write_json
 from data_shards.settings import InputError
-from launch.models.sinks.interface import Made, join_ids
+from launch.models.sinks.interface import Made, OnDisk, join_ids
 from launch.models.work_folder import check_same_plan
 
 
 @dataclass(frozen=True)
-class FlatFile(ABC):
+class FlatFile(OnDisk, ABC):
     """A `Sink`: `out`, beside it ``.ids.tsv`` and the card, ``.json``."""
-
-    out: Path
-
-    @property
-    def place(self) -> str:
-        return str(self.out)
-
-    @property
-    def work(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.embedding")
 
     def holds(self, plan: dict[str, Any]) -> bool:
         card = self.out.with_suffix(".json")

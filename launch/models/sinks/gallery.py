@@ -9,7 +9,7 @@ from typing import Any
 
 from data_shards.files import sha256
 from data_shards.settings import InputError
-from launch.models.sinks.interface import Made, join_ids
+from launch.models.sinks.interface import Made, OnDisk, join_ids
 from launch.models.work_folder import locked
 from monitoring.run_folder import LOGS_FOLDER, TARGETS_FOLDER
 from trainer.arrays import read_embeddings
@@ -20,18 +20,8 @@ WORK = "upgrade"
 
 
 @dataclass(frozen=True)
-class GalleryFolder:
+class GalleryFolder(OnDisk):
     """A `Store`: a gallery's folder."""
-
-    out: Path
-
-    @property
-    def place(self) -> str:
-        return str(self.out)
-
-    @property
-    def work(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.embedding")
 
     @property
     def upgrade(self) -> Path:

@@ -66,6 +66,23 @@ class Made:
             yield file, Rows(samples, vectors, keys, identities, seen_by)
 
 
+@dataclass(frozen=True)
+class OnDisk:
+    """What sinks have in common that are a file or a folder."""
+
+    out: Path
+
+    @property
+    def place(self) -> str:
+        """It for people."""
+        return str(self.out)
+
+    @property
+    def work(self) -> Path:
+        """The folder of an unfinished call, beside it."""
+        return self.out.with_name(f".{self.out.name}.embedding")
+
+
 class Sink(Protocol):
     """Where vectors of all images of a dataset go."""
 
