@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torchvision
@@ -171,6 +172,18 @@ def test_graphs_and_weights_of_another_network_are_refused(tmp_path):
     ):
         with pytest.raises(InputError, match=words):
             adopt(tmp_path / "net.onnx", tmp_path / "model", **given)
+
+
+def test_a_graph_of_the_same_layers_that_computes_something_else_is_refused(tmp_path):
+    """Layers and weights fit; behind them the sign is turned."""
+    export(learned(FACES), tmp_path / "net.onnx", folded=False)
+    graph = onnx.load(tmp_path / "net.onnx")
+    name = graph.graph.output[0].name
+    graph.graph.node[-1].output[0] = "before"
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["before"], [name]))
+    onnx.save(graph, tmp_path / "net.onnx")
+    with pytest.raises(InputError, match="vectors are off by"):
+        adopt(tmp_path / "net.onnx", tmp_path / "model")
 
 
 @pytest.mark.skipif(
