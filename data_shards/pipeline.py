@@ -76,7 +76,7 @@ class Request:
 
     samples: NDArray[np.int64]
     augmentation: Augmentation
-    jpegs: list[memoryview]
+    jpegs: list[bytes]
     """Their bytes, checked."""
 
     @classmethod
@@ -137,7 +137,7 @@ def resized(
     return settings.model_copy(update={"image_size": size})
 
 
-def stored_sizes(dataset: Stored, jpegs: Sequence[memoryview]) -> NDArray[np.int64]:
+def stored_sizes(dataset: Stored, jpegs: Sequence[bytes]) -> NDArray[np.int64]:
     """[b, 2] the heights and widths of images, as they are stored. Raises InputError."""
     same = dataset.manifest["image_size"]
     if same is not None:

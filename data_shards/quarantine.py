@@ -56,7 +56,7 @@ def readable(
     positions: NDArray[np.int64],
     samples: NDArray[np.int64],
     quarantine: Quarantine,
-) -> tuple[NDArray[np.int64], list[memoryview]]:
+) -> tuple[NDArray[np.int64], list[bytes]]:
     """Returns the `samples` at `positions` ([b]) and their bytes, with damaged ones replaced.
 
     A damaged sample is replaced by the next one of the order, which depends on the data alone, so

@@ -195,8 +195,8 @@ class ShardDataset:
                     raise Malformed(f"{column} names samples that are not there")
         return table
 
-    def image(self, sample: int) -> memoryview:
-        """The encoded JPEG of a sample, straight from the memory-mapped shard.
+    def image(self, sample: int) -> bytes:
+        """The encoded JPEG of a sample.
 
         Raises SampleError when its checksum differs from the one taken when it was written.
         """
@@ -206,13 +206,17 @@ class ShardDataset:
             raise SampleError(f"sample {sample} at {where} is damaged")
         return image
 
-    def images(self, samples: NDArray[np.int64]) -> list[memoryview | None]:
-        """The encoded JPEGs of `samples` ([b]); None in place of a damaged one."""
+    def images(self, samples: NDArray[np.int64]) -> list[bytes | None]:
+        """The encoded JPEGs of `samples` ([b]); None in place of a damaged one.
+
+        They are copied before they are checked: a mapped file may change until it is decoded, and
+        DALI gives up its whole pipeline over one picture.
+        """
         columns = (self.shard, self.offset, self.size, self.crc32)
-        found: list[memoryview | None] = []
+        found: list[bytes | None] = []
         for shard, start, size, crc in zip(*(c[samples].tolist() for c in columns), strict=True):
-            view = self.files.view(shard)[start : start + size]
-            found.append(view if zlib.crc32(view) == crc else None)
+            jpeg = self.files.view(shard)[start : start + size].tobytes()
+            found.append(jpeg if zlib.crc32(jpeg) == crc else None)
         return found
 
     def verify(

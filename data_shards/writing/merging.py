@@ -76,7 +76,7 @@ def images_of(
         identity = str(dataset.names[dataset.identity[sample]])
         try:
             (key,) = dataset.keys(np.array([sample]))
-            image = bytes(dataset.image(sample))
+            image = dataset.image(sample)
         except SampleError as error:
             yield Refusal(f"{dataset.location} {sample}", identity, "damaged", str(error))
             continue

@@ -112,9 +112,7 @@ class PictureEmbedder:
         if not encoded:
             return found
         count = len(encoded)
-        request = Request(
-            np.arange(count), no_augmentation(count), [memoryview(one) for one in encoded.values()]
-        )
+        request = Request(np.arange(count), no_augmentation(count), list(encoded.values()))
         loose = _Loose("the images", {"image_size": None})
         try:
             stream = ImageStream(loose, iter([request]), count, self._data, augmented=False)

@@ -232,7 +232,7 @@ def stored_image(dataset: ShardDataset, sample: int) -> SourceImage:
     identity = str(dataset.names[dataset.identity[sample]])
     (key,) = dataset.keys(np.array([sample]))
     camera = dataset.manifest["cameras"][int(dataset.camera[sample])]
-    return SourceImage(bytes(dataset.image(sample)), identity, camera, key)
+    return SourceImage(dataset.image(sample), identity, camera, key)
 
 
 def _first_of_each(memory: ShardDataset, share: int) -> Iterator[SourceImage]:

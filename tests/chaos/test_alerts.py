@@ -72,12 +72,13 @@ class Watched:
 
     def wait(self, query: str) -> None:
         """Polls until a query finds something."""
-        wait_for(lambda: self._lives() and self.prometheus.query(query), query, 180)
+        wait_for(lambda: self.lives() and self.prometheus.query(query), query, 180)
 
     def fires(self, alert: str) -> bool:
         return self.prometheus.firing(alert, self.folder.name)
 
-    def _lives(self) -> bool:
+    def lives(self) -> bool:
+        """True; fails with what it said where the run has ended."""
         assert self.process.poll() is None, self._said.read_text()
         return True
 
@@ -282,7 +283,7 @@ def test_bad_numbers_bad_samples_and_a_slow_store(small_folder, tmp_path, drill)
 
             def used() -> bool:
                 copies.damage(15)
-                return run.fires("PerennialQuarantineBudget")
+                return run.lives() and run.fires("PerennialQuarantineBudget")
 
             fault = "bytes of 15 samples of a cached shard are overwritten; the budget is 20"
             mended = "the shard was deleted from the cache and the run started again"

@@ -31,7 +31,7 @@ def test_merged_datasets_hold_every_image_as_it_was(make, tmp_path):
     expected = [*persons(), *faces()]
     assert merged.keys(np.arange(len(merged))) == [i.key for i in expected]
     for sample, i in enumerate(expected):
-        assert bytes(merged.image(sample)) == i.image
+        assert merged.image(sample) == i.image
         assert merged.names[merged.identity[sample]] == i.identity
         assert merged.manifest["cameras"][merged.camera[sample]] == i.camera
         assert ROLES[merged.role[sample]] == i.role

@@ -281,6 +281,6 @@ def test_merged_sources_keep_their_identities_apart_through_shards(tmp_path):
     write_dataset(images, tmp_path / "d", {})
     dataset = ShardDataset.open(tmp_path / "d")
     for sample, image in enumerate(images):
-        assert bytes(dataset.image(sample)) == image.image
+        assert dataset.image(sample) == image.image
         assert dataset.names[dataset.identity[sample]] == image.identity
         assert ROLES[dataset.role[sample]] == image.role

@@ -123,7 +123,7 @@ def test_what_the_cache_holds_is_not_fetched_again(server, settings, local):
         metrics = Metrics()
         dataset = ShardDataset.open(server.url, settings, metrics.count_cache)
         for sample in (0, 13, 1):
-            assert bytes(dataset.image(sample)) == bytes(local.image(sample))
+            assert dataset.image(sample) == local.image(sample)
     assert (counted(metrics, "hits"), counted(metrics, "misses")) == (2, 0)
     assert server.requests.count(local.manifest["shards"][0]) == 1
     assert server.requests.count("samples.parquet") == 1
@@ -166,7 +166,7 @@ def test_an_evicted_shard_stays_readable_while_it_is_mapped(server, settings, lo
         dataset.image(sample)
     digest = local.manifest["files"][local.manifest["shards"][0]]["sha256"]
     assert not (settings.folder / "shards" / digest).exists()
-    assert bytes(image) == bytes(local.image(0))
+    assert bytes(image) == local.image(0)
 
 
 def test_the_least_recently_used_shard_goes_first(server, settings, local):
@@ -250,7 +250,7 @@ def test_a_killed_download_leaves_nothing_behind(server, settings, local):
     process.join()
     full = settings.model_copy(update={"bytes": room_for(local, 1)})
     dataset = ShardDataset.open(server.url, full)
-    assert bytes(dataset.image(13)) == bytes(local.image(13))
+    assert dataset.image(13) == local.image(13)
     assert [path.name for path in kept.glob(".*") if path.name != ".lock"] == []
 
 
@@ -263,7 +263,7 @@ def test_a_server_that_never_delivers_ends_with_an_explanation(server, settings,
         dataset.image(0)
     assert len(server.requests) - server.requests.index(name) == 3
     assert list((settings.folder / "shards").glob(".*.part")) == []
-    assert bytes(dataset.image(0)) == bytes(local.image(0))
+    assert dataset.image(0) == local.image(0)
 
 
 def test_missing_files_are_named(settings, folder, tmp_path):

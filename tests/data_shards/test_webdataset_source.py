@@ -335,7 +335,7 @@ def test_a_harmful_tar_is_one_line_and_takes_no_memory(tmp_path, kind):
 @pytest.mark.reliability(19, "our shards are read by webdataset's own loader and by DALI's reader")
 def test_our_shards_are_read_by_webdataset_and_by_dali(small_folder, small):
     tars = sorted(small_folder.glob("*.tar"))
-    expected = [bytes(small.image(n)) for n in range(len(small))]
+    expected = [small.image(n) for n in range(len(small))]
     loader = webdataset.WebDataset([str(path) for path in tars], shardshuffle=False)
     assert [sample["jpg"] for sample in loader] == expected
 

@@ -161,5 +161,5 @@ def search_examples(
 
 def picture(dataset: ShardDataset, sample: int) -> dict[str, str]:
     """An image and its identity, for the report: JPEG bytes in base64."""
-    jpeg = base64.b64encode(as_jpeg(bytes(dataset.image(sample)))).decode()
+    jpeg = base64.b64encode(as_jpeg(dataset.image(sample))).decode()
     return {"identity": str(dataset.names[dataset.identity[sample]]), "jpeg": jpeg}
