@@ -83,6 +83,8 @@ class LedgerLine(TypedDict):
     cpus: NotRequired[Real]
     gpus: NotRequired[Real]
     attempt: NotRequired[Count]
+    commit: NotRequired[Annotated[str, Field(pattern=r"^([0-9a-f]{40,64}\+?|unknown)$")]]
+    """Of the code that did it, with a + where files differed from it."""
     same_as: NotRequired[PhaseName]
 
 

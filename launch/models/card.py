@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +13,7 @@ from data_shards.files import write_atomically
 from data_shards.settings import InputError
 from launch.config.load import kept_config
 from launch.models.export import Wanted, run_export
-from launch.root import ROOT
+from launch.runs.code import commit
 from monitoring.records import comparison, evaluation, ledger
 from monitoring.results import compare as over_seeds
 from monitoring.results import figures
@@ -272,13 +271,14 @@ def _provenance(model: Model, origin: Origin | None) -> str:
             lines.append(f"exported with {name} {version(name)}")
         except PackageNotFoundError:
             continue
-    lines.append(f"exported by the code of commit `{_commit()}`")
+    lines.append(f"exported by the code of commit `{commit()}`")
     lines.append(f"exported on {platform.machine()}, Python {platform.python_version()}")
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _spent(origin: Origin) -> list[str]:
-    """The class of machine, without its name, and the time of the chain's phases until then."""
+    """The class of machine, without its name, the time of the chain's phases until then, and the
+    commits of the code that did them, in order."""
     chain = [
         line
         for line in ledger(origin.run)
@@ -291,22 +291,6 @@ def _spent(origin: Origin) -> list[str]:
     most = {kind: max(line.get(kind, 0) for line in chain) for kind in ("cpus", "gpus")}
     minutes = sum(line["finished"] - line["started"] for line in chain) / 60
     machine = f"at most {most['cpus']:g} CPU cores and {most['gpus']:g} GPUs at a time"
-    return [f"trained and measured on {machine}, {minutes:,.1f} minutes"]
-
-
-def _commit() -> str:
-    """The commit of this code, with a + where files differ from it."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, encoding="utf-8", check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        # of a checkout of ours alone: an installed copy may lie within another project's
-        if Path(git("rev-parse", "--show-toplevel")) != ROOT:
-            return "unknown"
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    spent = [f"trained and measured on {machine}, {minutes:,.1f} minutes"]
+    commits = dict.fromkeys(f"`{line['commit']}`" for line in chain if "commit" in line)
+    return [*spent, f"by the code of {', '.join(commits)}"] if commits else spent

@@ -9,6 +9,7 @@ from launch.execution.executor import Executor
 from launch.exits import Preempted
 from launch.phases.kind import Phase
 from launch.phases.publishing import gated, update_published
+from launch.runs.code import commit
 from launch.runs.ledger import Ledger
 from launch.runs.links import link
 from launch.runs.records import append
@@ -69,6 +70,7 @@ class Driver:
                     "finished": time.time(),
                     **self._run.config.cluster.allocated(phase.kind.where),
                     "attempt": self._run.fence.attempt,
+                    "commit": commit(),
                     **({"same_as": twin} if twin else {}),
                 }
             )

@@ -1,5 +1,6 @@
 """Every reader of files that a stranger may have written, each with a small good file."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
 
 from data_shards.sheet import contact_sheet
 from data_shards.splits.benchmark_file import read_benchmark
@@ -41,6 +43,7 @@ from trainer.heads.margin_loss import ClassifierSettings, MarginLoss
 from trainer.heads.rows import ShardedRows
 from trainer.model import Model, save_model
 from trainer.onnx_graphs import load_graph
+from trainer.weights import load_weights, read_state_dict
 from untrusted.errors import InputError
 
 
@@ -105,6 +108,25 @@ def read_model(folder: Path) -> None:
     model.running()
     names, rows = model.names(), model.sharded_rows(Ranks())
     assert len(names) == len(rows.weight) == model.rows
+
+
+def start_weights(folder: Path) -> Path:
+    """A state dict by the field's names, which ``start`` of a configuration reads."""
+    path = folder / "w.safetensors"
+    trunk = {
+        f"module.{name.removeprefix('trunk.')}": tensor
+        for name, tensor in _model()[1].state_dict().items()
+        if name.startswith("trunk.")
+    }
+    save_file(trunk, path)
+    return path
+
+
+def read_weights(folder: Path) -> None:
+    """Puts them into a network, which they may not fit."""
+    settings, network = _model()
+    path = folder / "w.safetensors"
+    load_weights(copy.deepcopy(network), settings, read_state_dict(path), str(path))
 
 
 def forged(folder: Path, of: str = "m") -> None:
@@ -266,6 +288,7 @@ TARGETS: dict[str, Target] = {
     "model-manifest": Target(model_with("manifest.json"), read_model),
     "card": Target(model_with("card.json"), read_model, forged),
     "embedder": Target(model_with("embedder.safetensors"), read_model, forged),
+    "start-weights": Target(start_weights, read_weights),
     "names": Target(model_with("names.safetensors"), read_model, forged),
     "rows": Target(model_with("rows-00000-of-00001.safetensors"), read_model, forged),
     "decision-card": Target(

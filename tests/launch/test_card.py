@@ -30,6 +30,9 @@ def made(tmp_path_factory):
     found = json.loads(file.read_text())
     found["top1"] = found["top1"] / 2
     file.write_text(json.dumps(found))
+    lines = map(json.loads, (root / "run/ledger.jsonl").read_text().splitlines())
+    told = [line | {"commit": ("cd" if line["step"] else "ab") * 20} for line in lines]
+    (root / "run/ledger.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told))
     words = ("run:fkd:0", "--out", root / "hub", "--license", "apache-2.0")
     done = perennial("card", *words, cwd=root)
     assert done.returncode == 0, done.stderr
@@ -71,6 +74,7 @@ def test_provenance_names_the_model_and_no_host_person_or_place(made):
     model = Model.open(made / STEP.format(0) / "model")
     assert model.fingerprint in text and "run: `run`, chain `fkd/seed-0`" in text
     assert re.search(r"commit `([0-9a-f]{40}\+?|unknown)`", text)
+    assert f"by the code of `{'ab' * 20}`, `{'cd' * 20}`\n" in text
     holder = json.loads((made / "run/attempts/1.json").read_text())["holder"]
     assert holder["host"] not in text
     assert str(made) not in text

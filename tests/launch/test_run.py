@@ -15,6 +15,7 @@ from data_shards.settings import InputError
 from launch.config.load import load_config
 from launch.config.run import RunConfig
 from launch.phases.execute import execute
+from launch.runs.code import commit
 from launch.runs.lease import holding
 from monitoring.records import read_jsonl
 from tests.alone import execute_alone
@@ -183,6 +184,7 @@ def test_a_model_that_is_whole_is_not_trained_again(small_folder, tmp_path, lost
     step = out / "chains/finetune/seed-0/steps/0"
     before = Model.open(step / "model").fingerprint
     trained = len(read_jsonl(out / "metrics.jsonl"))
+    assert {line["commit"] for line in read_jsonl(out / "ledger.jsonl")} == {commit()}
     (out / "ledger.jsonl").unlink()
     if lost == "the model":
         damaged = bytearray((step / "model/embedder.safetensors").read_bytes())
