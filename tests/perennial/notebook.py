@@ -1,12 +1,13 @@
 """Executes a notebook's cells one after the other: `python notebook.py FILE`, in an empty folder.
 
-Lines that begin with an exclamation mark go to a shell, as in Jupyter. Nothing is imported but the
-standard library: it is for environments without the tests.
+Lines that begin with an exclamation mark go to a shell, as in Jupyter, and the seconds they took
+are printed. Nothing is imported but the standard library: it is for environments without the tests.
 """
 
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def execute(notebook: Path) -> None:
     for number, cell in enumerate(cells(notebook)):
         if cell.startswith("!"):
             for line in cell.replace("\\\n", " ").splitlines():
+                begun = time.monotonic()
                 subprocess.run(["bash", "-c", line.removeprefix("!")], check=True)
+                print(f"{time.monotonic() - begun:.1f} s: {line.removeprefix('!')}", flush=True)
         else:
             exec(compile(cell, f"cell {number}", "exec"), names)
 

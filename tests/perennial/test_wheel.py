@@ -119,9 +119,12 @@ def test_first_commands_work_where_others_are_called_as_our_packages(programs, t
     assert (tmp_path / "runs" / "demo" / "report.html").exists()
 
 
-def test_the_notebook_goes_from_photographs_to_a_search(programs, tmp_path):
+def test_the_notebook_goes_from_photographs_to_a_service(programs, tmp_path):
     told = done(f"python {notebook.__file__} {NOTEBOOK}", programs, tmp_path)
     assert re.search(r"^\d\.\d{3}  thing-07  thing-07/", told, re.M), told
+    assert "the same vectors without perennial" in told
+    for step in ("init photos", "run photos.yaml", "report runs/photos", "export runs/photos:fkd"):
+        assert re.search(rf"^\d+\.\d s: perennial {step}", told, re.M), told
 
 
 def sources():
