@@ -1,5 +1,6 @@
 """A small dataset and a way to run a function on several gloo ranks."""
 
+import gc
 import io
 import os
 import signal
@@ -54,6 +55,13 @@ LONGEST = (
     "launch/test_slurm.py",
 )
 """Files that take a minute and more, the longest first; see docs/results/ci.md."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_imported_stays():
+    """A job ends with a collection of garbage, which need not go through all of torch each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def jpeg(identity: int, camera: int, size: int = 16) -> bytes:

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 CONTEXT = mp.get_context("forkserver")
 # each rank is a fork of a process that has made these imports, which take seconds; the first
 # optimizer imports torch._dynamo, the first pipeline DALI
-IMPORTS = ["deepspeed", "tests.trainer.loops", "torch._dynamo", "nvidia.dali"]
+IMPORTS = ["deepspeed", "tests.trainer.loops", "torch._dynamo", "nvidia.dali", "tests.frozen"]
 CONTEXT.set_forkserver_preload(IMPORTS)
 
 
