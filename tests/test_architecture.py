@@ -45,13 +45,13 @@ ROOMS = {
         "machine": (),
         "terminal": (),
         "config": ("root",),
-        "runs": ("config",),
+        "runs": ("config", "root"),
         "inference": ("runs",),
         "planning": ("config", "phases", "runs"),
         "execution": ("config", "exits", "inference", "machine", "runs"),
         "clusters": ("config", "exits", "machine", "planning", "root", "runs", "terminal"),
         "phases": ("config", "execution", "exits", "inference", "runs", "terminal"),
-        "models": ("config", "execution", "exits", "inference", "root", "runs", "terminal"),
+        "models": ("config", "execution", "exits", "inference", "runs", "terminal"),
         "analyses": ("phases", "runs", "terminal"),
         "commands": (
             *(
