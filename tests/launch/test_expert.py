@@ -1,11 +1,10 @@
 """A temporary expert through all layers: its classes, its two trainings, its answers, its end."""
 
 import json
-import signal
-import subprocess
-import sys
+import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -22,6 +21,7 @@ from launch.phases.expert import ExpertJob, TrainExpert, spec_of
 from launch.runs.run import Chain, Run
 from monitoring.metrics import Metrics
 from tests.alone import execute_alone
+from tests.kill_at import killed_at
 from tests.launch.classes import write_classes, write_config
 from tests.ranks import on_ranks
 from trainer.arrays import read_arrays
@@ -302,41 +302,20 @@ def test_any_number_of_ranks_trains_it_alike(root, run, world, tmp_path):
     torch.testing.assert_close(*rows, rtol=1e-3, atol=1e-5)
 
 
-KILLED = """
-import os, re, signal, sys
-from pathlib import Path
-from launch.config.load import load_config
-from monitoring.metrics import Metrics
-from tests.alone import execute_alone
-from launch.phases import class_means, driver, neighbours, similar
-from trainer import loop
-
-where, name, number, phase = sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6]
-place = {"loop": loop, "means": class_means, "asked": neighbours, "similar": similar,
-         "driver": driver}[where]
-act, calls = getattr(place, name), []
-
-def killed(*given, **others):
-    done = act(*given, **others)
-    folder = getattr(given[0], "folder", None) if given else None
-    where_to = str(folder if phase and folder is not None else [*given, *others.values()])
-    if re.search(phase, where_to):
-        calls.append(done)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-    return done
-
-setattr(place, name, killed)
-execute_alone(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
-"""
 MOMENTS = [
-    ("means", "write_class_sums", 2, "similar"),
-    ("similar", "write_arrays", 1, "similar"),
-    ("loop", "save_state", 2, "phases/expert-on-all$"),
-    ("loop", "save_model", 1, "phases/expert/"),
-    ("asked", "write_answers", 2, "expert_answers"),
-    ("driver", "remove", 1, "expert"),
+    ("launch.phases.class_means", "write_class_sums", 2, "similar"),
+    ("launch.phases.similar", "write_arrays", 1, "similar"),
+    ("trainer.loop", "save_state", 2, "phases/expert-on-all$"),
+    ("trainer.loop", "save_model", 1, "phases/expert/"),
+    ("launch.phases.neighbours", "write_answers", 2, "expert_answers"),
+    ("launch.phases.driver", "remove", 1, "expert"),
 ]
+
+
+def of_phase(phase, out, given, others):
+    """Whether a call is of the folder `phase`, a pattern."""
+    folder = getattr(given[0], "folder", None) if given else None
+    return bool(re.search(phase, str(folder or [*given, *others.values()])))
 
 
 def tensors(folder):
@@ -345,14 +324,8 @@ def tensors(folder):
 
 def test_killed_in_every_new_phase_it_ends_bit_for_bit_alike(root, run):
     path = written(root, "gone")
-    for moment in MOMENTS:
-        command = [sys.executable, "-c", KILLED, path, root / "killed", *map(str, moment)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, (
-            moment,
-            done.stdout[-2000:],
-            done.stderr[-2000:],
-        )
+    for module, name, number, phase in MOMENTS:
+        killed_at(path, root / "killed", module, name, number, partial(of_phase, phase))
     before = (root / "killed/ledger.jsonl").read_text().splitlines()
     execute_alone(load_config(path), root / "killed")
     after = (root / "killed/ledger.jsonl").read_text().splitlines()

@@ -1,9 +1,6 @@
 """Balanced fine-tuning: of the step's model, on the memory alone, by the method's own losses."""
 
 import json
-import signal
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -16,6 +13,7 @@ from launch.planning.plan import plan_run
 from launch.planning.split import split_of
 from launch.runs.run import Chain, Run
 from tests.alone import execute_alone
+from tests.kill_at import killed_at
 from tests.launch.classes import write_classes, write_config
 from trainer.heads.collectives import Ranks
 from trainer.methods.fine_tuning import FineTuning
@@ -147,37 +145,20 @@ def test_each_rank_begins_with_its_own_rows(run, world):
             assert torch.equal(rows.weight.detach(), whole[own])
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from launch.config.load import load_config
-from tests.alone import execute_alone
-from trainer import loop
-
-act, calls = getattr(loop, sys.argv[3]), []
-
-def killed(*given, **others):
-    done = act(*given, **others)
-    of_phase = given[0].phase if given else "phases" not in str(others["folder"])
-    there = (Path(sys.argv[2]) / "chains/tuned/seed-0/steps/1/exemplars").exists()
-    if there and of_phase in ("fine-tune", True):
-        calls.append(done)
-        if len(calls) == int(sys.argv[4]):
-            os.kill(os.getpid(), signal.SIGKILL)
-    return done
-
-setattr(loop, sys.argv[3], killed)
-execute_alone(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
-"""
+def of_fine_tuning(out, given, others):
+    """Whether a call is of step 1's fine-tuning."""
+    there = (out / "chains/tuned/seed-0/steps/1/exemplars").exists()
+    return there and (
+        given[0].phase == "fine-tune" if given else "phases" not in str(others["folder"])
+    )
 
 
 def test_killed_while_it_trains_and_when_it_has_it_ends_bit_for_bit_alike(root, run):
     """By SIGKILL after its second checkpoint was begun, and once its model lies there."""
     configured(root)
     for moment, number in (("save_state", 2), ("save_model", 1)):
-        command = [sys.executable, "-c", KILLED, root / "plain-tuned.yaml", root / "killed"]
-        done = subprocess.run([*command, moment, str(number)], capture_output=True, text=True)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        path, out = root / "plain-tuned.yaml", root / "killed"
+        killed_at(path, out, "trainer.loop", moment, number, of_fine_tuning)
         assert "tuned/seed-0/step-1/exemplars" in ledger(root / "killed")
         assert "tuned/seed-0/step-1/fine-tune" not in ledger(root / "killed")
     before = (root / "killed/ledger.jsonl").read_text().splitlines()
