@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+# compiling all 21,000 modules takes a core for a minute, and most are never imported
+QUIETLY := --quiet --disable-pip-version-check --no-compile
 
 .PHONY: help setup demo monitoring han kubectl test tests lint lock fuzz bench peers clean
 
@@ -11,8 +13,8 @@ setup: $(VENV)/.installed  ## install everything that requirements.lock names
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(RUN)/python -m pip install $(QUIETLY) -r requirements.lock
+	$(RUN)/python -m pip install $(QUIETLY) --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: setup  ## four methods on glyphs, from shards to report

@@ -7,7 +7,7 @@ import pytest
 from tests.fuzz.harness import fuzz
 from tests.fuzz.targets import TARGETS
 
-INPUTS = 1000
+INPUTS = 400
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from tests.monitoring.live_runs import ask, ask_json
 from tests.monitoring.whole_run import FILES, write_whole_run
 from untrusted.errors import InputError
 
-TRIES = int(os.environ.get("PERENNIAL_FUZZ", "12"))
+TRIES = int(os.environ.get("PERENNIAL_FUZZ", "8"))
 """Damaged forms of each file."""
 
 
