@@ -1,7 +1,6 @@
 """Serves a process's metrics over HTTP and tells Prometheus where."""
 
 import json
-import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from monitoring.endpoint import reached_at
 from untrusted.files import no_link
 
 Application = Callable[..., Iterable[bytes]]
@@ -63,8 +63,8 @@ def serving(
     if scrapes is not None and (application := server.get_app()) is not None:
         server.set_app(scrapes.noting(application))
     bound = int(server.server_port)
-    name = host if host != "0.0.0.0" else socket.gethostname()
-    target = {"targets": [f"{name}:{bound}"], "labels": {"run": _run_of(target_file), **labels}}
+    targets = [reached_at(host, bound)]
+    target = {"targets": targets, "labels": {"run": _run_of(target_file), **labels}}
     target_file.parent.mkdir(parents=True, exist_ok=True)
     part = target_file.with_suffix(".part")
     text = json.dumps([target])

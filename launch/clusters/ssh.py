@@ -21,6 +21,7 @@ from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.clusters.ssh_host import check_same
+from monitoring.endpoint import joined
 from untrusted.text_files import read_lines
 
 _READY_SECONDS = 180.0
@@ -104,7 +105,7 @@ class Launch:
         return self._ssh(host, "node", f"--port={self.port}", *role, *host.options())
 
     def _driver(self, words: Sequence[str]) -> list[str]:
-        address = f"cluster.address={self.hosts[0].reached_by}:{self.port}"
+        address = f"cluster.address={joined(self.hosts[0].reached_by, self.port)}"
         return self._ssh(self.hosts[0], "driver", "--", words[0], address, *words[1:])
 
     def commands(self, words: Sequence[str]) -> Iterator[str]:

@@ -24,6 +24,7 @@ import typer
 from launch.clusters.environment import installed, own_version
 from launch.machine.private_folder import RAY_BYTES, make_private
 from launch.root import PACKAGES, ROOT, SEARCHED
+from monitoring.endpoint import joined
 from untrusted.text import printable
 
 LOCK = ROOT / "requirements.lock"
@@ -71,9 +72,9 @@ def node(
     """Make this host part of `head`'s Ray cluster, or the head of one; prints a line when it is."""
     environment = _environment()
     folder = make_private(RAY_BYTES)
-    role = [f"--address={head}:{port}"]
-    if head is None:
-        role = ["--head", f"--port={port}", "--include-dashboard=false"]
+    role = ["--head", f"--port={port}", "--include-dashboard=false"]
+    if head is not None:
+        role = [f"--address={joined(head, port)}"]
     given = {"node-ip-address": address, "num-cpus": cpus, "num-gpus": gpus}
     options = [f"--{name}={value}" for name, value in given.items() if value is not None]
     ray = Path(sys.executable).with_name("ray")

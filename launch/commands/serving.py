@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_shards.settings import InputError
+from monitoring.endpoint import joined
 from monitoring.live.access import TOKEN_CHARACTERS, is_local
 from monitoring.live.server import Page, serve
 from monitoring.run_folder import is_run
@@ -48,12 +49,11 @@ def serve_runs(
     if prometheus is not None and urlsplit(prometheus).scheme not in ("http", "https"):
         raise InputError(f"--prometheus {prometheus} is no URL such as http://127.0.0.1:9090")
     token, made = token_for(host, os.environ.get(_VARIABLE))
-    name = f"[{host}]" if ":" in host else host
 
     def ready(bound: int) -> None:
         # a token that the user gave is not printed: it would be in terminals and logs
         suffix = f"/?token={token}" if made else "/"
-        say(f"{folder}: http://{name}:{bound}{suffix}")
+        say(f"{folder}: http://{joined(host, bound)}{suffix}")
         if token is not None and not made:
             say(f"it asks for the token of {_VARIABLE}: add ?token=TOKEN to the address")
 

@@ -1,5 +1,6 @@
 """What `perennial launch ssh` reads, checks and would execute."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from data_shards.settings import InputError
 from launch.clusters.ssh import Host, Launch, read_hosts
 from launch.clusters.ssh_host import check_same, facts_of
+from launch.config.cluster import ClusterSettings
 
 HOSTS = [Host("me@head", "10.0.0.1"), Host("second", cpus=4, gpus=2)]
 VALUES = st.dictionaries(st.sampled_from("abcd"), st.sampled_from("xy"), min_size=4, max_size=4)
@@ -71,3 +73,10 @@ def test_commands_hold_no_secret_and_quote_what_they_are_given():
     assert "seeds=[0, 1]" in driver
     assert not any("TOKEN" in line for line in lines)
     assert all("BatchMode=yes" in line and "-F 'my config'" in line for line in facts + nodes)
+
+
+def test_an_ipv6_address_goes_in_brackets():
+    hosts = [Host("a", "fd00::1"), Host("user@b")]
+    (*_, driver) = Launch(hosts, "/code", "python", 6379).commands(["demo.yaml"])
+    (address,) = re.findall(r"cluster\.address=(\S+)", driver.replace("'", "").replace('"', ""))
+    assert ClusterSettings(address=address).address == "[fd00::1]:6379"

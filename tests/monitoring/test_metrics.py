@@ -1,6 +1,7 @@
 """Each process serves its metrics and says where."""
 
 import json
+import socket
 import urllib.request
 from pathlib import Path
 from typing import get_args
@@ -32,6 +33,15 @@ def test_the_endpoint_serves_what_was_counted_until_it_ends(tmp_path):
     assert not file.exists()
     with pytest.raises(OSError):  # refused, or reset by who has got the port since
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_at_an_ipv6_address_it_is_listed_as_prometheus_reads_it(tmp_path):
+    file = tmp_path / "night" / "targets" / "trainer-0.json"
+    with serving(Metrics().registry, file, {}, host="::1") as port:
+        (target,) = json.loads(file.read_text())
+        assert target["targets"] == [f"[::1]:{port}"]
+        urllib.request.urlopen(f"http://{target['targets'][0]}/metrics").close()
 
 
 def test_a_process_that_fails_stays_listed_so_that_it_is_missed(tmp_path):
