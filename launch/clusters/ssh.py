@@ -126,19 +126,33 @@ class Launch:
         """
         self._check(words[0])
         token = secrets.token_hex(32)
+        with self._cluster(token, console), _session(self._driver(words), token) as driver:
+            try:
+                return driver.wait()
+            except KeyboardInterrupt:
+                console.print("ending the run; the same command goes on")
+                return _INTERRUPTED
+
+    @contextmanager
+    def _cluster(self, token: str, console: Console) -> Iterator[None]:
+        """Ray on all hosts, the others at once when it runs on the first."""
+        nodes: list[subprocess.Popen] = []
         with contextlib.ExitStack() as started:
-            # one after the other: of two `ray start` at once on one machine, one times out
-            for host in self.hosts:
-                node = started.enter_context(_session(self._node(host), token, capture=True))
-                _await_ready(node, host)
-                console.print(f"✓ {host.name}: Ray runs", soft_wrap=True)
-                _watch(node, host, console)
-            with _session(self._driver(words), token) as driver:
-                try:
-                    return driver.wait()
-                except KeyboardInterrupt:
-                    console.print("ending the run; the same command goes on")
-                    return _INTERRUPTED
+            try:
+                for hosts in (self.hosts[:1], self.hosts[1:]):
+                    begun = [
+                        started.enter_context(_session(self._node(host), token, capture=True))
+                        for host in hosts
+                    ]
+                    nodes += begun
+                    for host, node in zip(hosts, begun, strict=True):
+                        _await_ready(node, host)
+                        console.print(f"✓ {host.name}: Ray runs", soft_wrap=True)
+                        _watch(node, host, console)
+                yield
+            finally:
+                for node in nodes:  # all at once: each is waited for behind this
+                    _hang_up(node)
 
     def _check(self, config: str) -> None:
         """Raises InputError unless all hosts answer and have the same code and packages."""
@@ -189,13 +203,19 @@ def _session(command: list[str], token: str, capture: bool = False) -> Iterator[
             process.stdin.flush()
         yield process
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+        _hang_up(process)
         try:
             process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _hang_up(process: subprocess.Popen) -> None:
+    """Closes a session's input, which ends what it started on the host."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
 
 
 def _await_ready(node: subprocess.Popen, host: Host) -> None:

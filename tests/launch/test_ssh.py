@@ -1,11 +1,13 @@
 """What `perennial launch ssh` reads, checks and would execute."""
 
+import io
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from data_shards.settings import InputError
 from launch.clusters.ssh import Host, Launch, read_hosts
@@ -80,3 +82,34 @@ def test_an_ipv6_address_goes_in_brackets():
     (*_, driver) = Launch(hosts, "/code", "python", 6379).commands(["demo.yaml"])
     (address,) = re.findall(r"cluster\.address=(\S+)", driver.replace("'", "").replace('"', ""))
     assert ClusterSettings(address=address).address == "[fd00::1]:6379"
+
+
+SSH = """#!/bin/sh
+# ssh, whose hosts say that Ray runs when the first does, or all others have begun
+while [ "$1" != -- ]; do shift; done
+host=$2
+case $3 in
+    *" facts "*) echo '{"c.yaml": "x"}'; exit ;;
+    *" driver "*) exit 7 ;;
+esac
+touch begun-$host
+[ $host = a ] || while [ ! -e begun-b ] || [ ! -e begun-c ]; do sleep 0.01; done
+echo ready
+cat > told-$host  # until the launcher hangs up
+touch ended-$host
+[ $host = a ] || while [ ! -e ended-b ] || [ ! -e ended-c ]; do sleep 0.01; done
+"""
+
+
+def test_other_hosts_begin_and_end_at_once(tmp_path, monkeypatch):
+    (tmp_path / "ssh").write_text(SSH)
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.chdir(tmp_path)
+    launch = Launch([Host("a"), Host("b"), Host("c")], "/code", "python", 6379)
+    console = Console(file=io.StringIO())
+    assert launch.run(["c.yaml"], console) == 7
+    assert [line.split()[1] for line in console.file.getvalue().splitlines()] == ["a:", "b:", "c:"]
+    assert {path.name for path in tmp_path.glob("ended-*")} == {"ended-a", "ended-b", "ended-c"}
+    (token,) = {path.read_text() for path in tmp_path.glob("told-*")}
+    assert len(token.strip()) == 64
