@@ -13,6 +13,17 @@ _WIDTH = 24
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
+def spread(of: str, by: str = "run", who: str = "rank {{rank}}") -> dict[str, str]:
+    """Queries of a panel that draws, of many ranks' series `of`, the largest with its name, the
+    median and the least: a line each would hide the one that matters."""
+    named = " ".join(f"{{{{{label}}}}}" for label in by.split(", "))
+    return {
+        f"{named} most: {who}": f"topk by ({by}) (1, {of})",
+        f"{named} median": f"quantile by ({by}) (0.5, {of})",
+        f"{named} least": f"min by ({by}) ({of})",
+    }
+
+
 @dataclass(frozen=True)
 class Panel:
     """One graph."""

@@ -1,6 +1,6 @@
 """Machines, ranks and stragglers."""
 
-from monitoring.grafana import RUN, Dashboard, Panel
+from monitoring.grafana import RUN, Dashboard, Panel, spread
 
 CLUSTER = Dashboard(
     "perennial-cluster",
@@ -22,7 +22,7 @@ CLUSTER = Dashboard(
             "percentunit",
             "Share of a rank's time in reading input, teacher and forward: where one rank stands "
             "out, the others wait for it.",
-            {"{{run}} rank {{rank}}": f"perennial:own_work:share5m{{{RUN}}}"},
+            spread(f"perennial:own_work:share5m{{{RUN}}}"),
             alert="PerennialStraggler",
         ),
         Panel(
@@ -37,27 +37,31 @@ CLUSTER = Dashboard(
         Panel(
             "Cores used",
             "short",
-            "CPU seconds a second of each process.",
-            {
-                "{{run}} {{job}} {{rank}}{{actor}}": (
-                    f"rate(process_cpu_seconds_total{{{RUN}}}[$__rate_interval])"
-                )
-            },
+            "CPU seconds a second of a process.",
+            spread(
+                f"rate(process_cpu_seconds_total{{{RUN}}}[$__rate_interval])",
+                "run, job",
+                "{{rank}}{{actor}}",
+            ),
         ),
         Panel(
             "Memory",
             "bytes",
-            "Resident, of each process.",
-            {"{{run}} {{job}} {{rank}}{{actor}}": f"process_resident_memory_bytes{{{RUN}}}"},
+            "Resident, of a process.",
+            spread(
+                f"process_resident_memory_bytes{{{RUN}}}",
+                "run, job",
+                "{{rank}}{{actor}}",
+            ),
         ),
         Panel(
             "Pauses to save",
             "percentunit",
             "Share of time that training stood still for checkpoints.",
-            {
-                "{{run}} rank {{rank}}": "sum by (run, rank) "
+            spread(
+                "sum by (run, rank) "
                 f"(rate(perennial_checkpoint_pause_seconds_total{{{RUN}}}[$__rate_interval]))"
-            },
+            ),
         ),
         Panel(
             "GPU utilisation",

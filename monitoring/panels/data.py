@@ -1,6 +1,6 @@
 """From shards to batches."""
 
-from monitoring.grafana import RUN, Dashboard, Panel
+from monitoring.grafana import RUN, Dashboard, Panel, spread
 
 DATA = Dashboard(
     "perennial-data",
@@ -11,7 +11,7 @@ DATA = Dashboard(
             "Time waited for input",
             "percentunit",
             "Share of a rank's time, over five minutes. Above 30 % the input is the bottleneck.",
-            {"{{run}} rank {{rank}}": f"perennial:data_wait:share5m{{{RUN}}}"},
+            spread(f"perennial:data_wait:share5m{{{RUN}}}"),
             alert="PerennialInputStarvation",
         ),
         Panel(

@@ -1,6 +1,6 @@
 """One training phase from near."""
 
-from monitoring.grafana import RUN, Dashboard, Panel
+from monitoring.grafana import RUN, Dashboard, Panel, spread
 
 LOSS = Dashboard(
     "perennial-loss",
@@ -11,7 +11,7 @@ LOSS = Dashboard(
             "Loss",
             "none",
             "Weighted sum of the terms. Ranks agree; where they do not, something is wrong.",
-            {"{{run}} rank {{rank}}": f"perennial_loss{{{RUN}}}"},
+            spread(f"perennial_loss{{{RUN}}}"),
             alert="PerennialNonFinite",
         ),
         Panel(
@@ -33,7 +33,7 @@ LOSS = Dashboard(
             "Duration of an iteration",
             "s",
             "Mean over five minutes.",
-            {"{{run}} rank {{rank}}": f"perennial:iteration_seconds:mean5m{{{RUN}}}"},
+            spread(f"perennial:iteration_seconds:mean5m{{{RUN}}}"),
         ),
         Panel(
             "Skipped updates",

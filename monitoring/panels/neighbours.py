@@ -1,6 +1,6 @@
 """The old model's work, and the classifier."""
 
-from monitoring.grafana import RUN, Dashboard, Panel
+from monitoring.grafana import RUN, Dashboard, Panel, spread
 
 NEIGHBOURS = Dashboard(
     "perennial-neighbours",
@@ -26,19 +26,19 @@ NEIGHBOURS = Dashboard(
             "Time in the classifier",
             "percentunit",
             "Share of a rank's time in the terms of the loss (on a GPU: in launching them).",
-            {
-                "{{run}} rank {{rank}}": "sum by (run, rank) "
+            spread(
+                "sum by (run, rank) "
                 f'(rate(perennial_doing_seconds_total{{doing="loss",{RUN}}}[$__rate_interval]))'
-            },
+            ),
         ),
         Panel(
             "Time in looking up neighbourhoods",
             "percentunit",
             "Share of a rank's time at what the old model said.",
-            {
-                "{{run}} rank {{rank}}": "sum by (run, rank) "
+            spread(
+                "sum by (run, rank) "
                 f'(rate(perennial_doing_seconds_total{{doing="teacher",{RUN}}}[$__rate_interval]))'
-            },
+            ),
         ),
     ),
 )

@@ -55,8 +55,8 @@ OVERVIEW = Dashboard(
         Panel(
             "Loss",
             "none",
-            "Weighted sum of the terms, as rank 0 sees it.",
-            {"{{run}}": f'perennial_loss{{rank="0",{RUN}}}'},
+            "Weighted sum of the terms, mean over ranks.",
+            {"{{run}}": f"avg by (run) (perennial_loss{{{RUN}}})"},
             alert="PerennialLossSpike",
         ),
         Panel(
