@@ -12,7 +12,8 @@ export function showCompare(main, fetchJson, names) {
   const tables = make("div", { class: "charts" });
   const charts = make("div", { class: "charts" });
   const training = make("div", { class: "charts" });
-  const trained = make("section", {}, make("h2", { text: "Training" }), training);
+  const again = make("ul", { class: "legend" });
+  const trained = make("section", {}, make("h2", { text: "Training" }), again, training);
   const note = make("p", { class: "note dim" });
   main.append(make("header", { class: "one" }, make("a", { href: "#", text: "← all runs" }), make("h1", { text: "Side by side" })),
     heads, note, make("section", {}, make("h2", { text: "After the newest learning step, %" }), tables),
@@ -29,6 +30,7 @@ export function showCompare(main, fetchJson, names) {
       pill(run.state), ` ${done(run)}`)));
     legend.replaceChildren(...methods.map((method) => make("li", {}, mark(look(numbers.get(method), 0)),
       make("span", { class: "name", text: method }))));
+    again.replaceChildren(...legend.cloneNode(true).children);
     const lineOf = ({ curves }, key, method) =>
       [...curves.accuracy, ...curves.training].find((one) => one.key === key)?.lines.find((line) => line.method === method);
     const row = (key, method) => make("tr", {}, make("td", { class: "name", text: method }), ...shown.map((one) => {
