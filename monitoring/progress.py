@@ -114,8 +114,8 @@ class RunProgress(Telling):
         self._phase.done, self._heard = have, True
         rate = self._phase.rate(now)
         told = f"{have:,}/{total:,} images, {rate:,.0f} images/s" if images[1] else ""
-        self._last = told or f"{done:,}/{of:,} units"
-        self._doing = self._last
+        self._doing = told or f"{done:,}/{of:,} units"
+        self._last = told or self._last or self._doing  # later rounds may be of no images
         self._metrics.gets_on()
 
     def end(self, result: str = "") -> None:
