@@ -11,7 +11,9 @@ from monitoring.records import Record
 
 _TASKS = 5
 """Steps whose classes are shown, at most: from the first to the last but one, evenly spaced."""
-_LEFT, _TOP, _WIDTH, _SMALL, _GAP, _HEAD = 104, 40, 62, 12, 30, 14
+_LEFT, _TOP, _TALL, _SMALL, _GAP, _HEAD = 104, 40, 26, 12, 30, 14
+_WIDTH = 72
+"""Of a column: phones show its name larger."""
 _HEADS = ("classes of step", "after step", "layer", "%", "unrelated features, %")
 _WRITTEN = 24
 """Rows in which there is room for numbers."""
@@ -49,7 +51,7 @@ def layer_map(
         tasks = [tasks[round(n * (len(tasks) - 1) / (_TASKS - 1))] for n in range(_TASKS)]
     rows = {task: sorted(step for own, step in cells if own == task) for task in tasks}
     count = sum(map(len, rows.values()))
-    pitch = _WIDTH // 2 - 5 if count <= _WRITTEN else _SMALL
+    pitch = _TALL if count <= _WRITTEN else _SMALL
     width = _LEFT + _WIDTH * len(layers) + 6
     height = _TOP + count * pitch + len(tasks) * _GAP - (_GAP - _HEAD) + 4
     parts = [f'<svg class="layers" viewBox="0 0 {width} {height}" role="img" aria-label="layers">']

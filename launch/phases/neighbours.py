@@ -105,7 +105,8 @@ def ask(phase: Phase, executor: Executor, model: Model, wanted: Answers) -> Path
     few = len(shards) * len(views) < _MANY
     folder, out, batch = model.folder.resolve(), part.resolve(), config.teacher.batch
     given = (config.data, config.teacher, memory)
-    embed_first, answer = [], []
+    embed_first: list[tuple[Any, ...]] = []
+    answer: list[tuple[Any, ...]] = []
     for shard, own in shards:
         pieces = cut(own, batch) if few else [own]
         for view in (view for view in views if not teacher_file(part, shard, view).exists()):

@@ -6,11 +6,13 @@ import time
 
 import pytest
 
+from data_shards.files import write_json
 from monitoring.live.server import Page
 from monitoring.report import draw
 from tests.monitoring.browser import PROGRAM, browsing
 from tests.monitoring.live_runs import add, driver, evaluate, phase, record, served, write_run
 from tests.monitoring.test_compatibility import write_compatibility
+from tests.monitoring.whole_run import ANALYSES
 
 pytestmark = pytest.mark.skipif(
     PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"
@@ -177,6 +179,8 @@ CUT = """[...document.querySelectorAll('svg text')].filter((e) => {
 
 def test_nothing_of_a_report_is_cut_off(tmp_path):
     write_compatibility(tmp_path, steps=5)
+    for name in ("similarity.json", "features/fkd/seed-0/over-steps.json"):
+        write_json(tmp_path / "analyses" / name, ANALYSES[name])
 
     async def look():
         async with browsing(tmp_path / "profile") as browser:
@@ -187,6 +191,9 @@ def test_nothing_of_a_report_is_cut_off(tmp_path):
                 await browser.until("document.querySelector('table.words') !== null")
                 assert await browser.ask(CUT) == []
                 assert await browser.ask("document.documentElement.scrollWidth") <= width
+                sizes = "[...document.querySelectorAll('.beside svg')].map(e => e.clientWidth)"
+                pictures = await browser.ask(sizes)
+                assert len(pictures) == 2 and min(pictures) >= 140, "beside each other, legible"
 
     asyncio.run(look())
 
