@@ -101,16 +101,18 @@ def ask(phase: Phase, executor: Executor, model: Model, wanted: Answers) -> Path
     memory = next((p.output.path.resolve() for p in phase.inputs[1:]), None)
     part = phase.output.path.with_suffix(".part")
     part.mkdir(parents=True, exist_ok=True)
-    shards, views = units(dataset, samples), views_of(at)
-    few = len(shards) * len(views) < _MANY
     folder, out, batch = model.folder.resolve(), part.resolve(), config.teacher.batch
     given = (config.data, config.teacher, memory)
+    shards = [(shard, own, cut(own, batch)) for shard, own in units(dataset, samples)]
+    few = len(shards) * len(views_of(at)) < _MANY
+    in_parts = few and any(len(pieces) > 1 for _, _, pieces in shards)
     embed_first: list[tuple[Any, ...]] = []
     answer: list[tuple[Any, ...]] = []
-    for shard, own in shards:
-        pieces = cut(own, batch) if few else [own]
-        for view in (view for view in views if not teacher_file(part, shard, view).exists()):
-            if len(pieces) == 1:
+    for shard, own, pieces in shards:
+        for view in views_of(at):
+            if teacher_file(part, shard, view).exists():
+                continue
+            if not in_parts:
                 answer.append((folder, out, shard, view, own, wanted, *given))
                 continue
             files = [out / _VECTORS / f"{view}-{p[0]}-{len(p)}.safetensors" for p in pieces]
