@@ -85,6 +85,25 @@ class Features(TypedDict):
 
 
 @with_config({"strict": True})
+class FeaturesOfStep(TypedDict):
+    """Features of some identities by the model of one learning step."""
+
+    step: Step
+    model: Annotated[str, Field(max_length=200)]
+    groups: Annotated[list[FeatureGroup], Field(max_length=MOST_CLASSES)]
+
+
+@with_config({"strict": True})
+class FeaturesOverSteps(TypedDict):
+    """Features of the same images by all models of a chain, each laid out in the plane."""
+
+    version: Literal[1]
+    method: MethodName
+    seed: Count
+    steps: Annotated[list[FeaturesOfStep], Field(max_length=MOST_TASKS)]
+
+
+@with_config({"strict": True})
 class StepErrors(TypedDict):
     """The errors of a step's model on test images of all classes so far, by what they are."""
 
@@ -166,5 +185,6 @@ class Attention(TypedDict):
 
 SIMILARITIES = TypeAdapter(Similarities)
 FEATURES = TypeAdapter(Features)
+FEATURES_OVER_STEPS = TypeAdapter(FeaturesOverSteps)
 ERRORS = TypeAdapter(Errors)
 ATTENTION = TypeAdapter(Attention)

@@ -22,7 +22,12 @@ from monitoring.compatibility import (
 from monitoring.compatibility_charts import backfill_charts, flip_rows, gain_charts, matrices
 from monitoring.curves import tradeoffs
 from monitoring.error_split import error_split, split_charts
-from monitoring.feature_plots import feature_plots, features
+from monitoring.feature_plots import (
+    feature_plots,
+    features,
+    features_over_steps,
+    step_plots,
+)
 from monitoring.goodput import USES, goodput, summary_line
 from monitoring.incremental_charts import class_incremental
 from monitoring.live.extent import Damaged, extent
@@ -101,6 +106,7 @@ def draw(folder: Path, damage: Damage | None = None) -> Path:
         errors=_errors(folder, methods, looks, damage),
         similarity=similarity_maps(similarities(folder, damage), methods),
         planes=feature_plots(features(folder, damage)),
+        over_steps=step_plots(features_over_steps(folder, damage), methods),
         attention=attention_sheets(attentions(folder, damage), _PICTURES, damage),
         compatibility=_compatibility(folder, looks, damage),
         losses=[(title, Markup(chart)) for title, chart in _losses(folder, looks, damage)],

@@ -3,7 +3,8 @@
     RUN/run.yaml phases.json ledger.jsonl metrics.jsonl events.jsonl report.html
         attempts/ targets/ logs/
         analyses/   similarity.json confusion.json
-                    features/METHOD/seed-S/step-T.json attention/METHOD/seed-S.json
+                    features/METHOD/seed-S/step-T.json and over-steps.json
+                    attention/METHOD/seed-S.json
         published/METHOD/seed-S/step-T/ step-T-decision/   (what a rule needs beside the model)
         chains/METHOD/seed-S/steps/T/   what a learning step left, and in phases/ further trainings
 
@@ -33,6 +34,8 @@ ANALYSES_FOLDER = "analyses"
 SIMILARITY_FILE = "similarity.json"
 CONFUSION_FILE = "confusion.json"
 FEATURES_FOLDER = "features"
+OVER_STEPS_FILE = "over-steps.json"
+"""Within it, in a chain's folder."""
 ATTENTION_FOLDER = "attention"
 
 MODEL_FOLDER = "model"
@@ -130,6 +133,11 @@ def log_file(run: Path, process: str) -> Path:
 def features_file(run: Path, chain: str, step: int) -> Path:
     """Where the features of a learning step's model are drawn from."""
     return run / ANALYSES_FOLDER / FEATURES_FOLDER / f"{step_name(chain, step)}.json"
+
+
+def features_over_steps_file(run: Path, chain: str) -> Path:
+    """Where the features of all models of a chain are drawn from."""
+    return run / ANALYSES_FOLDER / FEATURES_FOLDER / chain / OVER_STEPS_FILE
 
 
 def attention_file(run: Path, chain: str) -> Path:

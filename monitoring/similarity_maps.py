@@ -6,11 +6,15 @@ from html import escape
 from markupsafe import Markup
 
 from monitoring.analyses import Layers, similarity_by_method
+from monitoring.chart_data import figure
 from monitoring.records import Record
 
 _TASKS = 5
 """Steps whose classes are shown, at most: from the first to the last but one, evenly spaced."""
-_LEFT, _TOP, _WIDTH, _SMALL, _GAP, _HEAD = 104, 40, 62, 12, 30, 14
+_LEFT, _TOP, _TALL, _SMALL, _GAP, _HEAD = 104, 40, 26, 12, 30, 14
+_WIDTH = 72
+"""Of a column: phones show its name larger."""
+_HEADS = ("classes of step", "after step", "layer", "%", "unrelated features, %")
 _WRITTEN = 24
 """Rows in which there is room for numbers."""
 
@@ -19,7 +23,18 @@ def similarity_maps(chains: list[Record], methods: list[str]) -> list[tuple[str,
     """A map for each of `methods` that was looked at, mean over seeds."""
     found, floors = similarity_by_method(chains), similarity_by_method(chains, "floor")
     shown = [m for m in methods if m in found] + sorted(found.keys() - set(methods))
-    return [(m, Markup(layer_map(found[m], floors[m]))) for m in shown if found[m]]
+    drawn = []
+    for method in (method for method in shown if found[method]):
+        rows = [
+            (*at, name, 100 * share, 100 * floors[method][at][name])
+            for at, layers in sorted(found[method].items())
+            for name, share in layers.items()
+        ]
+        chart = figure(
+            layer_map(found[method], floors[method]), f"similarity {method}", _HEADS, rows
+        )
+        drawn.append((method, Markup(chart)))
+    return drawn
 
 
 def layer_map(
@@ -36,7 +51,7 @@ def layer_map(
         tasks = [tasks[round(n * (len(tasks) - 1) / (_TASKS - 1))] for n in range(_TASKS)]
     rows = {task: sorted(step for own, step in cells if own == task) for task in tasks}
     count = sum(map(len, rows.values()))
-    pitch = _WIDTH // 2 - 5 if count <= _WRITTEN else _SMALL
+    pitch = _TALL if count <= _WRITTEN else _SMALL
     width = _LEFT + _WIDTH * len(layers) + 6
     height = _TOP + count * pitch + len(tasks) * _GAP - (_GAP - _HEAD) + 4
     parts = [f'<svg class="layers" viewBox="0 0 {width} {height}" role="img" aria-label="layers">']

@@ -14,11 +14,10 @@ from torch.nn import functional as F
 from data_shards.files import write_json
 from data_shards.settings import InputError
 from launch.analyses.meta_classes import MetaClasses, of_cifar, of_file
-from launch.analyses.opened import Ids, classifier_of, evaluated, images_of, opened
+from launch.analyses.opened import Ids, classifier_of, evaluated, opened, vectors_of
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
-from monitoring.run_folder import ANALYSES_FOLDER, CONFUSION_FILE, EMBEDDINGS_FILE
-from trainer.arrays import read_embeddings
+from monitoring.run_folder import ANALYSES_FOLDER, CONFUSION_FILE
 from trainer.class_means import class_means, class_sums
 from trainer.decisions import Decision
 from trainer.evaluation.meta_classes import clustered, split_errors
@@ -44,26 +43,11 @@ class _Tested:
 
     @classmethod
     def of(cls, run: Run, chain: Chain, step: int) -> "_Tested":
-        """With the embeddings that the evaluation kept, or else made anew. Raises InputError."""
+        """Raises InputError."""
         model, decision = classifier_of(run, chain, step)
         samples = np.unique(np.concatenate(run.benchmark.classified[: step + 1]))
-        try:
-            kept, vectors = read_embeddings(
-                run.step_folder(chain, step) / EMBEDDINGS_FILE, model.fingerprint
-            )
-            if np.isin(samples, kept).all():
-                return cls(
-                    run, step, model, decision, samples, vectors[np.searchsorted(kept, samples)]
-                )
-        except InputError:  # a run of before kept none, or of an earlier model
-            pass
-        embedder = model.embedder()
-        with torch.inference_mode():
-            made = [
-                embedder(images).float().numpy()
-                for images in images_of(run.dataset, samples, run.config.data)
-            ]
-        return cls(run, step, model, decision, samples, np.concatenate(made))
+        vectors = vectors_of(run, chain, step, model, samples)
+        return cls(run, step, model, decision, samples, vectors)
 
     def errors(self, meta: MetaClasses) -> dict[str, int]:
         """Its errors by the rule of its decision, as the file has them."""

@@ -16,6 +16,7 @@ from data_shards.files import write_json
 from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
 from launch.analyses.opened import Ids, chain_of, drawn, images_of, model_of, opened
+from launch.analyses.plane import TSNE
 from launch.runs.run import Chain, Run
 from launch.terminal.progress import progress
 from monitoring.analysis_schemas import MOST_CLASSES
@@ -29,9 +30,6 @@ from trainer.replay.source import FeatureSource
 
 _CLASSES, _EACH = 10, 40
 """Classes unless some are named, and features of each from one origin, at most."""
-_PERPLEXITY = 30.0
-"""That of van der Maaten and Hinton 2008; of few features a third of their number."""
-_FEWEST = 5
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def features(
     keeps some, and the images that they began as, where their pixels were learned; and 40 features
     that its generator draws. All by draws of the seed. Returns the file. Raises InputError.
     """
-    tsne = _TSNE()  # before anything is embedded
+    tsne = TSNE()  # before anything is embedded
     run, finished = opened(folder)
     chain, step = _chosen(run, finished, method, seed, step)
     rows = _rows(run, step, classes)
@@ -72,10 +70,6 @@ def features(
     if (source := _source(run, chain, step, model)) is not None:
         found.append(generated(source, rows, _EACH, chain.seed))
     vectors = np.concatenate([origin.vectors for origin in found])
-    if len(vectors) < _FEWEST:
-        raise InputError(
-            f"{len(vectors)} features are too few for a picture: name more classes by --class"
-        )
     with console.status(f"laying out {len(vectors):,} features"):
         points = tsne(vectors, chain.seed)
     groups, first = [], 0
@@ -242,26 +236,3 @@ def generated(source: FeatureSource, rows: Ids, each: int, seed: int) -> Origin:
     noise = torch.randn(len(known), source.noise, generator=generator)
     vectors = source.features(torch.from_numpy(known), noise)
     return Origin("generated", known, vectors.float().numpy())
-
-
-class _TSNE:
-    """t-SNE (van der Maaten and Hinton 2008; Barnes-Hut) from principal components."""
-
-    def __init__(self) -> None:
-        """Raises InputError where scikit-learn is not installed."""
-        try:
-            from sklearn.manifold import TSNE
-            from threadpoolctl import threadpool_limits
-        except ImportError as error:
-            raise InputError(
-                "t-SNE needs scikit-learn: pip install 'perennial-id[analysis]'"
-            ) from error
-        self._made, self._threads = TSNE, threadpool_limits
-
-    def __call__(self, vectors: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
-        """[n, 2] of `vectors` [n, d]: a function of them and of `seed`."""
-        perplexity = min(_PERPLEXITY, (len(vectors) - 1) / 3)
-        state = int(stream_key(seed, "t-SNE") % 2**32)
-        made = self._made(perplexity=perplexity, init="pca", random_state=state)
-        with self._threads(1):  # several threads add up in any order, and were slower
-            return np.asarray(made.fit_transform(vectors), dtype=np.float64)

@@ -13,7 +13,14 @@ from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
 from launch.phases.status import open_run
 from launch.runs.run import Chain, Run
-from monitoring.run_folder import EVALUATION_FILE, MODEL_FOLDER, decision_beside, steps_of
+from monitoring.run_folder import (
+    EMBEDDINGS_FILE,
+    EVALUATION_FILE,
+    MODEL_FOLDER,
+    decision_beside,
+    steps_of,
+)
+from trainer.arrays import read_embeddings
 from trainer.decisions import Decision
 from trainer.model import Model
 
@@ -95,6 +102,28 @@ def classifier_of(run: Run, chain: Chain, step: int) -> tuple[Model, Decision]:
         )
     beside = decision_beside(model.folder)
     return model, Decision.open(beside, model) if beside.exists() else Decision()
+
+
+def vectors_of(
+    run: Run, chain: Chain, step: int, model: Model, samples: Ids
+) -> NDArray[np.float32]:
+    """[n, d] of test images `samples` [n] (ascending) by the `model` of a learning step: those that
+    its evaluation kept, or else made anew. Raises InputError for a damaged image."""
+    try:
+        kept, vectors = read_embeddings(
+            run.step_folder(chain, step) / EMBEDDINGS_FILE, model.fingerprint
+        )
+        if np.isin(samples, kept).all():
+            return vectors[np.searchsorted(kept, samples)]
+    except InputError:  # a run of before kept none, or of an earlier model
+        pass
+    embedder = model.embedder()
+    with torch.inference_mode():
+        made = [
+            embedder(images).float().numpy()
+            for images in images_of(run.dataset, samples, run.config.data)
+        ]
+    return np.concatenate(made)
 
 
 def model_of(run: Run, chain: Chain, step: int) -> Path:

@@ -37,7 +37,10 @@ def analyse_similarity(folder: RunFolder, as_json: AsJson = False) -> None:
 @analyse.command("features")
 def analyse_features(
     folder: RunFolder,
-    method: Annotated[str, typer.Option(help="Whose model.", autocompletion=methods)],
+    method: Annotated[
+        str | None,
+        typer.Option(help="Whose model; with --over-steps default: all.", autocompletion=methods),
+    ] = None,
     step: Annotated[
         int | None, typer.Option(help="After which learning step; default: the last finished.")
     ] = None,
@@ -49,11 +52,26 @@ def analyse_features(
     training: Annotated[
         bool, typer.Option("--training", help="Training images instead of test images.")
     ] = False,
+    over_steps: Annotated[
+        bool, typer.Option("--over-steps", help="Of tested identities, after every step.")
+    ] = False,
 ) -> None:
     """Lay out embeddings of some classes in the plane by t-SNE: of test images, of exemplars, and
-    those that a generator draws."""
+    those that a generator draws; or those of tested identities, step after step."""
     from launch.analyses.features import features
+    from launch.analyses.features_over_steps import features_over_steps
 
+    if over_steps:
+        if step is not None or training:
+            raise InputError(
+                "--over-steps is of test images at all steps: leave out --step and --training"
+            )
+        names = tuple(classes or ())
+        files = features_over_steps(folder, console, method=method, seed=seed, identities=names)
+        _told(f"features: {len(files)} files; `perennial report {folder}` draws them")
+        return
+    if method is None:
+        raise InputError("say whose model it is, --method, or --over-steps for those of all")
     target = features(
         folder,
         console,

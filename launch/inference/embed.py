@@ -80,17 +80,18 @@ _PART = 512
 
 
 def parts(dataset: ShardDataset, samples: Ids, batch: int) -> list[tuple[int, Ids]]:
-    """`units` in parts, so that all actors have work, and what they do is seen.
+    """`units` in parts, so that all actors have work, and what they do is seen."""
+    return [(shard, part) for shard, own in units(dataset, samples) for part in cut(own, batch)]
+
+
+def cut(samples: Ids, batch: int) -> list[Ids]:
+    """The samples of a unit in parts.
 
     They are cut between batches of `batch`: each image is embedded in the batch that it would be in
     if its shard were one unit, and to the same bits.
     """
     length = batch * -(-_PART // batch)
-    return [
-        (shard, own[first : first + length])
-        for shard, own in units(dataset, samples)
-        for first in range(0, len(own), length)
-    ]
+    return [samples[first : first + length] for first in range(0, len(samples), length)]
 
 
 def neighbour_examples(

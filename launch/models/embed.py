@@ -20,7 +20,7 @@ from launch.execution.actor_pool import ActorPool
 from launch.execution.ray_cluster import cluster
 from launch.exits import sigterm
 from launch.inference.embed import units
-from launch.inference.worker import ShardWorker
+from launch.inference.worker import ShardWorker, images_of
 from launch.models.sinks.interface import Made
 from launch.models.sinks.registry import sink_at
 from launch.models.work_folder import check_same_plan, locked
@@ -77,7 +77,7 @@ class Images:
 Call = tuple[Path, Path, Ids, PipelineSettings, TeacherSettings]
 """The arguments of `embed_part`, after the worker."""
 Spread = Callable[[Images, list[Call], int], None]
-"""Makes these calls, wherever it does; the last argument counts calls that are done already."""
+"""Makes these calls, wherever it does; the last argument counts images that are done already."""
 
 
 def embed_part(
@@ -110,10 +110,11 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
     """Calls CPU actors on a Ray cluster. Raises InputError, Preempted after SIGTERM."""
 
     def spread(images: Images, calls: list[Call], done: int) -> None:
-        targets, total = calls[0][1].parent / TARGETS_FOLDER, done + len(calls)
+        targets = calls[0][1].parent / TARGETS_FOLDER
+        total = done + sum(map(images_of, calls))
         with (
             cluster(settings) as ray,
-            progress(console, "embedding", total, "shards") as hear,
+            progress(console, "embedding", total) as hear,
             sigterm() as stop,  # after Ray, which has a handler of its own
         ):
             hear(done)
@@ -124,7 +125,7 @@ def with_actors(settings: ClusterSettings, console: Console) -> Spread:
                 cache=CacheSettings(),
                 targets=targets,
                 stop=stop,
-                units=lambda more, of, images: hear(done + more),
+                units=lambda units, of, images: hear(done + images[0]),
             )
             pool.map(embed_part, list(calls))
 
@@ -148,7 +149,7 @@ def embed_shards(
             data, how = images.data, TeacherSettings()
             calls.append((model.folder.resolve(), files[shard], own, data, how))
     if calls:
-        spread(images, calls, len(files) - len(calls))
+        spread(images, calls, len(samples) - sum(map(images_of, calls)))
     return files
 
 

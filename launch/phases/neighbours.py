@@ -1,6 +1,7 @@
 """What the previous model says of each training image: its nearest old identities, or embedding."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,25 @@ from data_shards.files import write_json
 from data_shards.pipeline import PipelineSettings
 from data_shards.storage.neighbours import VIEWS, TeacherCache, teacher_file, write_teacher_file
 from launch.execution.executor import Executor
-from launch.inference.embed import neighbour_examples, units
+from launch.inference.embed import cut, neighbour_examples, units
 from launch.inference.worker import ShardWorker
 from launch.phases.exemplars import exemplars_before
 from launch.phases.kind import Effort, Kind, Output, Phase, Step
 from monitoring.run_folder import NEIGHBOUR_EXAMPLES_FILE, NEIGHBOURS_FOLDER
+from trainer.arrays import read_embeddings, write_embeddings
 from trainer.methods.wants import Answers
 from trainer.model import Model
 from trainer.teacher import TeacherSettings, answers
 
 Ids = NDArray[np.int64]
+_MANY = 256
+"""Shards and views that give work to all actors as they are. Fewer are embedded in parts, whose
+vectors lie beside the answers until a shard is whole."""
+_VECTORS = "vectors"
 
 
 class Neighbours(Kind[Answers]):
-    """Neighbourhood selection ahead of training (CRL paper, Sec. 4.1), a shard in a view a unit."""
+    """Neighbourhood selection ahead of training (CRL paper, Sec. 4.1), by shards and views."""
 
     name = "neighbours"
     where = "actors"
@@ -95,14 +101,31 @@ def ask(phase: Phase, executor: Executor, model: Model, wanted: Answers) -> Path
     memory = next((p.output.path.resolve() for p in phase.inputs[1:]), None)
     part = phase.output.path.with_suffix(".part")
     part.mkdir(parents=True, exist_ok=True)
-    folder, out = model.folder.resolve(), part.resolve()
-    calls = [
-        (folder, out, shard, view, own, wanted, config.data, config.teacher, memory)
-        for shard, own in units(dataset, samples)
-        for view in views_of(at)
-        if not teacher_file(part, shard, view).exists()
-    ]
-    executor.map(write_answers, calls)
+    folder, out, batch = model.folder.resolve(), part.resolve(), config.teacher.batch
+    given = (config.data, config.teacher, memory)
+    shards = [(shard, own, cut(own, batch)) for shard, own in units(dataset, samples)]
+    few = len(shards) * len(views_of(at)) < _MANY
+    in_parts = few and any(len(pieces) > 1 for _, _, pieces in shards)
+    embed_first: list[tuple[Any, ...]] = []
+    answer: list[tuple[Any, ...]] = []
+    for shard, own, pieces in shards:
+        for view in views_of(at):
+            if teacher_file(part, shard, view).exists():
+                continue
+            if not in_parts:
+                answer.append((folder, out, shard, view, own, wanted, *given))
+                continue
+            files = [out / _VECTORS / f"{view}-{p[0]}-{len(p)}.safetensors" for p in pieces]
+            embed_first += [
+                (folder, file, view, piece, *given)
+                for file, piece in zip(files, pieces, strict=True)
+                if not file.exists()
+            ]
+            answer.append((folder, out, shard, view, None, wanted, *given, files))
+    for unit, calls in ((write_vectors, embed_first), (write_answers, answer)):
+        if calls:
+            executor.map(unit, calls)
+    shutil.rmtree(out / _VECTORS, ignore_errors=True)
     return part
 
 
@@ -116,32 +139,65 @@ def views_of(at: Step) -> tuple[str, ...]:
     return VIEWS if at.run.config.data.augmentation.flip else VIEWS[:1]
 
 
+def write_vectors(
+    worker: ShardWorker,
+    model_folder: Path,
+    out: Path,
+    view: str,
+    samples: Ids,
+    data: PipelineSettings,
+    settings: TeacherSettings,
+    memory: Path | None,
+) -> None:
+    """A unit of work: embeds a part of a shard in one view, and writes that to the file `out`."""
+    vectors = _embedded(worker, model_folder, view, samples, data, settings, memory)
+    worker.check()
+    write_embeddings(out, samples, vectors, worker.model(model_folder, settings)[0].fingerprint)
+
+
 def write_answers(
     worker: ShardWorker,
     model_folder: Path,
     out: Path,
     shard: int,
     view: str,
-    samples: Ids,
+    samples: Ids | None,
     wanted: Answers,
     data: PipelineSettings,
     settings: TeacherSettings,
     memory: Path | None = None,
-) -> int:
+    embedded: Sequence[Path] = (),
+) -> None:
     """A unit of work: writes what the model says of one shard's `samples` in one view.
 
-    The exemplars in the folder `memory` are numbered behind the dataset. Returns their number.
+    Where they are None, they and their embeddings are those of the files `embedded`. A shard's
+    activations are always one product of matrices: in parts they would have other last bits. The
+    exemplars in the folder `memory` are numbered behind the dataset.
     """
-    model, embedder, rows = worker.model(model_folder, settings)
-    flipped = view == VIEWS[1]
-    vectors = worker.embed(
-        *(embedder, samples, data, settings.batch),
-        dataset=worker.with_exemplars(memory),
-        flipped=flipped,
-    )
+    model, _, rows = worker.model(model_folder, settings)
+    if samples is None:
+        read = [read_embeddings(file, model.fingerprint) for file in embedded]
+        samples, vectors = (np.concatenate(of_parts) for of_parts in zip(*read, strict=True))
+    else:
+        vectors = _embedded(worker, model_folder, view, samples, data, settings, memory)
     tensors = answers(torch.from_numpy(vectors), rows, model.classifier, wanted)
     worker.check()
     write_teacher_file(
         teacher_file(out, shard, view), {"samples": samples, **tensors}, model.fingerprint
     )
-    return len(samples)
+
+
+def _embedded(
+    worker: ShardWorker,
+    model_folder: Path,
+    view: str,
+    samples: Ids,
+    data: PipelineSettings,
+    settings: TeacherSettings,
+    memory: Path | None,
+) -> NDArray[np.float32]:
+    return worker.embed(
+        *(worker.model(model_folder, settings)[1], samples, data, settings.batch),
+        dataset=worker.with_exemplars(memory),
+        flipped=view == VIEWS[1],
+    )

@@ -4,9 +4,7 @@ import { chart, look, mark } from "/charts.js";
 import { showClasses } from "/classes.js";
 import { showConfiguration, showLogs } from "/logs.js";
 import { drawAlerts, pill } from "/list.js";
-import { age, bytes, done, duration, make, moment, percent, set, value } from "/words.js";
-
-const TITLES = { loss: "Loss", images_per_second: "Images/s" };
+import { CURVES, age, bytes, done, duration, make, moment, percent, set, value } from "/words.js";
 
 function section(title, ...children) {
   return make("section", {}, make("h2", { text: title }), ...children);
@@ -149,7 +147,7 @@ export function showRun(main, fetchJson, name) {
       return { card: make("div", { class: "card" }, make("h3", { text: titleOf(one) }), box),
         draw: () => chart(box, lines, { ...options, title: titleOf(one) }) };
     });
-    const first = boxes(curves.training, { xName: "during learning step", spans: true }, (one) => TITLES[one.key]);
+    const first = boxes(curves.training, { xName: "during learning step", spans: true }, (one) => CURVES[one.key]);
     const second = boxes(curves.accuracy, { xName: "after learning step", whole: true, most: 100 }, (one) => `${one.title}, %`);
     training.replaceChildren(...first.map((one) => one.card));
     accuracy.replaceChildren(...second.map((one) => one.card));

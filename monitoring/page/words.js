@@ -1,5 +1,8 @@
 // How numbers and times are said, and how elements are made. Text is only ever set as text.
 
+// what is drawn of training
+export const CURVES = { loss: "Loss", images_per_second: "Images/s" };
+
 export function make(tag, options = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(options)) {

@@ -19,6 +19,7 @@ from data_shards.writing.writer import write_dataset
 from launch.analyses import features as features_module
 from launch.analyses import similarity as module
 from launch.analyses.opened import drawn, images_of
+from launch.analyses.plane import TSNE
 from launch.cli import app
 from launch.config.load import load_config
 from launch.terminal.console import console
@@ -27,7 +28,7 @@ from tests.alone import execute_alone
 from tests.conftest import jpeg
 from tests.launch.classes import CLASSES, TESTED, TRAINED, write_classes, write_config
 from tests.trainer.test_similarity import by_hand
-from trainer.arrays import read_embeddings
+from trainer.arrays import read_embeddings, write_embeddings
 from trainer.model import Model
 from untrusted.errors import InputError
 
@@ -217,13 +218,13 @@ def test_features_are_of_test_images_and_exemplars_of_learned_classes(run, root)
 def embedded(run, monkeypatch, *words):
     """By origin and class the features that are laid out, before that."""
     kept = []
-    plane = features_module._TSNE.__call__
+    plane = TSNE.__call__
 
     def watched(self, vectors, seed):
         kept.append(vectors)
         return plane(self, vectors, seed)
 
-    monkeypatch.setattr(features_module._TSNE, "__call__", watched)
+    monkeypatch.setattr(TSNE, "__call__", watched)
     found, first = {}, 0
     for group in laid_out(run, *words)["groups"]:
         own = kept[-1][first : (first := first + len(group["points"]))]
@@ -288,11 +289,77 @@ def test_neighbours_in_the_plane_are_those_of_the_embeddings():
     draws = np.random.default_rng(0)
     rows = np.repeat(np.arange(6), 15)
     vectors = (20 * draws.normal(size=(6, 12)))[rows] + draws.normal(size=(90, 12))
-    plane = features_module._TSNE()
+    plane = TSNE()
     points = plane(vectors.astype(np.float32), 0)
     apart = ((points[:, None] - points[None]) ** 2).sum(axis=2) + 1e9 * np.eye(90)
     assert (rows[apart.argmin(axis=1)] == rows).mean() > 0.97
     assert np.array_equal(points, plane(vectors.astype(np.float32), 0))
+
+
+def over_steps(run, method="replay"):
+    file = run / f"analyses/features/{method}/seed-0/over-steps.json"
+    return json.loads(file.read_text())
+
+
+def of_groups(step):
+    """The points of a step, [n, 2], and the number of each one's group."""
+    counts = [len(group["points"]) for group in step["groups"]]
+    points = np.concatenate([group["points"] for group in step["groups"]])
+    return points, np.repeat(np.arange(len(counts)), counts)
+
+
+def test_the_same_tested_identities_are_laid_out_after_every_step_of_every_method(run, root):
+    analyse("features", run, "--over-steps")
+    dataset = ShardDataset.open(root / "d")
+    labels = [group["label"] for group in over_steps(run)["steps"][0]["groups"]]
+    assert len(set(labels)) == 10 and set(labels) < set(dataset.names.tolist())
+    for method in METHODS:
+        found = over_steps(run, method)
+        assert [own["step"] for own in found["steps"]] == [0, 1, 2]
+        for own in found["steps"]:
+            assert [group["label"] for group in own["groups"]] == labels
+            assert {len(group["points"]) for group in own["groups"]} == {TESTED}
+            model = Model.open(step_folder(run, method, own["step"]) / "model")
+            assert own["model"] == model.fingerprint
+    first = over_steps(run)
+    analyse("features", run, "--over-steps", "--method", "replay")
+    assert over_steps(run) == first
+    page = draw(run).read_text()
+    assert page.count('<div class="beside">') == len(METHODS)
+
+
+def test_points_over_steps_are_those_of_the_embeddings_kept_beside_the_evaluations(run, root):
+    """Of one identity are together, at steps whose embeddings put others beside each other."""
+    dataset, draws = ShardDataset.open(root / "d"), np.random.default_rng(0)
+    for step in range(3):
+        folder = step_folder(run, "replay", step)
+        of = Model.open(folder / "model").fingerprint
+        samples, vectors = read_embeddings(folder / "embeddings.safetensors", of)
+        centres = draws.normal(size=(len(dataset.names), vectors.shape[1]))
+        near = centres[dataset.identity[samples]] + 0.01 * draws.normal(size=vectors.shape)
+        scaled = near * draws.uniform(0.1, 10, size=(len(near), 1))  # the distance is cosine
+        path = folder / "embeddings.safetensors"
+        write_embeddings(path, samples, scaled.astype(np.float32), of)
+    analyse("features", run, "--over-steps", "--method", "replay")
+    for own in over_steps(run)["steps"]:
+        points, group = of_groups(own)
+        apart = ((points[:, None] - points[None]) ** 2).sum(axis=2) + 1e9 * np.eye(len(points))
+        assert (group[apart.argmin(axis=1)] == group).all()
+
+
+def test_clusters_that_stay_apart_stay_where_they_were():
+    draws = np.random.default_rng(0)
+    rows = np.repeat(np.arange(6), 15)
+    before = (20 * draws.normal(size=(6, 12)))[rows] + draws.normal(size=(90, 12))
+    after = before + draws.normal(size=(90, 12))
+    plane = TSNE()
+    first = plane(before.astype(np.float32), 0, perplexity=15.0)
+    second = plane(after.astype(np.float32), 0, perplexity=15.0, begin=first)
+    centres = [
+        np.stack([at[rows == row].mean(axis=0) for row in range(6)]) for at in (first, second)
+    ]
+    apart = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=2)
+    assert np.array_equal(apart.argmin(axis=1), np.arange(6)), "each is nearest to itself"
 
 
 class Doubling:
@@ -331,6 +398,10 @@ def test_generated_features_are_of_the_classes_that_the_generator_knows():
         ),
         (("--method", "replay", *["--class", "class-03"] * 21), "21 classes have more colours"),
         (("--method", "finetune", "--class", "class-03"), "3 features are too few"),
+        ((), "say whose model it is, --method, or --over-steps"),
+        (("--over-steps", "--step", "1"), "leave out --step and --training"),
+        (("--over-steps", "--class", "class-99"), "none of the 12 identities that are tested"),
+        (("--over-steps", *["--class", "class-03"] * 21), "21 identities have more colours"),
     ],
 )
 def test_bad_choices_are_named_with_what_there_is(run, words, said):

@@ -22,7 +22,7 @@ from data_shards.settings import InputError
 from data_shards.storage.dataset import ShardDataset
 from data_shards.storage.remote import CacheSettings
 from launch.inference.embed import embed
-from launch.inference.worker import ShardWorker
+from launch.inference.worker import ShardWorker, images_of
 from launch.models.backfill import run_backfill
 from launch.models.embed import Images, embed_part, run_embed
 from tests.data_shards.import_kills import die_at
@@ -119,10 +119,13 @@ def test_vectors_of_another_model_are_neither_mixed_nor_overwritten(
     with pytest.raises(InputError, match=f"model {models[0].fingerprint}, not"):
         run_embed(models[1], images, tmp_path / "g", here, QUIET)
     counted = []
-    run_embed(
-        models[0], images, tmp_path / "g", lambda *a: (counted.append(len(a[1])), here(*a)), QUIET
-    )
-    assert counted == [3]
+
+    def counting(images, calls, done):
+        counted.append((len(calls), done + sum(map(images_of, calls)), done > 0))
+        here(images, calls, done)
+
+    run_embed(models[0], images, tmp_path / "g", counting, QUIET)
+    assert counted == [(3, len(images.dataset), True)], "calls and images, with those done before"
     assert Gallery.open(tmp_path / "g").parts == Gallery.open(galleries / "folder").parts
 
 

@@ -22,6 +22,7 @@ from launch.cli import app
 from launch.clusters.ssh import read_hosts
 from launch.models.adopt import Outside, _classifier
 from launch.terminal.console import Terminal
+from launch.terminal.progress import Progress
 from tests.commands import perennial
 from tests.data_shards.test_folder import put
 from tests.monitoring.live_runs import add, evaluate
@@ -94,6 +95,51 @@ def test_hostile_names_go_through_the_commands(tmp_path):
     told += said("run", tmp_path / "[/]\x1b.yaml", code=2)
     told += said("config", ROOT / "configs" / "demo.yaml", "\x1b[31mb=1", code=2)
     assert harmless(told + as_json)
+
+
+class Work:
+    """How far a command is, at 80 columns, by a clock of the test's."""
+
+    def __init__(self, terminal, what="importing", total=3000, unit="images"):
+        self.now, self.file = 0.0, io.StringIO()
+        self.console = Terminal(file=self.file, width=80, force_terminal=terminal)
+        self.progress = Progress(self.console, what, total, unit, clock=lambda: self.now)
+
+    def lines(self):
+        with self.console.capture() as shown:
+            self.console.print(self.progress.drawn())
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.get()).splitlines()
+
+
+def test_commands_tell_their_rate_share_and_time_left_at_80_columns():
+    work = Work(terminal=True, what=f"importing into {'x' * 100}")
+    work.progress.hear(1000)  # by an earlier call: it has no rate
+    work.now = 10.0
+    work.progress.hear(1500)
+    above, below = work.lines()
+    assert len(above) <= 80 and " 50%" in above and above.rstrip().endswith("30 s left")
+    assert below.strip() == "1,500/3,000 images, 50 images/s"
+    unknown = Work(terminal=True, total=None)
+    unknown.progress.hear(7)
+    assert "%" not in unknown.lines()[0] and unknown.lines()[1].strip().startswith("7 images, ")
+
+
+def test_without_a_terminal_commands_tell_how_far_they_are_every_half_minute():
+    work = Work(terminal=False, what="comparing", total=4, unit="steps")
+    told = []
+    for second in range(100):
+        work.now = float(second)
+        if second == 40:
+            work.progress.hear(0)
+        if second == 50:
+            work.progress.hear(1)
+        work.progress.tick()
+        told.append(len(work.file.getvalue().splitlines()))
+    assert [told.index(n) for n in (1, 2, 3)] == [30, 60, 90]
+    assert work.file.getvalue().splitlines()[:2] == [
+        "comparing: 0/4 steps, 0.00 steps/s",
+        "comparing: 1/4 steps, 0.05 steps/s, 60 s left",
+    ]
 
 
 def every_command(command, name=()):

@@ -8,9 +8,15 @@ import pytest
 
 from monitoring.analyses import similarities, similarity_by_method, similarity_tables
 from monitoring.attention import attention_sheets, attentions
-from monitoring.feature_plots import feature_plots, features, scatter
+from monitoring.feature_plots import (
+    feature_plots,
+    features,
+    features_over_steps,
+    scatter,
+    step_plots,
+)
 from monitoring.similarity_maps import layer_map, similarity_maps
-from tests.monitoring.test_report import HOSTILE
+from tests.monitoring.test_report import HOSTILE, data_of
 from tests.monitoring.whole_run import ANALYSES
 
 
@@ -46,6 +52,14 @@ def test_maps_are_means_over_seeds_in_the_reports_order_of_methods():
         "logits, classes of step 0 after step 1: 60.0 %; unrelated features: 20 %",
         "block 1, classes of step 0 after step 2: 80.0 %; unrelated features: 20 %",
     ]
+    heads, *rows = data_of(similarity_maps(CHAINS, ["b"])[0][1])
+    assert heads == ["classes of step", "after step", "layer", "%", "unrelated features, %"]
+    assert [row[:3] for row in rows] == [
+        ["0", "1", "block 1"],
+        ["0", "1", "logits"],
+        ["0", "2", "block 1"],
+    ]
+    assert [float(row[3]) for row in rows] == pytest.approx([80, 60, 80])
 
 
 def test_tables_are_of_each_methods_newest_step():
@@ -129,6 +143,52 @@ def test_classes_have_colours_and_origins_shapes(tmp_path):
     kinds = [chart.count(f'class="{kind}"') for kind in ("image", "exemplar", "generated")]
     assert kinds == [3, 2, 2] and "--own:var(--c1)" in chart and "<script" not in chart
     ET.fromstring(chart)
+
+
+def chains(tmp_path, *methods, steps=2):
+    """Files of features over steps: two identities, in another order at each other step."""
+    for method in methods:
+        file = tmp_path / f"analyses/features/{method}/seed-0/over-steps.json"
+        file.parent.mkdir(parents=True)
+        groups = [
+            {"label": label, "origin": "test", "points": [[float(n), 0.0], [0.5, 1.0]]}
+            for n, label in enumerate(("=a", HOSTILE))
+        ]
+        told = [
+            {"step": step, "model": "m", "groups": groups[:: 1 - 2 * (step % 2)]}
+            for step in range(steps)
+        ]
+        value = {"version": 1, "method": method, "seed": 0, "steps": told[::-1]}
+        file.write_text(json.dumps(value))
+    return features_over_steps(tmp_path)
+
+
+def test_an_identity_has_its_colour_at_every_step(tmp_path):
+    found = step_plots(chains(tmp_path, "b", "a", "c", steps=2), ["c", "a"])
+    assert [plot["title"] for plot in found] == ["c, seed 0", "a, seed 0", "b, seed 0"]
+    for plot in found:
+        colours = dict(plot["classes"])
+        assert set(colours.values()) == {0, 1}
+        page = ET.fromstring(plot["chart"])
+        assert [b.text for b in page.iter("b")] == ["step 0", "step 1"]
+        drawn = [
+            (group[0].text, group.attrib["style"])
+            for picture in page.iter("svg")
+            for group in picture.iter("g")
+        ]
+        wanted = {(f"{n}, test images", f"--own:var(--c{c})") for n, c in colours.items()}
+        assert len(drawn) == 4 and set(drawn) == wanted
+        heads, *rows = data_of(plot["chart"])
+        assert heads == ["step", "class", "origin", "x", "y"]
+        assert rows[0] == ["0", "'=a", "test", "0.0", "0.0"] and len(rows) == 8
+
+
+@pytest.mark.parametrize("steps", [1, 10, 11, 30])
+def test_of_many_steps_some_are_drawn_from_first_to_last(tmp_path, steps):
+    (plot,) = step_plots(chains(tmp_path, "a", steps=steps), ["a"])
+    shown = [int(n) for n in re.findall(r"<b>step (\d+)</b>", plot["chart"])]
+    assert len(set(shown)) == min(steps, 10) and (shown[0], shown[-1]) == (0, steps - 1)
+    assert len(data_of(plot["chart"])) == 1 + 4 * steps, "and all of them are in the data"
 
 
 def test_a_damaged_file_is_left_out_and_said(tmp_path):

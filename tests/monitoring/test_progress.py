@@ -81,6 +81,10 @@ def test_cpu_phases_tell_images_a_second_and_what_is_left(tmp_path):
     shown.clock.now = 12.0
     shown.progress.units(2, 2, (20, 20))
     assert "100%" in shown.lines()[0]
+    shown.progress.units(1, 3)  # a round that is not of images
+    assert shown.lines()[2].strip() == "1/3 units"
+    shown.progress.end()
+    assert shown.file.getvalue().strip().endswith("20/20 images, 10 images/s")
 
 
 def test_resumed_runs_keep_their_numbers_and_forget_the_last_loss(tmp_path):

@@ -6,11 +6,13 @@ import time
 
 import pytest
 
+from data_shards.files import write_json
 from monitoring.live.server import Page
 from monitoring.report import draw
 from tests.monitoring.browser import PROGRAM, browsing
 from tests.monitoring.live_runs import add, driver, evaluate, phase, record, served, write_run
 from tests.monitoring.test_compatibility import write_compatibility
+from tests.monitoring.whole_run import ANALYSES
 
 pytestmark = pytest.mark.skipif(
     PROGRAM is None, reason="no Chromium on this machine: apt-get install chromium"
@@ -177,6 +179,8 @@ CUT = """[...document.querySelectorAll('svg text')].filter((e) => {
 
 def test_nothing_of_a_report_is_cut_off(tmp_path):
     write_compatibility(tmp_path, steps=5)
+    for name in ("similarity.json", "features/fkd/seed-0/over-steps.json"):
+        write_json(tmp_path / "analyses" / name, ANALYSES[name])
 
     async def look():
         async with browsing(tmp_path / "profile") as browser:
@@ -187,6 +191,9 @@ def test_nothing_of_a_report_is_cut_off(tmp_path):
                 await browser.until("document.querySelector('table.words') !== null")
                 assert await browser.ask(CUT) == []
                 assert await browser.ask("document.documentElement.scrollWidth") <= width
+                sizes = "[...document.querySelectorAll('.beside svg')].map(e => e.clientWidth)"
+                pictures = await browser.ask(sizes)
+                assert len(pictures) == 2 and min(pictures) >= 140, "beside each other, legible"
 
     asyncio.run(look())
 
@@ -197,6 +204,10 @@ def test_two_runs_stand_side_by_side(tmp_path):
         folder = write_run(root, name, methods=("fkd", "lwf"))
         for method in ("fkd", "lwf"):
             evaluate(folder, method, 0, 0, top1=0.25 + number / 2)
+            for iteration in (10, 20):
+                losses = {"loss": 10.0 * number + iteration, "images_per_second": 900.0}
+                place = f"{method}/seed-0/step-0/train"
+                add(folder, "metrics.jsonl", record(place, iteration, **losses))
 
     async def look(port):
         async with browsing(tmp_path / "profile") as browser:
@@ -205,14 +216,20 @@ def test_two_runs_stand_side_by_side(tmp_path):
             assert await browser.ask("document.querySelector('header .report').hidden")
             await browser.ask("document.querySelectorAll('.pick').forEach(e => e.click())")
             await browser.ask("document.querySelector('header .report').click()")
-            await browser.until("document.querySelectorAll('.plot polyline').length == 4")
+            await browser.until("document.querySelectorAll('.plot polyline').length == 12")
             table = await browser.ask("document.querySelector('.sides').innerText")
             assert all(text in table for text in ("25.0", "75.0", HOSTILE))
             for width in (390, 1400):
                 await browser.look(tmp_path / "picture.png", width)
                 assert await browser.ask(CUT) == []
             looks = "[...document.querySelectorAll('.plot polyline')].map(e => e.className.baseVal)"
-            assert len(set(await browser.ask(looks))) == 4, "colour by method, dashes by run"
+            found = await browser.ask(looks)
+            assert len(set(found)) == 4, "colour by method, dashes by run"
+            titles = "[...document.querySelectorAll('.charts h3')].map(e => e.textContent)"
+            assert (await browser.ask(titles))[2:] == ["Loss", "Images/s"]
+            data = "[...document.querySelectorAll('a.data')].map(e => decodeURIComponent(e.href))"
+            loss = (await browser.ask(data))[1]
+            assert f'"{HOSTILE}: lwf",0.2,30\n' in loss and '"one: fkd",0.1,10\n' in loss
             assert await browser.ask("window.hacked") is None
             assert browser.complaints == []
 

@@ -42,6 +42,7 @@ FILES = {
     "analyses/similarity.json": "report",
     "analyses/confusion.json": "report",
     "analyses/features/fkd/seed-0/step-1.json": "report",
+    "analyses/features/fkd/seed-0/over-steps.json": "report",
     "analyses/attention/fkd/seed-0.json": "report",
 }
 """Those that somebody may have damaged, and which commands look at each."""
@@ -93,6 +94,21 @@ ANALYSES: dict[str, Any] = {
         "groups": [
             {"label": "id-1", "origin": origin, "points": [[0.0, n], [1.0, 2.0]]}
             for n, origin in enumerate(("test", "exemplar", "generated"))
+        ],
+    },
+    "features/fkd/seed-0/over-steps.json": {
+        "version": 1,
+        "method": "fkd",
+        "seed": 0,
+        "steps": [
+            {
+                "step": step,
+                "model": "model",
+                "groups": [
+                    {"label": "id-1", "origin": "test", "points": [[0.0, step], [1.0, 2.0]]}
+                ],
+            }
+            for step in range(2)
         ],
     },
     "attention/fkd/seed-0.json": {
