@@ -13,6 +13,11 @@ _WIDTH = 24
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
+def latest(name: str, labels: str = "") -> str:
+    """The newest value of a metric in the range that is shown: its run may be over."""
+    return f"last_over_time({name}{{{labels}{RUN}}}[$__range])"
+
+
 def spread(of: str, by: str = "run", who: str = "rank {{rank}}") -> dict[str, str]:
     """Queries of a panel that draws, of many ranks' series `of`, the largest with its name, the
     median and the least: a line each would hide the one that matters."""

@@ -20,6 +20,10 @@ class Metrics:
         self.iteration = gauge("perennial_iteration", "Iteration of the phase that was done last.")
         self.images = counter("perennial_images_total", "Images in the global batches trained on.")
         self.loss = gauge("perennial_loss", "Weighted sum of the terms.")
+        self.term = gauge("perennial_loss_term", "A term of the loss, before its weight.", ["term"])
+        self.learning_rate = gauge(
+            "perennial_learning_rate", "Learning rate of the iteration that was done last."
+        )
         self.data_wait = counter("perennial_data_wait_seconds_total", "Time waited for input.")
         self._doing = counter(
             "perennial_doing_seconds_total",

@@ -72,6 +72,7 @@ class RunProgress(Telling):
         self._phase, self._heard = Pace(self._begun), False
         self._doing = "starting"
         self._metrics.begin(phase)
+        self._tell_time_left()
         self.context = {"phase": phase}
         LOG.info("begins")
 
@@ -99,6 +100,7 @@ class RunProgress(Telling):
         self._run.done = self._before + iteration
         self._last = words
         self._doing = f"iteration {iteration:,}/{of:,}, {words}"
+        self._tell_time_left()
 
     def notice(self, line: str) -> None:
         """Something that the user should know; the run goes on."""
@@ -117,6 +119,11 @@ class RunProgress(Telling):
         self._doing = told or f"{done:,}/{of:,} units"
         self._last = told or self._last or self._doing  # later rounds may be of no images
         self._metrics.gets_on()
+        self._tell_time_left()
+
+    def _tell_time_left(self) -> None:
+        now = self._clock()
+        self._metrics.remains(self._phase.left(now), self._run.left(now))
 
     def end(self, result: str = "") -> None:
         """The phase is finished; `result` is worth a word."""

@@ -38,6 +38,12 @@ class RunMetrics:
             "perennial_progress_timestamp_seconds",
             "When a rank last did something else, or a unit or a phase was done.",
         )
+        self._remaining = gauge(
+            "perennial_remaining_seconds",
+            "How long the phase at work (of=phase) and all training of the run (of=run) still take "
+            "at the rate since the driver began them; no value while there is none.",
+            ["of"],
+        )
         self.ranks_expected = gauge(
             "perennial_ranks_expected", "Ranks that should train now; 0 outside training."
         )
@@ -83,6 +89,13 @@ class RunMetrics:
         number = seed.removeprefix("seed-"), step.removeprefix("step-")
         self.phase.labels(kind, method, *number).set(1)
         self.gets_on()
+
+    def remains(self, phase: float | None, run: float | None) -> None:
+        """Seconds that the phase at work and the whole run still take, where that is known."""
+        self._remaining.clear()
+        for of, seconds in (("phase", phase), ("run", run)):
+            if seconds is not None:
+                self._remaining.labels(of).set(seconds)
 
     def ranks(self, expected: int, heard: int) -> None:
         """How many ranks there should be, and how many are."""

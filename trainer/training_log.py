@@ -92,6 +92,10 @@ class TrainingLog:
         }
         self._since, self._last, self._wait = now, done, 0.0
         self._metrics.loss.set(values["loss"])
+        self._metrics.learning_rate.set(record["learning_rate"])
+        for name, value in values.items():
+            if name != "loss":
+                self._metrics.term.labels(name).set(value)
         self._metrics.iteration_seconds.observe(elapsed / count)
         if (scale := state.gradients.scale) is not None:
             record["loss_scale"] = scale.value

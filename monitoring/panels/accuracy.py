@@ -1,6 +1,6 @@
 """What the models reach."""
 
-from monitoring.grafana import RUN, Dashboard, Panel
+from monitoring.grafana import RUN, Dashboard, Panel, latest
 
 ACCURACY = Dashboard(
     "perennial-accuracy",
@@ -13,7 +13,8 @@ ACCURACY = Dashboard(
             description="top-1 on identities never seen in training.",
             queries={
                 "{{method}} seed {{seed}} step {{step}}": "sort("
-                f'perennial_accuracy_ratio{{measure="top1",{RUN}}})'
+                + latest("perennial_accuracy_ratio", 'measure="top1",')
+                + ")"
             },
             kind="bargauge",
             alert="PerennialAccuracyRegression",
@@ -38,7 +39,7 @@ ACCURACY = Dashboard(
             title="Compatible with stored vectors",
             unit="short",
             description="1 where the newest model compared meets the criterion.",
-            queries={"{{method}} seed {{seed}}": f"perennial_compatible{{{RUN}}}"},
+            queries={"{{method}} seed {{seed}}": latest("perennial_compatible")},
             kind="stat",
             alert="PerennialIncompatible",
         ),

@@ -15,6 +15,18 @@ LOSS = Dashboard(
             alert="PerennialNonFinite",
         ),
         Panel(
+            "Terms of the loss",
+            "none",
+            "Before their weights, mean over ranks.",
+            {"{{run}} {{term}}": f"avg by (run, term) (perennial_loss_term{{{RUN}}})"},
+        ),
+        Panel(
+            "Learning rate",
+            "none",
+            "Of the newest iteration.",
+            {"{{run}}": f"max by (run) (perennial_learning_rate{{{RUN}}})"},
+        ),
+        Panel(
             "Learning step",
             "short",
             "The learning step at work.",

@@ -1,6 +1,6 @@
 """Whether runs get on."""
 
-from monitoring.grafana import RUN, Dashboard, Panel
+from monitoring.grafana import RUN, Dashboard, Panel, latest
 
 OVERVIEW = Dashboard(
     "perennial-overview",
@@ -11,7 +11,17 @@ OVERVIEW = Dashboard(
             title="Phases done",
             unit="percentunit",
             description="Share of the run's phases that are finished.",
-            queries={"{{run}}": f"perennial_phases_done{{{RUN}}} / perennial_phases{{{RUN}}}"},
+            queries={
+                "{{run}}": f"{latest('perennial_phases_done')} / {latest('perennial_phases')}"
+            },
+            kind="stat",
+        ),
+        Panel(
+            title="Time left",
+            unit="s",
+            description="Of the phase at work, and of the training of the whole run, at the rate "
+            "so far.",
+            queries={"{{run}} {{of}}": f"perennial_remaining_seconds{{{RUN}}}"},
             kind="stat",
         ),
         Panel(

@@ -25,9 +25,10 @@ class Shown:
     def __init__(self, folder, width=80, terminal=True, done=4, iterations=(400, 1000)):
         self.clock, self.file = Clock(), io.StringIO()
         self.console = Console(file=self.file, width=width, force_terminal=terminal)
+        self.metrics = RunMetrics(folder, 9, done)
         self.progress = RunProgress(
             self.console,
-            RunMetrics(folder, 9, done),
+            self.metrics,
             phases=(done, 9),
             iterations=iterations,
             clock=self.clock,
@@ -56,6 +57,12 @@ def test_shares_and_times_stay_however_narrow(width, tmp_path):
     assert "55%" in run and " left" in run  # 400 + 150 of 1000
     assert phase.startswith("5/9 ")
     assert doing.strip().startswith("iteration 150/200, 812 images/s")
+    value = shown.metrics.registry.get_sample_value
+    assert value("perennial_remaining_seconds", {"of": "phase"}) == 20.0
+    # iterations of both are counted from the driver's start: 150 in 20 s, and 450 to do
+    assert value("perennial_remaining_seconds", {"of": "run"}) == 60.0
+    shown.progress.begin(PHASE)
+    assert value("perennial_remaining_seconds", {"of": "phase"}) is None
 
 
 def test_what_an_earlier_attempt_did_has_no_rate(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from monitoring.metrics import Metrics
 from tests.kernels import kernels
 from tests.ranks import on_ranks
 from tests.trainer.loops import ALL, LINEAR, Interrupted, train_step
@@ -65,6 +66,22 @@ def test_joint_training_starts_from_nothing_of_the_previous_model(small_folder, 
         train_step(small_folder, out, "finetune", 0, iterations=iterations)
         losses.append(train_step(small_folder, out, "joint", 1))
     assert losses[0] == losses[1]
+
+
+def test_metrics_are_those_of_the_newest_record(small_folder, first_step, tmp_path):
+    records, metrics = [], Metrics()
+    out = Path(shutil.copytree(first_step[0], tmp_path / "lwf"))
+    train_step(small_folder, out, "lwf", 1, records=records, metrics=metrics, milestones=(6,))
+    value, newest = metrics.registry.get_sample_value, records[-1]
+    assert value("perennial_loss") == newest["loss"]
+    assert value("perennial_learning_rate") == newest["learning_rate"] < records[0]["learning_rate"]
+    terms = {
+        sample.labels["term"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "perennial_loss_term"
+    }
+    assert len(terms) == 2 and terms == {name: newest[name] for name in terms}
 
 
 def test_lwf_trains_as_basic_does_bit_for_bit(small_folder, first_step, tmp_path):
