@@ -51,8 +51,8 @@ def metrics_page() -> str:
     driver, others = rows(run, "driver"), rows(process, "trainers, actors")
     count = (
         f"A trainer or actor serves {series(process)} series, and one more for each thing that a\n"
-        "rank does (about ten) and each term of its loss. The driver serves one a measure, method,\n"
-        "seed and learning step besides its own.\n"
+        "rank does (about ten) and each term of its loss. The driver serves one a measure,\n"
+        "method, seed and learning step besides its own.\n"
     )
     return "\n".join([_HEAD, table(head, [*driver]), table(head, [*others]), count])
 

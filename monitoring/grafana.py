@@ -43,6 +43,12 @@ class Panel:
     """Grafana's type of it: ``timeseries``, ``stat``, ``bargauge`` or ``state-timeline``."""
     alert: str = ""
     """The alert whose entry in the run book explains it."""
+    at_most: float | None = None
+    """Drawn red above it: the alert's limit."""
+    at_least: float | None = None
+    """Drawn red below it."""
+    states: tuple[tuple[int, str, str], ...] = ()
+    """Values that stand for something, each with its word and colour."""
 
     def json(self, number: int, place: dict[str, int]) -> dict[str, Any]:
         """The panel, `number` on its dashboard."""
@@ -56,7 +62,7 @@ class Panel:
             "gridPos": place,
             "datasource": _DATASOURCE,
             "links": [{"title": "Run book", "url": f"${{runbook}}{anchor}", "targetBlank": True}],
-            "fieldConfig": {"defaults": {"unit": self.unit}, "overrides": []},
+            "fieldConfig": {"defaults": self._defaults(), "overrides": []},
             "options": {},
             "targets": [
                 {
@@ -73,6 +79,29 @@ class Panel:
         if instant:
             panel["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}}
         return panel
+
+    def _defaults(self) -> dict[str, Any]:
+        """The unit, words for values, and where a line turns red."""
+        found: dict[str, Any] = {"unit": self.unit}
+        if self.states:
+            options = {
+                str(value): {"index": index, "text": word, "color": colour}
+                for index, (value, word, colour) in enumerate(self.states)
+            }
+            found["mappings"] = [{"type": "value", "options": options}]
+        steps: list[tuple[float | None, str]] = []
+        if self.at_least is not None:
+            steps = [(None, "red"), (self.at_least, "green")]
+        if self.at_most is not None:
+            steps = [*(steps or [(None, "green")]), (self.at_most, "red")]
+        if steps:
+            found["thresholds"] = {
+                "mode": "absolute",
+                "steps": [{"value": value, "color": colour} for value, colour in steps],
+            }
+            if self.kind == "timeseries":
+                found["custom"] = {"thresholdsStyle": {"mode": "line"}}
+        return found
 
 
 @dataclass(frozen=True)
@@ -110,6 +139,7 @@ class Dashboard:
                 }
             ],
             "templating": {"list": _VARIABLES},
+            "annotations": {"list": _ANNOTATIONS},
             "panels": [
                 panel.json(number, place)
                 for number, (panel, place) in enumerate(
@@ -119,6 +149,23 @@ class Dashboard:
         }
 
 
+_ANNOTATIONS: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "datasource": _DATASOURCE,
+        "enable": True,
+        "iconColor": colour,
+        "expr": f"max by (run) (changes({metric}{{{RUN}}}[1m])) > 0",
+        "step": "60s",
+        "titleFormat": f"{{{{run}}}}: {name}",
+    }
+    for name, metric, colour in (
+        ("workers started again", "perennial_restarts_total", "orange"),
+        ("back to a checkpoint", "perennial_rewinds_total", "red"),
+        ("a phase begins", "perennial_phase_start_timestamp_seconds", "blue"),
+    )
+]
+"""What happened, drawn over every panel's time."""
 _VARIABLES: list[dict[str, Any]] = [
     {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus"},
     {

@@ -42,6 +42,7 @@ ACCURACY = Dashboard(
             queries={"{{method}} seed {{seed}}": latest("perennial_compatible")},
             kind="stat",
             alert="PerennialIncompatible",
+            states=((1, "holds", "green"), (0, "does not hold", "red")),
         ),
     ),
 )

@@ -13,6 +13,7 @@ DATA = Dashboard(
             "Share of a rank's time, over five minutes. Above 30 % the input is the bottleneck.",
             spread(f"perennial:data_wait:share5m{{{RUN}}}"),
             alert="PerennialInputStarvation",
+            at_most=0.3,
         ),
         Panel(
             "Damaged samples",
@@ -31,6 +32,7 @@ DATA = Dashboard(
             "At 100 % the phase ends with an error.",
             {"{{run}}": f"perennial:quarantine:budget_share{{{RUN}}}"},
             alert="PerennialQuarantineBudget",
+            at_most=0.5,
         ),
         Panel(
             "Cache of remote shards",

@@ -80,6 +80,7 @@ LOSS = Dashboard(
             "What a crash now would lose.",
             {"{{run}}": f"perennial:checkpoint:age_seconds{{{RUN}}}"},
             alert="PerennialCheckpointTooOld",
+            at_most=3600,
         ),
     ),
 )

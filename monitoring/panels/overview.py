@@ -32,6 +32,7 @@ OVERVIEW = Dashboard(
             queries={"{{run}}": f"perennial:progress:age_seconds{{{RUN}}}"},
             kind="stat",
             alert="PerennialRunStalled",
+            at_most=900,
         ),
         Panel(
             title="Alerts firing",
@@ -50,6 +51,7 @@ OVERVIEW = Dashboard(
             queries={"{{run}}": f'up{{job="driver",{RUN}}}'},
             kind="stat",
             alert="PerennialDriverLost",
+            states=((1, "runs", "green"), (0, "gone", "red")),
         ),
         Panel(
             title="Phase at work",
@@ -81,6 +83,7 @@ OVERVIEW = Dashboard(
             "Of the run folder.",
             {"{{run}}": f"perennial:disk:free_share{{{RUN}}}"},
             alert="PerennialDiskNearlyFull",
+            at_least=0.1,
         ),
     ),
 )

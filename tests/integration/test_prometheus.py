@@ -102,6 +102,16 @@ def test_a_panel_has_data(scraped, query):
     assert found["result"] or OF_OTHERS in query
 
 
+@pytest.mark.parametrize(
+    "query", [note["expr"] for note in DASHBOARDS[0].json()["annotations"]["list"]]
+)
+def test_what_is_drawn_over_panels_can_be_asked(scraped, query):
+    prometheus, begun, ended = scraped
+    query = query.replace("$run", ".*").replace("[1m]", "[10s]")
+    found = prometheus.get("query_range", query=query, start=begun, end=ended, step="1s")
+    assert bool(found["result"]) == ("phase_start" in query)  # nothing else happened
+
+
 def test_every_rule_is_evaluated_and_every_recording_rule_has_data(scraped):
     prometheus, begun, ended = scraped
     rules = [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]

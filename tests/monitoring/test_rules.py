@@ -110,6 +110,16 @@ def test_the_written_pages_and_dashboards_are_up_to_date():
         assert (overlay / name).read_text() == written
 
 
+def test_what_turns_red_is_what_an_alert_fires_at():
+    of = {rule["alert"]: " ".join(rule["expr"].split()) for rule in alerts()}
+    limited = [panel for board in DASHBOARDS for panel in board.panels]
+    limited = [panel for panel in limited if (panel.at_most, panel.at_least) != (None, None)]
+    assert len(limited) >= 5
+    for panel in limited:
+        limit = f"> {panel.at_most}" if panel.at_most is not None else f"< {panel.at_least}"
+        assert of[panel.alert].endswith(limit), panel.title
+
+
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda dashboard: dashboard.uid)
 def test_dashboards_say_what_they_show(dashboard):
     drawn = dashboard.json()
