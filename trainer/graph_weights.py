@@ -6,7 +6,7 @@ network then does what the graph does is for the caller to compare.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from torch import nn
 from data_shards.settings import InputError
 from trainer.backbones import Embedder
 from trainer.onnx_graphs import checked
-
-if TYPE_CHECKING:
-    pass
 
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.PReLU)
 _KINDS = {

@@ -16,7 +16,7 @@ from launch.runs.run import Run
 from tests.alone import execute_alone
 from tests.real_faces import DATA, halves, needs_faces, people, write_pairs, write_photographs
 
-pytestmark = needs_faces
+pytestmark = [needs_faces, pytest.mark.timeout(1800)]  # beside others, on a full machine
 PIXELS = ["--size", "112x112", "--mean", "127.5", "--std", "127.5"]
 MARGIN = {"kind": "cosface", "scale": 32, "margin": 0.2}
 
