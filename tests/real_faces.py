@@ -84,6 +84,7 @@ def write_pairs(path: Path, of_each: int = 300) -> set[str]:
 
 
 def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
     everybody = people()
     file, used = halves(everybody, most=3)
     for folder, keys in (
