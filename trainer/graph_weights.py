@@ -6,7 +6,7 @@ network then does what the graph does is for the caller to compare.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from data_shards.settings import InputError
 from trainer.backbones import Embedder
 from trainer.onnx_graphs import checked
 
-if TYPE_CHECKING:
-    pass
-
 _LAYERS = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.BatchNorm1d, nn.PReLU)
 _KINDS = {
     "Conv": "conv",
@@ -27,6 +24,7 @@ _KINDS = {
     "BatchNormalization": "norm",
     "PRelu": "slope",
 }
+_RESHAPES = {"Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,10 @@ class _Node:
     kind: str
     """conv (a linear layer is one, too), norm, or slope."""
     tensors: list[torch.Tensor]
-    epsilon: float = 0.0
+    epsilon: float
+    reads: str
+    """What enters it, and below what it makes: names of the graph, the same through reshapes."""
+    makes: str
 
 
 def take_graph(embedder: Embedder, content: bytes, size: tuple[int, int], source: str) -> bool:
@@ -46,11 +47,16 @@ def take_graph(embedder: Embedder, content: bytes, size: tuple[int, int], source
     `size` is that of its images (height, width). Raises InputError that names `source`.
     """
     nodes, folded = list(_nodes(content, source)), False
-    shift = None
+    shift = before = None  # the bias of the convolution just passed, and what it makes
     with torch.no_grad():
         for layer in _executed(embedder, size):
             kind = _kind(layer)
-            node = nodes.pop(0) if nodes and nodes[0].kind == kind else None
+            fits = bool(nodes) and nodes[0].kind == kind
+            if fits and kind == "norm" and before is not None:
+                # not the one that an iresnet's next block begins with, where its own was folded
+                fits = nodes[0].reads == before
+            node = nodes.pop(0) if fits else None
+            before = node.makes if node is not None and kind == "conv" else None
             if kind == "norm":
                 folded |= node is None
                 _set_norm(layer, node, shift, source)
@@ -130,9 +136,12 @@ def _nodes(content: bytes, source: str) -> Iterator[_Node]:
     model = onnx.ModelProto()
     model.ParseFromString(checked(content, source))
     held = {t.name: t for t in model.graph.initializer}
+    alias: dict[str, str] = {}
     for node in model.graph.node:
         if node.op_type == "Identity" and node.input[0] in held:  # of weights that are alike
             held[node.output[0]] = held[node.input[0]]
+        if node.op_type in _RESHAPES:
+            alias[node.output[0]] = alias.get(node.input[0], node.input[0])
         between = node.op_type == "MatMul" and node.input[1] not in held
         if node.op_type not in _KINDS or between:  # a product of two inputs has no weights
             continue
@@ -146,4 +155,10 @@ def _nodes(content: bytes, source: str) -> Iterator[_Node]:
         if given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
             raise _other(source, "a Gemm has factors")
         tensors = [torch.from_numpy(np.array(w, dtype=np.float32)) for w in weights]
-        yield _Node(_KINDS[node.op_type], tensors, given.get("epsilon", 1e-5))
+        yield _Node(
+            kind=_KINDS[node.op_type],
+            tensors=tensors,
+            epsilon=given.get("epsilon", 1e-5),
+            reads=alias.get(node.input[0], node.input[0]),
+            makes=node.output[0],
+        )
