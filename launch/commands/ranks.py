@@ -13,6 +13,7 @@ from data_shards.settings import InputError
 from launch.commands.arguments import ConfigFile, Overrides
 from launch.config.load import load_config
 from launch.config.run import RunConfig
+from launch.execution.ranks_watch import watching
 from launch.execution.torchrun import END, Rank, TorchrunExecutor, join
 from launch.exits import sigterm
 from launch.phases.execute import execute
@@ -54,9 +55,10 @@ def ranks(
     world = f"cluster.workers={os.environ['WORLD_SIZE']}"
     settings = load_config(config, [*(overrides or []), world])
     word = join(settings.cluster)
-    if word.rank == 0:
-        drive(settings, out, word)
-    else:
-        with sigterm() as stop:
-            Rank(settings, out, word, stop).follow()
+    with watching(word.rank, word.world, settings.cluster.silent_seconds):
+        if word.rank == 0:
+            drive(settings, out, word)
+        else:
+            with sigterm() as stop:
+                Rank(settings, out, word, stop).follow()
     dist.destroy_process_group()

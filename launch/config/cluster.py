@@ -37,7 +37,8 @@ class ClusterSettings(Settings):
     """Restarts of a training phase's workers before the run gives up."""
     silent_seconds: float = Field(default=60.0, gt=1)
     """A training worker that has not been heard of for so long is frozen: it is ended, and the
-    group restarted. Workers are heard of once a second, whatever they do."""
+    group restarted (without Ray all ranks end). Workers are heard of once a second, whatever they
+    do."""
     stalled_seconds: float = Field(default=600.0, gt=1)
     """The same for a worker that has been doing one thing (reading input, waiting for the others
     within a collective, saving) for so long. Twice this is the process group's own time-out."""

@@ -38,7 +38,7 @@ from trainer.divergence import Diverged
 from trainer.heads.collectives import Ranks
 
 _WAITING = timedelta(days=365)
-"""For rank 0's word: a rank that dies ends all of them by other means."""
+"""For rank 0's word: `RanksWatch` and torchrun end all of them where one is gone."""
 END = ("end",)
 
 
