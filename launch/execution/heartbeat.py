@@ -3,9 +3,10 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -101,6 +102,28 @@ def _between_jobs() -> tuple[str, Activity]:
     activity = Activity()
     activity.turn("waiting for a job")
     return "", activity
+
+
+class Standing:
+    """How long something of this process stands still, for a thread that looks again and again.
+
+    Between two looks no more than `MOST` seconds count: a process that was itself stopped (Ctrl-Z,
+    a frozen machine) has not stood still at its work.
+    """
+
+    MOST = 5.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._looked = clock, clock()
+        self._turns, self._seconds = -1, 0.0
+
+    def look(self, doing: Doing) -> Doing:
+        """The same, at it for as long as it was looked at."""
+        now = self._clock()
+        passed, self._looked = min(now - self._looked, self.MOST), now
+        self._seconds = self._seconds + passed if doing.turns == self._turns else 0.0
+        self._turns = doing.turns
+        return replace(doing, seconds=min(doing.seconds, self._seconds))
 
 
 def diagnose(

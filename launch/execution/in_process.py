@@ -16,7 +16,7 @@ from launch.config.cluster import ClusterSettings
 from launch.config.run import RunConfig
 from launch.execution.executor import OpenExecutor
 from launch.execution.failures import last_line
-from launch.execution.heartbeat import Beat, diagnose
+from launch.execution.heartbeat import Beat, Standing, diagnose
 from launch.execution.rank import RankJob, RankJobs, S
 from launch.exits import Preempted
 from launch.inference.worker import ShardWorker, T, Unit, done_of
@@ -74,10 +74,12 @@ class InProcess:
         # a thread, so that this one finds out when it stands still
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
+        standing = Standing()
         while thread.is_alive():
             thread.join(_POLL_SECONDS)
             self._run.fence.check()
-            beat = Beat(phase, rank=0, node="", pid=os.getpid(), born=0.0, doing=activity.read())
+            doing = standing.look(activity.read())
+            beat = Beat(phase, rank=0, node="", pid=os.getpid(), born=0.0, doing=doing)
             self._progress.ranks(1, 1, beat.doing.turns)
             guilty, why = diagnose([beat], math.inf, cluster.stalled_seconds)
             if guilty and thread.is_alive():

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 
-from launch.execution.heartbeat import Beat, diagnose, end_process
+from launch.execution.heartbeat import Beat, Standing, diagnose, end_process
 from trainer.activity import Activity, Doing
 
 PHASE = "fkd/seed-0/step-1/train"
@@ -18,6 +19,21 @@ def beat(rank, what="forward", turns=7, seconds=0.1, silent=0.5, phase=PHASE):
 def test_all_is_well():
     assert diagnose([beat(0), beat(1)], 60, 600) == ([], "")
     assert diagnose([], 60, 600) == ([], "")
+
+
+def test_a_process_that_was_itself_stopped_has_not_stood_still():
+    now, begun = [0.0], 0.0
+    standing = Standing(lambda: now[0])
+
+    def stands(turns, by):
+        now[0] += by
+        return standing.look(Doing("forward", turns, now[0] - begun)).seconds
+
+    assert [stands(7, by) for by in (0.2, 0.2, 3.0)] == pytest.approx([0.0, 0.2, 3.2])
+    assert stands(7, 1800) == pytest.approx(8.2)  # stopped for half an hour
+    assert stands(7, 0.2) == pytest.approx(8.4)
+    assert stands(8, 0.2) == 0.0
+    assert sum(stands(8, 0.25) for _ in range(4)) == pytest.approx(0.25 + 0.5 + 0.75 + 1.0)
 
 
 def test_silence_is_found_and_named():
